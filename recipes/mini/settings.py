@@ -1,0 +1,64 @@
+"""Every number that shapes the embedded model and its training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+TILE = 120
+"""Side of a tile in pixels."""
+
+PATCH = 12
+"""Side of a patch in pixels; (TILE / PATCH)**2 + 1 must not be a multiple of 8 (transformers would mask it all)."""
+
+MAX_TILES = 4
+LAYOUTS: tuple[tuple[int, int], ...] = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
+"""Rows and columns of tiles, in the processor's own order: an aspect ratio id is an index here, plus one."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run of the recipe uses; two runs with equal settings make equal weights on equal hardware."""
+
+    seed: int = 20250404
+    batch: int = 32
+
+    vision_width: int = 192
+    vision_heads: int = 3
+    vision_layers: int = 6
+    vision_global_layers: int = 2
+    vision_intermediate: tuple[int, ...] = (1, 3, 5)
+    text_width: int = 192
+    text_mlp: int = 512
+    text_layers: int = 9
+    text_heads: int = 8
+    text_key_heads: int = 4
+    cross_layers: tuple[int, ...] = (3, 5, 7)
+
+    vision_steps: int = 900
+    language_steps: int = 700
+    joint_steps: int = 500
+    segments: int = 14
+    muon_rate: float = 0.02
+    adam_rate: float = 2e-3
+    joint_scale: float = 0.5
+    checkpoint_every: int = 100
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values."""
+        return asdict(self)
+
+
+SMOKE = Settings(
+    batch=2,
+    vision_width=64,
+    vision_heads=1,
+    text_width=64,
+    text_mlp=64,
+    vision_steps=2,
+    language_steps=2,
+    joint_steps=2,
+    segments=4,
+    checkpoint_every=1,
+)
+"""A run of two steps a stage, to test that the recipe runs at all."""

@@ -1,0 +1,41 @@
+"""The errors and warnings crosstrim raises, all children of `CrosstrimError` or `CrosstrimWarning`."""
+
+
+class CrosstrimError(Exception):
+    """Anything crosstrim refuses; the message names the value met, the limit and the remedy."""
+
+
+class ConfigError(CrosstrimError, ValueError):
+    """A trimming option is out of range, unknown, or contradicts another."""
+
+
+class UnsupportedModelError(CrosstrimError, TypeError):
+    """The model has no cross-attention layers that crosstrim knows."""
+
+
+class UnsupportedCacheError(CrosstrimError, TypeError):
+    """The KV cache is of a kind whose cross-attention layers cannot be trimmed."""
+
+
+class AlreadyTrimmedError(CrosstrimError, RuntimeError):
+    """The model carries a trim already."""
+
+
+class InputError(CrosstrimError, ValueError):
+    """A tensor, an image or a prompt has a shape, dtype or content that cannot be used."""
+
+
+class LoadError(CrosstrimError, OSError):
+    """A model, a processor or a file could not be loaded."""
+
+
+class MissingExtraError(CrosstrimError, ImportError):
+    """An optional dependency is not installed; the message names the extra to install."""
+
+
+class CrosstrimWarning(UserWarning):
+    """Base of every warning crosstrim emits."""
+
+
+class CompatWarning(CrosstrimWarning):
+    """The installed transformers departs from Meta's reference and the model was not repaired."""

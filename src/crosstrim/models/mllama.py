@@ -1,0 +1,123 @@
+"""Llama-3.2-Vision ("Mllama"): where transformers keeps its layers, and the shapes they exchange."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from crosstrim.errors import UnsupportedModelError
+
+# `<|start_header_id|>user<|end_header_id|>` in the vocabulary that every Llama-3.2-Vision checkpoint shares.
+LLAMA_VOCABULARY_SIZE = 128256
+LLAMA_USER_TURN_IDS = (128006, 882, 128007)
+
+
+@dataclass(frozen=True)
+class Mllama:
+    """The parts of a loaded Mllama that trimming touches.
+
+    Attributes:
+        text_model: `MllamaTextModel`, the decoder stack.
+        vision_model: `MllamaVisionModel`, or None for a bare text stack that is fed image features.
+        cross_layers: the cross-attention decoder layers in order; the first one is the leader.
+        layer_indices: their positions in the decoder stack, which are also their places in the KV cache.
+        features_per_tile: patches of a tile plus its class token (1601 on 11B and 90B).
+        tiles_per_image: tiles every image is padded to (4 on 11B and 90B).
+        image_token_id: id of `<|image|>`.
+        user_turn_ids: token ids that open a user turn, when the vocabulary is Llama-3.2's own.
+    """
+
+    text_model: nn.Module
+    vision_model: nn.Module | None
+    cross_layers: tuple[nn.Module, ...]
+    layer_indices: tuple[int, ...]
+    features_per_tile: int
+    tiles_per_image: int
+    image_token_id: int
+    user_turn_ids: tuple[int, ...] | None
+
+    @property
+    def features_per_image(self) -> int:
+        """Image features of one image, padding tiles included (6404 on 11B and 90B)."""
+        return self.features_per_tile * self.tiles_per_image
+
+    @property
+    def leader(self) -> nn.Module:
+        """The first cross-attention layer, whose attention scores the features."""
+        return self.cross_layers[0]
+
+    @property
+    def followers(self) -> tuple[nn.Module, ...]:
+        """Every later cross-attention layer."""
+        return self.cross_layers[1:]
+
+
+def locate(model: nn.Module) -> Mllama:
+    """Find the Mllama inside `model`, through any wrapper (PEFT, quantisation, device_map).
+
+    Args:
+        model: an `MllamaForConditionalGeneration`, or a module that holds exactly one.
+
+    Returns:
+        The layers and sizes trimming needs.
+
+    Raises:
+        UnsupportedModelError: there is no such model inside, there are several, or it has no
+            cross-attention layer.
+    """
+    from transformers.models.mllama.modeling_mllama import MllamaModel
+
+    name = type(model).__name__
+    supported = "crosstrim supports MllamaForConditionalGeneration (Llama-3.2-Vision 11B and 90B, and 'mini')"
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"expected a loaded model, got {name}; {supported}.")
+    found = [module for module in model.modules() if isinstance(module, MllamaModel)]
+    if len(found) != 1:
+        problem = "holds no Mllama with a vision tower" if not found else f"holds {len(found)} Mllama models"
+        raise UnsupportedModelError(f"{name} {problem}; {supported}.")
+    mllama = cast(Any, found[0])
+    text_model = mllama.language_model
+    indices = tuple(sorted(index for index in text_model.cross_attention_layers if index < len(text_model.layers)))
+    if not indices:
+        raise UnsupportedModelError(f"{name} has no cross-attention layer to trim; {supported}.")
+    text_config = mllama.config.text_config
+    return Mllama(
+        text_model=text_model,
+        vision_model=mllama.vision_model,
+        cross_layers=tuple(text_model.layers[index] for index in indices),
+        layer_indices=indices,
+        features_per_tile=mllama.vision_model.num_patches,
+        tiles_per_image=mllama.max_num_tiles,
+        image_token_id=mllama.config.image_token_index,
+        user_turn_ids=LLAMA_USER_TURN_IDS if text_config.vocab_size == LLAMA_VOCABULARY_SIZE else None,
+    )
+
+
+def user_turn_ids(tokenizer: Any) -> tuple[int, ...] | None:
+    """Token ids that open a user turn in Llama-3's chat format, or None when the tokenizer does not know it.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+    """
+    ids = tokenizer.encode("<|start_header_id|>user<|end_header_id|>", add_special_tokens=False)
+    known = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    return tuple(ids) if len(ids) >= 3 and {ids[0], ids[-1]} <= known else None
+
+
+def query_and_key_norms(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The modules whose outputs are the q [B, Hq, T, D] and k [B, Hkv, N, D] that enter the attention."""
+    cross_attention = cast(Any, layer).cross_attn
+    return cross_attention.q_norm, cross_attention.k_norm
+
+
+def attention_scale(layer: nn.Module) -> float:
+    """What the layer multiplies q·k with before the softmax."""
+    return float(cast(Any, layer).cross_attn.scaling)
+
+
+def as_sequence(features: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """[B * images * tiles, features per tile, hidden], as the vision tower gives them, to [B, N, hidden]."""
+    return features.reshape(batch_size, -1, features.shape[-1])
