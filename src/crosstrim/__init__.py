@@ -1,3 +1,12 @@
 """Training-free trimming of image features in cross-attention vision-language models."""
 
+from crosstrim import compat, errors
+from crosstrim.config import TrimConfig
+from crosstrim.hooks import TrimHandle, trim
+from crosstrim.report import TrimReport
+from crosstrim.saliency import saliency
+from crosstrim.selection import select
+
 __version__ = "0.1.0"
+
+__all__ = ["TrimConfig", "TrimHandle", "TrimReport", "compat", "errors", "saliency", "select", "trim"]

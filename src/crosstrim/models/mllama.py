@@ -20,8 +20,8 @@ class Mllama:
     """The parts of a loaded Mllama that trimming touches.
 
     Attributes:
-        text_model: `MllamaTextModel`, the decoder stack.
-        vision_model: `MllamaVisionModel`, or None for a bare text stack that is fed image features.
+        model: `MllamaModel`, vision tower and decoder stack together.
+        vision_model: `MllamaVisionModel`.
         cross_layers: the cross-attention decoder layers in order; the first one is the leader.
         layer_indices: their positions in the decoder stack, which are also their places in the KV cache.
         features_per_tile: patches of a tile plus its class token (1601 on 11B and 90B).
@@ -30,8 +30,8 @@ class Mllama:
         user_turn_ids: token ids that open a user turn, when the vocabulary is Llama-3.2's own.
     """
 
-    text_model: nn.Module
-    vision_model: nn.Module | None
+    model: nn.Module
+    vision_model: nn.Module
     cross_layers: tuple[nn.Module, ...]
     layer_indices: tuple[int, ...]
     features_per_tile: int
@@ -85,7 +85,7 @@ def locate(model: nn.Module) -> Mllama:
         raise UnsupportedModelError(f"{name} has no cross-attention layer to trim; {supported}.")
     text_config = mllama.config.text_config
     return Mllama(
-        text_model=text_model,
+        model=found[0],
         vision_model=mllama.vision_model,
         cross_layers=tuple(text_model.layers[index] for index in indices),
         layer_indices=indices,

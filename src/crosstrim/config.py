@@ -1,0 +1,120 @@
+"""What to trim and how: one small frozen dataclass that travels through JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from crosstrim import policies
+from crosstrim.errors import ConfigError
+
+CONFIG_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TrimConfig:
+    """How many image features to keep, and which.
+
+    Give `k`, the paper's knob, or `keep`, an exact budget, or neither. Neither is the lossless tier: only
+    features that no text row may see (padding tiles) are dropped, and answers stay the same.
+
+    Attributes:
+        k: every head of the first cross-attention layer keeps this share (0 to 1] of an image's features, and
+            the union over heads stays (the paper's rule; how much that is depends on the input).
+        keep: exactly this much of each image stays: a share (a float in (0, 1]) of its visible features, or a
+            number of features (an int >= 1), rounded up, never more than are visible. Ours.
+        policy: which features come first: a name of `crosstrim.policies` or a callable with the same interface.
+        k_base: what `k` is a share of: "visible" features, or "all", padding included. Ours.
+        rating_rows: which text rows score the features: "all" that see one, or only those of the "last_turn",
+            after the last image or the last user turn. Ours.
+        trim_first_layer: whether the first cross-attention layer's own cache shrinks too, once it has scored.
+            It attends to everything at prefill either way. Ours.
+        user_turn_ids: token ids that open a user turn, for rating_rows="last_turn". None takes Llama-3.2's own
+            when the model has that vocabulary, and otherwise goes by the last image alone.
+    """
+
+    k: float | None = None
+    keep: float | int | None = None
+    policy: str | policies.Policy = "union"
+    k_base: Literal["visible", "all"] = "visible"
+    rating_rows: Literal["all", "last_turn"] = "all"
+    trim_first_layer: bool = True
+    user_turn_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.k is not None and self.keep is not None:
+            raise ConfigError(
+                f"k={self.k!r} and keep={self.keep!r} are two ways to say how much stays; give one of them."
+            )
+        if self.k is not None:
+            _check_share("k", self.k)
+        if self.keep is not None:
+            _check_budget(self.keep)
+        _check_choice("k_base", self.k_base, ("visible", "all"))
+        _check_choice("rating_rows", self.rating_rows, ("all", "last_turn"))
+        if not isinstance(self.trim_first_layer, bool):
+            raise ConfigError(f"trim_first_layer={self.trim_first_layer!r} must be True or False.")
+        if self.user_turn_ids is not None:
+            object.__setattr__(self, "user_turn_ids", tuple(self.user_turn_ids))
+        policies.resolve(self.policy)
+
+    @property
+    def lossless(self) -> bool:
+        """Whether only invisible features go."""
+        return self.k is None and self.keep is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as plain JSON types, with a format version."""
+        values = asdict(self)
+        if not isinstance(self.policy, str):
+            values["policy"] = repr(self.policy)
+        if self.user_turn_ids is not None:
+            values["user_turn_ids"] = list(self.user_turn_ids)
+        return {"version": CONFIG_VERSION, **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrimConfig:
+        """Rebuild a config from `to_dict`.
+
+        Raises:
+            ConfigError: a key is unknown, a value out of range, or the format is newer than this crosstrim.
+        """
+        values = dict(values)
+        version = values.pop("version", CONFIG_VERSION)
+        if version != CONFIG_VERSION:
+            raise ConfigError(
+                f"this config has format version {version!r}, this crosstrim reads {CONFIG_VERSION}; "
+                "use the crosstrim that wrote it."
+            )
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"unknown option {unknown[0]!r}; TrimConfig has {', '.join(sorted(known))}.")
+        return cls(**values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_share(name: str, value: object) -> None:
+    if not _is_number(value) or not 0 < value <= 1:  # type: ignore[operator]
+        raise ConfigError(f"{name}={value!r} must be a share above 0 and at most 1, such as {name}=0.25.")
+
+
+def _check_budget(keep: object) -> None:
+    if isinstance(keep, int) and not isinstance(keep, bool):
+        if keep < 1:
+            raise ConfigError(f"keep={keep!r} as a count must be at least 1 feature per image.")
+    elif not _is_number(keep) or not 0 < keep <= 1:  # type: ignore[operator]
+        raise ConfigError(
+            f"keep={keep!r} must be a share above 0 and at most 1, such as keep=0.5, or a whole number of features, "
+            "such as keep=2048."
+        )
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}.")

@@ -1,0 +1,98 @@
+"""What stays of the images that one forward pass brings."""
+
+from __future__ import annotations
+
+import torch
+
+from crosstrim import policies
+from crosstrim.config import TrimConfig
+from crosstrim.errors import InputError
+from crosstrim.forward import ForwardPass
+from crosstrim.models import mllama
+from crosstrim.rows import last_turn_rows, real_rows
+from crosstrim.saliency import saliency
+from crosstrim.selection import select, share_of
+from crosstrim.state import TrimState
+
+
+class Decision:
+    """Score, vote, select: the options of a trim applied to one forward pass.
+
+    Args:
+        config: the options.
+        model: where the leader is.
+    """
+
+    def __init__(self, config: TrimConfig, model: mllama.Mllama) -> None:
+        self._config = config
+        self._model = model
+        self._policy = policies.resolve(config.policy)
+
+    def lossless(self, step: ForwardPass, new_count: int, blind_rows_leak: bool) -> TrimState:
+        """Everything that some row may see stays.
+
+        Args:
+            step: the pass, with `visible`.
+            new_count: features the pass brings, the last ones of `visible`.
+            blind_rows_leak: whether rows that see nothing attend to everything all the same. Then a sample that
+                sees nothing keeps everything, since dropping anything would show.
+        """
+        visible = self._visible(step, new_count, self._real_rows(step))
+        kept = visible | ~visible.any(-1, keepdim=True) if blind_rows_leak else visible
+        return TrimState.of(kept, visible, self._model.features_per_image)
+
+    def scored(self, step: ForwardPass, new_count: int, older_keys: torch.Tensor | None) -> TrimState:
+        """What the policy picks on the leader's attention.
+
+        Args:
+            step: the pass, with `queries`, `keys` and `visible`.
+            new_count: features the pass brings.
+            older_keys: [B, Hkv, N old, D], the leader's keys of earlier images; they share the softmax.
+        """
+        real = self._real_rows(step)
+        visible = self._visible(step, new_count, real)
+        keys = step.keys
+        if older_keys is not None:
+            keys = torch.cat([older_keys.to(keys.device), keys], dim=2)
+        scores = saliency(
+            step.queries,
+            keys,
+            step.visible,
+            rating_rows=real & self._turn_rows(step),
+            scale=mllama.attention_scale(self._model.leader),
+        )
+        kept = select(
+            self._policy(scores[..., -new_count:], visible),
+            visible,
+            k=self._config.k,
+            keep=self._config.keep,
+            k_base=self._config.k_base,
+            features_per_image=self._model.features_per_image,
+        )
+        return TrimState.of(kept, visible, self._model.features_per_image, at_most=self._most_kept(new_count))
+
+    def _visible(self, step: ForwardPass, new_count: int, real: torch.Tensor) -> torch.Tensor:
+        return (step.visible[..., -new_count:] & real.unsqueeze(-1)).any(1)
+
+    def _real_rows(self, step: ForwardPass) -> torch.Tensor:
+        batch, rows = step.visible.shape[:2]
+        return real_rows(step.attention_mask, batch, rows, step.visible.device)
+
+    def _turn_rows(self, step: ForwardPass) -> torch.Tensor:
+        if self._config.rating_rows == "all":
+            return torch.ones((), dtype=torch.bool, device=step.visible.device)
+        if step.tokens.is_floating_point():
+            raise InputError(
+                'rating_rows="last_turn" needs input_ids to find the turn, but inputs_embeds were given; '
+                'pass input_ids or use rating_rows="all".'
+            )
+        turn_ids = self._config.user_turn_ids or self._model.user_turn_ids
+        return last_turn_rows(step.tokens, self._model.image_token_id, turn_ids).to(step.visible.device)
+
+    def _most_kept(self, new_count: int) -> int:
+        """An upper bound on the features of `new_count` that a budget keeps, known without counting."""
+        size, keep = self._model.features_per_image, self._config.keep
+        if keep is None:
+            return new_count
+        per_image = int(share_of(keep, torch.tensor(size))) if isinstance(keep, float) else min(keep, size)
+        return per_image * (new_count // size)

@@ -1,0 +1,79 @@
+"""What the hooks know of the forward pass they are in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from crosstrim.state import TrimState, UncachedPrompt
+
+
+@dataclass
+class ForwardPass:
+    """One forward pass of one thread, between the hooks that begin and end it.
+
+    Attributes:
+        tokens: [B, T] ids, or [B, T, hidden] embeddings.
+        attention_mask: of the text, as the model got it.
+        cache: past_key_values of this pass, None without one.
+        before: what the cache was trimmed to before this pass.
+        images: the tensor that brings new images, None when there are none.
+        prompt: without a cache, the earlier pass whose selection this one reuses.
+        queries: [B, Hq, T, D] of the leader, when it scores.
+        keys: [B, Hkv, N new, D] of the leader, when it scores.
+        wide: the state in which all new features stay beside what was kept before.
+        visible: [B, T, N] bool over what the leader attends to, when there are new images.
+        appended: what the new images were trimmed to, once the leader has decided.
+        after: what the whole conversation is trimmed to, likewise.
+        features: [B, K new, hidden], what followers read of the new images; None: all of them.
+        follower_mask: what followers get for a mask.
+    """
+
+    tokens: torch.Tensor
+    attention_mask: torch.Tensor | None
+    cache: Any
+    before: TrimState | None
+    images: torch.Tensor | None
+    prompt: UncachedPrompt | None = None
+    queries: torch.Tensor = field(init=False)
+    keys: torch.Tensor = field(init=False)
+    wide: TrimState = field(init=False)
+    visible: torch.Tensor = field(init=False)
+    appended: TrimState = field(init=False)
+    after: TrimState | None = None
+    features: torch.Tensor | None = None
+    follower_mask: torch.Tensor | None = None
+
+    @staticmethod
+    def trim_mask(
+        state: TrimState | None, mask: torch.Tensor | None, hidden_states: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The mask over all features as one over the slots of `state`, for the text rows `hidden_states`."""
+        return mask if state is None else state.trim_mask(mask, hidden_states.shape[1], hidden_states.dtype)
+
+    def forget_scores(self) -> None:
+        """Let go of what only scoring needed."""
+        for name in ("queries", "keys", "visible"):
+            self.__dict__.pop(name, None)
+
+
+def visible_features(
+    mask: torch.Tensor | None, row_mask: torch.Tensor | None, hidden_states: torch.Tensor, columns: int
+) -> torch.Tensor:
+    """What each text row may see.
+
+    Args:
+        mask: additive [B, 1, T, columns]; None hides nothing.
+        row_mask: [B, 1, T, 1], zero for rows that see nothing although `mask` says otherwise; None: no such rows.
+        hidden_states: [B, T, hidden], the text rows.
+        columns: features the leader attends to.
+
+    Returns:
+        [B, T, columns] bool.
+    """
+    if mask is None:
+        return torch.ones(*hidden_states.shape[:2], columns, dtype=torch.bool, device=hidden_states.device)
+    seen = mask[:, 0] > torch.finfo(mask.dtype).min / 2
+    return seen if row_mask is None else seen & (row_mask[:, 0] != 0)

@@ -1,0 +1,326 @@
+"""Trimming as torch hooks: the first cross-attention layer decides, the others follow, one forward pass at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from crosstrim import compat
+from crosstrim.config import TrimConfig
+from crosstrim.decision import Decision
+from crosstrim.errors import (
+    AlreadyTrimmedError,
+    CompatWarning,
+    ConfigError,
+    CrosstrimError,
+    InputError,
+    UnsupportedCacheError,
+)
+from crosstrim.forward import ForwardPass, visible_features
+from crosstrim.models import cache as caches
+from crosstrim.models import mllama
+from crosstrim.report import TrimReport, image_reports, versions
+from crosstrim.state import TrimState, Uncached
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    state: TrimState | None
+    kv_bytes: int
+    kv_bytes_untrimmed: int
+
+
+class TrimHandle:
+    """A trim that is on a model: `remove()` it, switch it off for a while, ask what it kept.
+
+    Made by `crosstrim.trim`; leaving its `with` block removes it.
+
+    Attributes:
+        config: the options in force.
+    """
+
+    def __init__(self, model: nn.Module, config: TrimConfig) -> None:
+        self.config = config
+        self._model = mllama.locate(model)
+        self._decision = Decision(config, self._model)
+        self._uncached = Uncached()
+        self._local = threading.local()
+        self._disabled: ContextVar[bool] = ContextVar("crosstrim_disabled", default=False)
+        self._latest: _Outcome | None = None
+        self._hooks: list[RemovableHandle] = []
+        if any(
+            isinstance(getattr(hook, "__self__", None), TrimHandle)
+            for hook in self._model.model._forward_pre_hooks.values()
+        ):
+            raise AlreadyTrimmedError(
+                f"this {type(model).__name__} is trimmed already; call remove() on the handle that trim() "
+                "returned, or leave its with block, before trimming again."
+            )
+        self._put_on()
+
+    def _put_on(self) -> None:
+        query_norm, key_norm = mllama.query_and_key_norms(self._model.leader)
+        self._hooks = [
+            self._model.model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            self._model.model.register_forward_hook(self._end, with_kwargs=True, always_call=True),
+            self._model.leader.register_forward_pre_hook(self._before_leader, with_kwargs=True),
+            self._model.leader.register_forward_hook(self._after_leader, with_kwargs=True),
+            query_norm.register_forward_hook(self._see_queries),
+            key_norm.register_forward_hook(self._see_keys),
+        ]
+        self._hooks += [
+            follower.register_forward_pre_hook(self._before_follower, with_kwargs=True)
+            for follower in self._model.followers
+        ]
+
+    def remove(self) -> None:
+        """Take the trim off; the model is as it was. A second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The untrimmed model inside the `with` block, for the calling thread (context) only.
+
+        A cache that was filled while trimming was on cannot be continued inside the block.
+        """
+        token = self._disabled.set(True)
+        try:
+            yield
+        finally:
+            self._disabled.reset(token)
+
+    def report(self, cache: Any = None) -> TrimReport:
+        """What was kept in the latest generation, or in the one that `cache` (past_key_values) belongs to.
+
+        Raises:
+            CrosstrimError: nothing was generated yet, or `cache` holds nothing that this trim kept.
+        """
+        outcome = self._latest if cache is None else self._outcome(cache)
+        if outcome is None:
+            what = "nothing was generated yet" if cache is None else "this cache holds no trimmed image features"
+            raise CrosstrimError(f"{what}; run the trimmed model on an image first.")
+        device = str(next(self._model.leader.parameters()).device)
+        return TrimReport(
+            samples=() if outcome.state is None else image_reports(outcome.state),
+            kv_bytes=outcome.kv_bytes,
+            kv_bytes_untrimmed=outcome.kv_bytes_untrimmed,
+            config=self.config,
+            versions=versions(device),
+            compat={finding.name: finding.repaired for finding in compat.check(self._model.model)},
+        )
+
+    def __enter__(self) -> TrimHandle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    # The hooks, in the order in which a forward pass meets them.
+
+    @property
+    def _current(self) -> ForwardPass | None:
+        return getattr(self._local, "current", None)
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the whole model: recognise the conversation by its cache."""
+        self._local.current = None
+        cache = kwargs.get("past_key_values")
+        state = caches.state_of(cache, self._model.layer_indices[0])
+        images = kwargs.get("pixel_values")
+        images = kwargs.get("cross_attention_states") if images is None else images
+        if self._disabled.get():
+            if state is not None:
+                raise UnsupportedCacheError(
+                    "this cache was filled by the trimmed model, and disabled() cannot bring back what was dropped; "
+                    "start a new generation inside disabled()."
+                )
+            return
+        caches.check(cache, self._model.layer_indices)
+        if state is None and images is None:
+            # Text only. Remember it as the latest generation, unless it goes on an untrimmed conversation.
+            if not caches.holds_features(cache, self._model.layer_indices[0]):
+                self._latest = _Outcome(None, 0, 0)
+            return
+        if state is None and caches.holds_features(cache, self._model.layer_indices[0]):
+            raise UnsupportedCacheError(
+                "this cache holds image features that were cached before trim(); start with an empty cache, or "
+                "continue inside disabled()."
+            )
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+        if tokens is None:
+            return  # the model itself refuses this
+        if state is not None and state.kept.shape[0] != tokens.shape[0]:
+            raise InputError(
+                f"the cache holds {state.kept.shape[0]} samples and the input {tokens.shape[0]}; "
+                "repeat or select both alike."
+            )
+        step = ForwardPass(tokens, kwargs.get("attention_mask"), cache, state, images)
+        if cache is None and images is not None:
+            step.prompt = self._uncached.find(images, tokens)
+        self._local.current = step
+
+    def _before_leader(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The leader attends to all features of new images and to the kept ones of earlier images."""
+        step = self._current
+        if step is None:
+            return None
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        mask = kwargs.get("cross_attention_mask")
+        if step.images is None:
+            step.follower_mask = step.trim_mask(step.before, mask, hidden_states)
+            if self.config.trim_first_layer:
+                kwargs["cross_attention_mask"] = step.follower_mask
+            return args, kwargs
+        step.cache = kwargs.get("past_key_values")
+        features = mllama.as_sequence(kwargs["cross_attention_states"], hidden_states.shape[0])
+        step.wide = TrimState.whole(features, self._model.features_per_image)
+        step.follower_mask = leader_mask = mask
+        if step.before is not None:
+            step.wide = step.before.extended(step.wide)
+            if self.config.trim_first_layer:
+                leader_mask = step.trim_mask(step.wide, mask, hidden_states)
+        columns = step.wide.length if self.config.trim_first_layer else step.wide.feature_count
+        step.visible = visible_features(
+            leader_mask, kwargs.get("full_text_row_masked_out_mask"), hidden_states, columns
+        )
+        if step.prompt is not None and self.config.trim_first_layer:
+            leader_mask = step.prompt.hide_from_generated_rows(leader_mask, hidden_states)
+        kwargs["cross_attention_mask"] = leader_mask
+        return args, kwargs
+
+    def _see_queries(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        step = self._current
+        if step is not None and step.images is not None and not self.config.lossless:
+            step.queries = output.detach()
+
+    def _see_keys(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        step = self._current
+        if step is not None and step.images is not None and not self.config.lossless:
+            step.keys = output.detach()
+
+    def _after_leader(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Score and select; gather once what every follower will read."""
+        step = self._current
+        if step is None or step.images is None:
+            return
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        features = mllama.as_sequence(kwargs["cross_attention_states"], hidden_states.shape[0])
+        step.appended = step.prompt.state if step.prompt else self._decide(step, features.shape[1])
+        step.after = step.before.extended(step.appended) if step.before else step.appended
+        if self._evicts_afterwards:
+            step.follower_mask = step.trim_mask(step.wide, step.follower_mask, hidden_states)
+        else:
+            step.features = step.appended.trim_features(features)
+            step.follower_mask = step.trim_mask(step.after, step.follower_mask, hidden_states)
+        step.forget_scores()  # the followers need the memory
+
+    def _decide(self, step: ForwardPass, new_count: int) -> TrimState:
+        if self.config.lossless:
+            return self._decision.lossless(step, new_count, blind_rows_leak=self._evicts_afterwards)
+        older = None
+        if step.before is not None:
+            older = step.cache.layers[self._model.layer_indices[0]].keys[:, :, :-new_count]
+        return self._decision.scored(step, new_count, older)
+
+    @property
+    def _evicts_afterwards(self) -> bool:
+        """Whether followers must see all features at prefill and shrink only afterwards.
+
+        The lossless tier promises the same answers. Where rows before the image attend to everything, padding
+        included, and that was not repaired, padding can only go once those rows have been computed.
+        """
+        return self.config.lossless and not compat.blind_rows_pass_through(self._model.leader)
+
+    def _before_follower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Followers read the kept features in place of all of them."""
+        step = self._current
+        if step is None:
+            return None
+        kwargs["cross_attention_mask"] = step.follower_mask
+        if step.features is not None:
+            kwargs["cross_attention_states"] = step.features
+        return args, kwargs
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """After the whole model, also when it raised: shrink what was cached whole, and publish the outcome."""
+        step = self._current
+        self._local.current = None
+        if step is None or step.images is None or step.after is None or output is None:
+            return
+        if step.cache is None:
+            self._uncached.remember(step.images, step.tokens, step.after)
+            self._latest = _Outcome(step.after, 0, 0)
+            return
+        shrinking = [self._model.layer_indices[0]] if self.config.trim_first_layer else []
+        shrinking += self._model.layer_indices[1:] if self._evicts_afterwards else []
+        for index in shrinking:
+            caches.keep_newest(step.cache, index, step.appended.slots, step.appended.feature_count)
+        caches.adopt(step.cache, self._model.layer_indices, step.after)
+        self._latest = self._outcome(step.cache)
+
+    def _outcome(self, cache: Any) -> _Outcome | None:
+        state = caches.state_of(cache, self._model.layer_indices[0])
+        if state is None:
+            return None
+        held = caches.bytes_of(cache, self._model.layer_indices)
+        per_feature = caches.bytes_per_feature(cache, self._model.layer_indices)
+        return _Outcome(state, held, per_feature * state.kept.numel())
+
+
+def trim(model: nn.Module, config: TrimConfig | None = None, **options: Any) -> TrimHandle:
+    """Keep only the image features that the question needs, from the next generation on.
+
+    Works on any loaded `MllamaForConditionalGeneration`, or a module that holds one. Nothing of the model is
+    replaced: the trim is a set of torch hooks, and `generate` stays stock.
+
+    Args:
+        model: the model to trim, in place.
+        config: the options as a `TrimConfig`.
+        **options: the fields of `TrimConfig` instead: `k=0.25`, `keep=0.5`, `keep=2048`, ... No k and no keep is
+            the lossless tier.
+
+    Returns:
+        A handle: a context manager with `remove()`, `disabled()` and `report()`.
+
+    Raises:
+        ConfigError: an option is out of range or unknown, or both `config` and options are given.
+        UnsupportedModelError: the model has no cross-attention layers that crosstrim knows.
+        AlreadyTrimmedError: the model is trimmed already.
+
+    Warns:
+        CompatWarning: the installed transformers departs from Meta's reference and the model was not repaired.
+    """
+    if config is not None and options:
+        raise ConfigError(
+            f"give either a TrimConfig or options, not both (got {', '.join(sorted(options))} as well)."
+        )
+    if config is not None and not isinstance(config, TrimConfig):
+        raise ConfigError(f"expected a TrimConfig, got {config!r}; did you mean trim(model, k={config!r})?")
+    handle = TrimHandle(model, config or TrimConfig.from_dict(options))
+    unrepaired = [finding.name for finding in compat.check(model) if finding.open]
+    if unrepaired:
+        warnings.warn(
+            f"the installed transformers departs from Meta's Llama-3.2-Vision in {', '.join(unrepaired)} and this "
+            "model was not repaired; call crosstrim.compat.apply(model) after loading, or load with crosstrim.load.",
+            CompatWarning,
+            stacklevel=2,
+        )
+    return handle

@@ -1,0 +1,131 @@
+"""The cache layer that holds image features: trimmed once, never cropped, following its batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+from crosstrim.errors import UnsupportedCacheError
+from crosstrim.state import TrimState
+
+
+class ImageLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of image features in one cross-attention layer.
+
+    What was kept belongs to the cache and not to any module, so the first cross-attention layer's `ImageLayer`
+    carries the state: it dies with the cache, is copied with it, and is reordered with it.
+    """
+
+    def __init__(self, layer: DynamicLayer, state: TrimState | None) -> None:
+        super().__init__()
+        self.dtype, self.device = layer.dtype, layer.device
+        self.keys, self.values = layer.keys, layer.values
+        self.is_initialized = layer.is_initialized
+        self.state = state
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: assisted decoding takes back text tokens, and image features are none."""
+
+    def reset(self) -> None:
+        """Forget the features and what was kept of them."""
+        super().reset()
+        self.state = None
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Follow the beams."""
+        super().reorder_cache(beam_idx)
+        if self.state is not None:
+            self.state = self.state.batch(lambda tensor: tensor[beam_idx.to(tensor.device)])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sample."""
+        super().batch_repeat_interleave(repeats)
+        if self.state is not None:
+            self.state = self.state.batch(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep only these samples."""
+        super().batch_select_indices(indices)
+        if self.state is not None:
+            self.state = self.state.batch(lambda tensor: tensor[indices.to(tensor.device)])
+
+
+def check(cache: Cache | None, layer_indices: tuple[int, ...]) -> None:
+    """Refuse a cache whose image features could not be trimmed, before anything is written to it.
+
+    Raises:
+        UnsupportedCacheError: a cross-attention layer's cache is static, quantised or otherwise special, or
+            holds image features that were cached untrimmed.
+    """
+    if cache is None:
+        return
+    for index in layer_indices:
+        if index < len(cache.layers):
+            layer = cache.layers[index]
+            kind = type(layer)
+        else:
+            layer, kind = None, getattr(cache, "layer_class_to_replicate", None) or DynamicLayer
+        if kind not in (DynamicLayer, ImageLayer):
+            raise UnsupportedCacheError(
+                f"{type(cache).__name__} keeps the image features of layer {index} in a {kind.__name__}, whose "
+                "length is fixed or whose content is packed; crosstrim trims a DynamicCache. Leave "
+                'cache_implementation unset, or "offloaded".'
+            )
+
+
+def state_of(cache: Cache | None, leader_index: int) -> TrimState | None:
+    """What this cache was trimmed to; None for a cache that holds no trimmed features."""
+    if cache is None or leader_index >= len(cache.layers):
+        return None
+    layer = cache.layers[leader_index]
+    return layer.state if isinstance(layer, ImageLayer) else None
+
+
+def holds_features(cache: Cache | None, leader_index: int) -> bool:
+    """Whether the cross-attention layer `leader_index` has cached any image feature."""
+    if cache is None or leader_index >= len(cache.layers):
+        return False
+    layer = cache.layers[leader_index]
+    return bool(layer.is_initialized) and layer.keys.numel() > 0
+
+
+def keep_newest(cache: Cache, index: int, slots: torch.Tensor, newest: int) -> None:
+    """Shrink the `newest` last features of layer `index` to `slots` [B, K], counted from the first of them."""
+    layer = cache.layers[index]
+    slots = slots.to(layer.keys.device)[:, None, :, None]
+
+    def shrink(tensor: torch.Tensor) -> torch.Tensor:
+        older, newer = tensor.split([tensor.shape[2] - newest, newest], dim=2)
+        kept = newer.gather(2, slots.expand(-1, newer.shape[1], -1, newer.shape[3]))
+        return torch.cat([older, kept], dim=2) if older.shape[2] else kept
+
+    layer.keys, layer.values = shrink(layer.keys), shrink(layer.values)
+
+
+def adopt(cache: Cache, layer_indices: tuple[int, ...], state: TrimState) -> None:
+    """Turn the cross-attention layers of `cache` into `ImageLayer`s; the first of them carries `state`."""
+    for index in layer_indices:
+        own = state if index == layer_indices[0] else None
+        layer = cache.layers[index]
+        if isinstance(layer, ImageLayer):
+            layer.state = own
+        else:
+            cache.layers[index] = ImageLayer(layer, own)
+
+
+def bytes_of(cache: Cache, layer_indices: tuple[int, ...]) -> int:
+    """Bytes of the keys and values that the cross-attention layers really hold."""
+    layers = [cache.layers[index] for index in layer_indices]
+    return sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in (layer.keys, layer.values))
+
+
+def bytes_per_feature(cache: Cache, layer_indices: tuple[int, ...]) -> int:
+    """Bytes that one feature's keys and values take in all cross-attention layers together."""
+    layers = [cache.layers[index] for index in layer_indices]
+    return sum(
+        tensor.shape[1] * tensor.shape[3] * tensor.element_size()
+        for layer in layers
+        for tensor in (layer.keys, layer.values)
+    )

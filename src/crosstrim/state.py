@@ -1,0 +1,160 @@
+"""What one conversation's image features were trimmed to: indices that turn full-length masks into short ones."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+
+@dataclass(frozen=True)
+class TrimState:
+    """The kept features of a batch, counted through all images of the conversation.
+
+    Samples keep different numbers of features; shorter ones are filled up with slots that are not `occupied`
+    and that every mask hides.
+
+    Attributes:
+        visible: [B, N] bool, features that some text row may see.
+        kept: [B, N] bool, features that stay.
+        slots: [B, K] int64, the feature behind each slot of the trimmed caches.
+        occupied: [B, K] bool, False where a slot only fills up.
+        features_per_image: features of one image, padding included.
+        rectangular: whether every slot is occupied.
+    """
+
+    visible: torch.Tensor
+    kept: torch.Tensor
+    slots: torch.Tensor
+    occupied: torch.Tensor
+    features_per_image: int
+    rectangular: bool
+
+    @classmethod
+    def of(
+        cls, kept: torch.Tensor, visible: torch.Tensor, features_per_image: int, at_most: int | None = None
+    ) -> TrimState:
+        """The state in which `kept` [B, N] of the `visible` [B, N] features stay, in their order.
+
+        Args:
+            kept: bool.
+            visible: bool.
+            features_per_image: features of one image.
+            at_most: features a sample can keep, for tensors on the meta device, which cannot be counted.
+        """
+        counts = kept.sum(-1)
+        # One slot at least: attention over no key at all is undefined.
+        length = (at_most or kept.shape[1]) if kept.is_meta else max(1, int(counts.max()))
+        slots = kept.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :length]
+        occupied = torch.arange(length, device=kept.device) < counts.unsqueeze(-1)
+        rectangular = kept.is_meta or bool(occupied.all())
+        return cls(visible, kept, slots, occupied, features_per_image, rectangular)
+
+    @classmethod
+    def whole(cls, features: torch.Tensor, features_per_image: int) -> TrimState:
+        """The state in which each of the `features` [B, N, hidden] stays."""
+        batch, count = features.shape[:2]
+        everything = torch.ones(batch, count, dtype=torch.bool, device=features.device)
+        slots = torch.arange(count, device=features.device).expand(batch, -1)
+        return cls(everything, everything, slots, everything, features_per_image, True)
+
+    @property
+    def feature_count(self) -> int:
+        """Features of the whole conversation before trimming, padding included."""
+        return self.kept.shape[1]
+
+    @property
+    def length(self) -> int:
+        """Slots per sample in the trimmed caches."""
+        return self.slots.shape[1]
+
+    def extended(self, newer: TrimState) -> TrimState:
+        """This state followed by that of images appended later."""
+        return TrimState(
+            visible=torch.cat([self.visible, newer.visible], dim=1),
+            kept=torch.cat([self.kept, newer.kept], dim=1),
+            slots=torch.cat([self.slots, newer.slots + self.feature_count], dim=1),
+            occupied=torch.cat([self.occupied, newer.occupied], dim=1),
+            features_per_image=self.features_per_image,
+            rectangular=self.rectangular and newer.rectangular,
+        )
+
+    def batch(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TrimState:
+        """The state after `change` reordered, repeated or picked samples along dimension 0."""
+        return replace(
+            self,
+            visible=change(self.visible),
+            kept=change(self.kept),
+            slots=change(self.slots),
+            occupied=change(self.occupied),
+        )
+
+    def trim_features(self, features: torch.Tensor) -> torch.Tensor:
+        """[B, N, hidden] to [B, K, hidden]."""
+        slots = self.slots.to(features.device).unsqueeze(-1)
+        return features.gather(1, slots.expand(-1, -1, features.shape[-1]))
+
+    def trim_mask(self, mask: torch.Tensor | None, rows: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """The additive mask [B, 1, T, N] over all features as one [B, 1, T, K] over the slots.
+
+        None, which hides nothing, stays None when every slot is occupied.
+        """
+        if mask is None and self.rectangular:
+            return None
+        batch = self.slots.shape[0]
+        if mask is None:
+            trimmed = torch.zeros(batch, 1, rows, self.length, dtype=dtype, device=self.slots.device)
+        else:
+            trimmed = mask.gather(-1, self.slots.to(mask.device)[:, None, None].expand(-1, 1, mask.shape[2], -1))
+        if not self.rectangular:
+            hidden = ~self.occupied.to(trimmed.device)[:, None, None]
+            trimmed = trimmed.masked_fill(hidden, torch.finfo(trimmed.dtype).min)
+        return trimmed
+
+
+@dataclass(frozen=True)
+class UncachedPrompt:
+    """The prompt that decided a selection, and the selection."""
+
+    tokens: torch.Tensor
+    state: TrimState
+
+    def hide_from_generated_rows(self, mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The mask [B, 1, T, N] with what was dropped hidden from the rows after the prompt.
+
+        That is what those rows would have met in a cache: the prompt saw everything, later tokens the kept part.
+        """
+        batch, rows = hidden_states.shape[:2]
+        if mask is None:
+            mask = hidden_states.new_zeros(batch, 1, rows, self.state.feature_count)
+        generated = torch.arange(rows, device=mask.device) >= self.tokens.shape[1]
+        hidden = generated[:, None] & ~self.state.kept.to(mask.device)[:, None, None]
+        return mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+
+
+class Uncached:
+    """Selections of generations that run without a cache and pass the whole prompt again for every token.
+
+    There is no cache to carry the state, so it is found by the identity of the image tensor, weakly held, and by
+    the prompt being the beginning of the present tokens.
+    """
+
+    def __init__(self) -> None:
+        self._prompts = WeakTensorKeyDictionary()
+        self._lock = threading.Lock()
+
+    def find(self, images: torch.Tensor, tokens: torch.Tensor) -> UncachedPrompt | None:
+        """The selection made for these images and a prompt that `tokens` continue."""
+        with self._lock:
+            prompt: UncachedPrompt | None = self._prompts.get(images)
+        if prompt is None or prompt.tokens.shape[1] > tokens.shape[1] or prompt.tokens.shape[0] != tokens.shape[0]:
+            return None
+        return prompt if torch.equal(tokens[:, : prompt.tokens.shape[1]], prompt.tokens) else None
+
+    def remember(self, images: torch.Tensor, tokens: torch.Tensor, state: TrimState) -> None:
+        """Keep the selection for as long as the image tensor lives."""
+        with self._lock:
+            self._prompts[images] = UncachedPrompt(tokens, state)

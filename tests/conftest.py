@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from crosstrim import compat  # noqa: E402
+from tests import tiny  # noqa: E402
+
+torch.set_num_threads(1)  # tiny tensors: a second thread only gets in the way
+
+
+@pytest.fixture
+def model():
+    """A random Mllama, repaired to Meta's semantics."""
+    fresh = tiny.build()
+    compat.apply(fresh)
+    return fresh
+
+
+@pytest.fixture
+def raw_model():
+    """The same Mllama as transformers runs it."""
+    return tiny.build()
