@@ -1,0 +1,61 @@
+# Two commands are all a fresh machine needs: `make demo` and `make test`. Each builds .venv first if it must.
+#   PYTHON=python3.12                the interpreter that .venv is made with
+#   TORCH='torch==2.12.1+cu130'      another torch than the one in constraints.txt (after `make clean`)
+
+PYTHON ?= python3
+OLDEST_TRANSFORMERS := 5.17.0
+PIP_INSTALL := -m pip install -qq --disable-pip-version-check
+PYTEST := -m pytest -q
+
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow test-oldest lint clean
+
+help:
+	@echo "make demo         ask the embedded model about a picture, trimmed and untrimmed"
+	@echo "make test         the tests, with coverage"
+	@echo "make test-slow    the tests that take longer than twenty seconds"
+	@echo "make test-oldest  the model's tests on transformers $(OLDEST_TRANSFORMERS), the oldest supported"
+	@echo "make lint         ruff and mypy"
+	@echo "make clean        remove what the other targets made"
+
+.venv/.installed: pyproject.toml constraints.txt
+	@echo "Installing into .venv ..."
+	@$(PYTHON) -m venv .venv
+	@sed 's|^torch==.*|$(or $(TORCH),&)|' constraints.txt > .venv/constraints.txt
+	@.venv/bin/python $(PIP_INSTALL) -c .venv/constraints.txt -e '.[dev,recipe,viz]'
+	@touch $@
+
+# huggingface-hub follows transformers.
+.venv-oldest/.installed: pyproject.toml constraints.txt
+	@echo "Installing into .venv-oldest ..."
+	@$(PYTHON) -m venv .venv-oldest
+	@sed -e 's|^torch==.*|$(or $(TORCH),&)|' -e 's|^transformers==.*|transformers==$(OLDEST_TRANSFORMERS)|' \
+		-e '/^huggingface-hub==/d' constraints.txt > .venv-oldest/constraints.txt
+	@.venv-oldest/bin/python $(PIP_INSTALL) -c .venv-oldest/constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: .venv/.installed
+	@mkdir -p build
+	@.venv/bin/crosstrim ask src/crosstrim/mini/examples/digits-square.jpg "What digit is at the top left?" \
+		--k 0.25 --compare --overlay build/overlay.png
+	@echo "build/overlay.png shows what was kept: the features under the dimmed parts of the picture were dropped."
+
+test: .venv/.installed
+	@.venv/bin/python $(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
+
+test-slow: .venv/.installed
+	@.venv/bin/python $(PYTEST) -m slow
+
+test-oldest: .venv-oldest/.installed
+	@.venv-oldest/bin/python $(PYTEST) -m "not slow" tests/model
+
+lint: .venv/.installed
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+
+clean:
+	@rm -rf .venv .venv-oldest build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
