@@ -7,8 +7,8 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from crosstrim import compat  # noqa: E402
-from tests import tiny  # noqa: E402
+from crosstrim import compat
+from tests import tiny
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only gets in the way
 

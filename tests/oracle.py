@@ -52,7 +52,7 @@ def feature_visibility(batch):
 
 
 def leader_attention(model, batch):
-    """[B, Hq, T, N] attention of the first cross-attention layer in the untrimmed model, from its own eager weights."""
+    """[B, Hq, T, N] attention of the first cross-attention layer of the untrimmed model, its own eager weights."""
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:

@@ -51,7 +51,9 @@ def config(dtype: torch.dtype = torch.float32) -> MllamaConfig:
     return MllamaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN, dtype=dtype)
 
 
-def build(seed: int = 0, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> MllamaForConditionalGeneration:
+def build(
+    seed: int = 0, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+) -> MllamaForConditionalGeneration:
     """A model whose gates are open and whose cross-attention is opinionated, so that trimming can be seen."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -20,6 +20,7 @@ class ForwardPass:
         cache: past_key_values of this pass, None without one.
         before: what the cache was trimmed to before this pass.
         images: the tensor that brings new images, None when there are none.
+        continuation: how many of the last rows already continue the prompt (see `TrimHandle._expect`).
         prompt: without a cache, the earlier pass whose selection this one reuses.
         queries: [B, Hq, T, D] of the leader, when it scores.
         keys: [B, Hkv, N new, D] of the leader, when it scores.
@@ -36,6 +37,7 @@ class ForwardPass:
     cache: Any
     before: TrimState | None
     images: torch.Tensor | None
+    continuation: int = 0
     prompt: UncachedPrompt | None = None
     queries: torch.Tensor = field(init=False)
     keys: torch.Tensor = field(init=False)

@@ -52,6 +52,7 @@ class TrimHandle:
     def __init__(self, model: nn.Module, config: TrimConfig) -> None:
         self.config = config
         self._model = mllama.locate(model)
+        self._leader_index = self._model.layer_indices[0]
         self._decision = Decision(config, self._model)
         self._uncached = Uncached()
         self._local = threading.local()
@@ -78,6 +79,8 @@ class TrimHandle:
             query_norm.register_forward_hook(self._see_queries),
             key_norm.register_forward_hook(self._see_keys),
         ]
+        if self._model.head is not None:
+            self._hooks.append(self._model.head.register_forward_pre_hook(self._expect, with_kwargs=True))
         self._hooks += [
             follower.register_forward_pre_hook(self._before_follower, with_kwargs=True)
             for follower in self._model.followers
@@ -138,11 +141,23 @@ class TrimHandle:
     def _current(self) -> ForwardPass | None:
         return getattr(self._local, "current", None)
 
+    def _expect(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the head: learn how many rows at the end are guesses that continue the prompt.
+
+        Assisted decoding puts its first guesses into the same pass as the prompt and asks for one set of logits
+        more than it guessed. Guesses must not rate, and must see what a generated token sees. Without a cache from
+        the caller, logits_to_keep only slices the output.
+        """
+        wanted = kwargs.get("logits_to_keep", 0)
+        guessing = isinstance(wanted, int) and wanted > 1 and kwargs.get("past_key_values") is not None
+        self._local.continuation = wanted - 1 if guessing else 0
+
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the whole model: recognise the conversation by its cache."""
         self._local.current = None
+        continuation, self._local.continuation = getattr(self._local, "continuation", 0), 0
         cache = kwargs.get("past_key_values")
-        state = caches.state_of(cache, self._model.layer_indices[0])
+        state = caches.state_of(cache, self._leader_index)
         images = kwargs.get("pixel_values")
         images = kwargs.get("cross_attention_states") if images is None else images
         if self._disabled.get():
@@ -153,26 +168,34 @@ class TrimHandle:
                 )
             return
         caches.check(cache, self._model.layer_indices)
-        if state is None and images is None:
-            # Text only. Remember it as the latest generation, unless it goes on an untrimmed conversation.
-            if not caches.holds_features(cache, self._model.layer_indices[0]):
-                self._latest = _Outcome(None, 0, 0)
-            return
-        if state is None and caches.holds_features(cache, self._model.layer_indices[0]):
-            raise UnsupportedCacheError(
-                "this cache holds image features that were cached before trim(); start with an empty cache, or "
-                "continue inside disabled()."
-            )
         tokens = kwargs.get("input_ids", args[0] if args else None)
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:
             return  # the model itself refuses this
+        mask = kwargs.get("cross_attention_mask")
+        if mask is not None:
+            _check_rows(mask, tokens, cache)
+        if state is None and caches.holds_features(cache, self._leader_index):
+            if images is not None:
+                raise UnsupportedCacheError(
+                    "this cache holds image features that were cached before trim(), and new images cannot join them "
+                    "trimmed; start with an empty cache, or continue inside disabled()."
+                )
+            return
+        if state is None and images is None:
+            if mask is not None:
+                raise InputError(
+                    "a cross_attention_mask came without an image, and the cache holds none either; pass "
+                    "pixel_values with the prompt (prefill_chunk_size drops them in some transformers: leave it unset)."
+                )
+            self._latest = _Outcome(None, 0, 0)  # text only
+            return
         if state is not None and state.kept.shape[0] != tokens.shape[0]:
             raise InputError(
                 f"the cache holds {state.kept.shape[0]} samples and the input {tokens.shape[0]}; "
                 "repeat or select both alike."
             )
-        step = ForwardPass(tokens, kwargs.get("attention_mask"), cache, state, images)
+        step = ForwardPass(tokens, kwargs.get("attention_mask"), cache, state, images, continuation)
         if cache is None and images is not None:
             step.prompt = self._uncached.find(images, tokens)
         self._local.current = step
@@ -231,13 +254,41 @@ class TrimHandle:
             step.features = step.appended.trim_features(features)
             step.follower_mask = step.trim_mask(step.after, step.follower_mask, hidden_states)
         step.forget_scores()  # the followers need the memory
+        if step.cache is None or not self.config.trim_first_layer:
+            return None
+        caches.keep_newest(step.cache, self._leader_index, step.appended.slots, step.appended.feature_count)
+        return self._continued(step, module, hidden_states, kwargs, output) if step.continuation else None
+
+    def _continued(
+        self,
+        step: ForwardPass,
+        leader: nn.Module,
+        hidden_states: torch.Tensor,
+        kwargs: dict[str, Any],
+        output: torch.Tensor,
+    ) -> torch.Tensor:
+        """The leader's output, with the rows that continue the prompt computed on the trimmed cache."""
+        rows = slice(-step.continuation, None)
+        row_mask = kwargs.get("full_text_row_masked_out_mask")
+        again = kwargs | {
+            "hidden_states": hidden_states[:, rows],
+            "cross_attention_states": None,
+            "cross_attention_mask": None if step.follower_mask is None else step.follower_mask[:, :, rows],
+            "full_text_row_masked_out_mask": None if row_mask is None else row_mask[:, :, rows],
+        }
+        self._local.current = None  # this inner call is not a pass of its own
+        try:
+            redone = leader(**again)
+        finally:
+            self._local.current = step
+        return torch.cat([output[:, : -step.continuation], redone], dim=1)
 
     def _decide(self, step: ForwardPass, new_count: int) -> TrimState:
         if self.config.lossless:
             return self._decision.lossless(step, new_count, blind_rows_leak=self._evicts_afterwards)
         older = None
         if step.before is not None:
-            older = step.cache.layers[self._model.layer_indices[0]].keys[:, :, :-new_count]
+            older = step.cache.layers[self._leader_index].keys[:, :, :-new_count]
         return self._decision.scored(step, new_count, older)
 
     @property
@@ -266,23 +317,35 @@ class TrimHandle:
         if step is None or step.images is None or step.after is None or output is None:
             return
         if step.cache is None:
-            self._uncached.remember(step.images, step.tokens, step.after)
+            if step.prompt is None:
+                self._uncached.remember(step.images, step.tokens, step.after)
             self._latest = _Outcome(step.after, 0, 0)
             return
-        shrinking = [self._model.layer_indices[0]] if self.config.trim_first_layer else []
-        shrinking += self._model.layer_indices[1:] if self._evicts_afterwards else []
-        for index in shrinking:
+        for index in self._model.layer_indices[1:] if self._evicts_afterwards else ():
             caches.keep_newest(step.cache, index, step.appended.slots, step.appended.feature_count)
         caches.adopt(step.cache, self._model.layer_indices, step.after)
         self._latest = self._outcome(step.cache)
 
     def _outcome(self, cache: Any) -> _Outcome | None:
-        state = caches.state_of(cache, self._model.layer_indices[0])
+        state = caches.state_of(cache, self._leader_index)
         if state is None:
             return None
         held = caches.bytes_of(cache, self._model.layer_indices)
         per_feature = caches.bytes_per_feature(cache, self._model.layer_indices)
         return _Outcome(state, held, per_feature * state.kept.numel())
+
+
+def _check_rows(mask: torch.Tensor, tokens: torch.Tensor, cache: Any) -> None:
+    """Refuse a mask that is too short for the tokens, which transformers would fail on, or worse, broadcast."""
+    rows, past = tokens.shape[1], 0 if cache is None else int(cache.get_seq_length())
+    if mask.shape[1] not in (rows, past + rows) and mask.shape[1] < past + rows:
+        import transformers
+
+        raise InputError(
+            f"cross_attention_mask covers {mask.shape[1]} text rows, but this pass reaches row {past + rows}. "
+            f"Assisted and prompt-lookup decoding do this to Mllama in transformers {transformers.__version__}, "
+            "which cannot run them untrimmed either; use a newer transformers or plain decoding."
+        )
 
 
 def trim(model: nn.Module, config: TrimConfig | None = None, **options: Any) -> TrimHandle:

@@ -20,6 +20,7 @@ class Mllama:
     """The parts of a loaded Mllama that trimming touches.
 
     Attributes:
+        head: `MllamaForConditionalGeneration`, or None when only the model below it was given.
         model: `MllamaModel`, vision tower and decoder stack together.
         vision_model: `MllamaVisionModel`.
         cross_layers: the cross-attention decoder layers in order; the first one is the leader.
@@ -30,6 +31,7 @@ class Mllama:
         user_turn_ids: token ids that open a user turn, when the vocabulary is Llama-3.2's own.
     """
 
+    head: nn.Module | None
     model: nn.Module
     vision_model: nn.Module
     cross_layers: tuple[nn.Module, ...]
@@ -68,7 +70,7 @@ def locate(model: nn.Module) -> Mllama:
         UnsupportedModelError: there is no such model inside, there are several, or it has no
             cross-attention layer.
     """
-    from transformers.models.mllama.modeling_mllama import MllamaModel
+    from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration, MllamaModel
 
     name = type(model).__name__
     supported = "crosstrim supports MllamaForConditionalGeneration (Llama-3.2-Vision 11B and 90B, and 'mini')"
@@ -85,6 +87,7 @@ def locate(model: nn.Module) -> Mllama:
         raise UnsupportedModelError(f"{name} has no cross-attention layer to trim; {supported}.")
     text_config = mllama.config.text_config
     return Mllama(
+        head=next((module for module in model.modules() if isinstance(module, MllamaForConditionalGeneration)), None),
         model=found[0],
         vision_model=mllama.vision_model,
         cross_layers=tuple(text_model.layers[index] for index in indices),
