@@ -3,10 +3,11 @@
 from crosstrim import compat, errors
 from crosstrim.config import TrimConfig
 from crosstrim.hooks import TrimHandle, trim
+from crosstrim.loading import load
 from crosstrim.report import TrimReport
 from crosstrim.saliency import saliency
 from crosstrim.selection import select
 
 __version__ = "0.1.0"
 
-__all__ = ["TrimConfig", "TrimHandle", "TrimReport", "compat", "errors", "saliency", "select", "trim"]
+__all__ = ["TrimConfig", "TrimHandle", "TrimReport", "compat", "errors", "load", "saliency", "select", "trim"]

@@ -1,0 +1,105 @@
+"""Open pictures: everything that is not plainly a picture of reasonable size is refused in words."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from crosstrim.errors import InputError
+
+MAX_PIXELS = 64_000_000
+"""Largest picture, in pixels; the largest model sees 5 million."""
+
+# What cameras, phones and screenshots write. Pillow knows more, some of which start other programs.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+
+def open_image(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+    """Open a picture as the model is to see it: upright, RGB, transparency on white, the first frame.
+
+    Args:
+        source: a path, "-" for standard input, or a binary file object.
+
+    Returns:
+        The decoded picture.
+
+    Raises:
+        InputError: there is no picture, it is damaged, in another format, empty, or too large.
+    """
+    name = "standard input" if source == "-" else str(getattr(source, "name", source))
+    file = _bytes(source, name)
+    Image.init()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower, and says so
+            picture = Image.open(file, formats=[one for one in _FORMATS if one in Image.OPEN])
+    except Image.DecompressionBombError as error:
+        raise _too_large(name, f"more than {MAX_PIXELS} pixels") from error
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{name} is no picture that crosstrim reads, or its beginning is damaged; it reads {', '.join(_FORMATS)}."
+        ) from error
+    except Exception as error:  # decoders raise anything on hostile bytes
+        raise InputError(f"{name} is damaged: {error}.") from error
+    with picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise _too_large(name, f"{picture.width} x {picture.height} pixels")
+        try:
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+        except Exception as error:  # decoders raise anything on hostile bytes
+            raise InputError(f"{name} is damaged or cut off: {error}.") from error
+        return _to_rgb(upright, name)
+
+
+def _bytes(source: str | os.PathLike[str] | BinaryIO, name: str) -> BinaryIO:
+    """The whole source, in memory, so that no file stays open."""
+    if isinstance(source, str | os.PathLike) and source != "-":
+        content = _file_bytes(Path(source).expanduser(), name)
+    elif source == "-":
+        if sys.stdin.isatty():
+            raise InputError(
+                "standard input is a terminal; pipe a picture into it, as in `crosstrim ask - ... < photo.jpg`."
+            )
+        content = sys.stdin.buffer.read()
+    else:
+        content = source.read()  # type: ignore[union-attr]
+    if not content:
+        raise InputError(f"{name} is empty; a picture was expected.")
+    return io.BytesIO(content)
+
+
+def _file_bytes(path: Path, name: str) -> bytes:
+    if name.startswith(("http://", "https://")):
+        raise InputError(f"{name} is a web address, which crosstrim does not open; download the picture first.")
+    if path.is_dir():
+        raise InputError(f"{name} is a directory; give a picture.")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"there is no picture {name}; check the path.") from error
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}.") from error
+
+
+def _too_large(name: str, size: str) -> InputError:
+    return InputError(f"{name} has {size}; the limit is {MAX_PIXELS // 1_000_000} million pixels. Make it smaller.")
+
+
+def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    if picture.mode.startswith("I;16"):
+        # Pillow would cut 16-bit greys off at 255, which is almost black.
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise InputError(f"{name} holds {picture.mode!r} values, whose brightness is not defined; save it as 8-bit.")
+    if picture.has_transparency_data:
+        layers = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layers.size, "white"), layers).convert("RGB")
+    return picture.convert("RGB")
