@@ -1,11 +1,12 @@
 # Two commands are all a fresh machine needs: `make demo` and `make test`. Each builds .venv first if it must.
 #   PYTHON=python3.12                the interpreter that .venv is made with
-#   TORCH='torch==2.12.1+cu130'      another torch than the one in constraints.txt (after `make clean`)
+#   TORCH=torch==2.12.0              another torch than the one in constraints.txt
+# Both count when .venv is made: `make clean` first.
 
 PYTHON ?= python3
 OLDEST_TRANSFORMERS := 5.17.0
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
-PYTEST := -m pytest -q
+PYTEST := -m pytest
 
 export HF_HUB_OFFLINE := 1
 

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from tests.docs import pages
+
+
+@pytest.mark.parametrize("name", pages.NAMES)
+def test_links_between_files_resolve(name):
+    links = re.findall(r"!?\[[^\]]*\]\(([^)\s]+)\)", pages.without_code(pages.text(name)))
+    for link in links:
+        if link.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = os.path.normpath(os.path.join(os.path.dirname(name), path)) if path else name
+        assert (pages.ROOT / target).exists(), f"{name} links to {link}, which does not exist"
+        if anchor:
+            assert anchor in pages.anchors(target), f"{name} links to {link}, which has no such heading"
+
+
+def test_the_readme_leads_to_every_page():
+    readme = pages.text("README.md")
+    missing = [name for name in pages.NAMES if name != "README.md" and f"({name})" not in readme]
+    assert not missing

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from dataclasses import fields
+
+from crosstrim import TrimConfig
+from tests.docs import pages
+
+
+def test_every_option_is_documented_with_its_default():
+    documented = {
+        row["option"].strip("`"): row["default"].strip("`") for row in pages.table("docs/method.md", "option")
+    }
+    actual = {field.name: field.default for field in fields(TrimConfig)}
+    assert list(documented) == list(actual)
+    for name, default in actual.items():
+        written = f'"{default}"' if isinstance(default, str) else str(default)
+        assert documented[name] == written, name
+
+
+def test_every_policy_is_documented():
+    from crosstrim.policies import POLICIES
+
+    row = next(row for row in pages.table("docs/method.md", "option") if row["option"] == "`policy`")
+    for name in POLICIES:
+        assert f'`"{name}"`' in row["meaning"]

@@ -1,0 +1,25 @@
+"""Every Python block of README and docs runs as it stands; the blocks of one page share their names, in order."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.docs import pages
+
+WITH_CODE = [name for name in pages.NAMES if pages.snippets(name)]
+
+
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_snippets_run(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for line, code in pages.snippets(name):
+        # Blank lines before the code make a traceback name the page's own line.
+        exec(compile("\n" * (line - 1) + code, pages.ROOT / name, "exec"), names)
+
+
+def test_the_readme_shows_what_was_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for _, code in pages.snippets("README.md"):
+        exec(code, {"__name__": "__main__"})
+    assert "visible image features" in capsys.readouterr().out
