@@ -51,7 +51,7 @@ test-slow: .venv/.installed
 	@.venv/bin/python $(PYTEST) -m slow
 
 test-oldest: .venv-oldest/.installed
-	@.venv-oldest/bin/python $(PYTEST) -m "not slow" tests/model
+	@.venv-oldest/bin/python $(PYTEST) --disable-warnings -m "not slow" tests/model
 
 lint: .venv/.installed
 	@.venv/bin/ruff check
