@@ -186,7 +186,7 @@ class TrimHandle:
             if mask is not None:
                 raise InputError(
                     "a cross_attention_mask came without an image, and the cache holds none either; pass "
-                    "pixel_values with the prompt (prefill_chunk_size drops them in some transformers: leave it unset)."
+                    "pixel_values with the prompt, and leave prefill_chunk_size unset (some transformers drop them)."
                 )
             self._latest = _Outcome(None, 0, 0)  # text only
             return
@@ -239,11 +239,13 @@ class TrimHandle:
         if step is not None and step.images is not None and not self.config.lossless:
             step.keys = output.detach()
 
-    def _after_leader(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _after_leader(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> torch.Tensor | None:
         """Score and select; gather once what every follower will read."""
         step = self._current
         if step is None or step.images is None:
-            return
+            return None
         hidden_states = args[0] if args else kwargs["hidden_states"]
         features = mllama.as_sequence(kwargs["cross_attention_states"], hidden_states.shape[0])
         step.appended = step.prompt.state if step.prompt else self._decide(step, features.shape[1])

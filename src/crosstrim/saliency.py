@@ -43,10 +43,12 @@ def saliency(
     scale = head_size**-0.5 if scale is None else scale
     rating = visible.any(-1) if rating_rows is None else rating_rows & visible.any(-1)
     result = torch.zeros(batch, query_heads, keys.shape[2], dtype=torch.float32, device=queries.device)
+    if result.is_meta:  # shapes without values: there are no rows to tell apart
+        return result
     for sample in range(batch):
         rows = rating[sample].nonzero().squeeze(-1)
         rows_per_chunk = max(1, CHUNK_BYTES // (4 * result[sample].numel()))
-        transposed_keys = keys[sample].float().unsqueeze(1).transpose(-1, -2)
+        transposed_keys = keys[sample].float().transpose(-1, -2)
         for chunk in rows.split(rows_per_chunk):
             _add_attention(result[sample], queries[sample], transposed_keys, visible[sample], chunk, scale)
     return result
@@ -61,11 +63,12 @@ def _add_attention(
     scale: float,
 ) -> None:
     """Add the attention of the text rows `rows` to `total` [Hq, N] in place."""
-    key_heads, _, _, feature_count = transposed_keys.shape
-    grouped = queries[:, rows].float().unflatten(0, (key_heads, -1))
-    scores = (grouped @ transposed_keys).mul_(scale)
+    key_heads, _, feature_count = transposed_keys.shape
+    # The query heads that share a key head stand below each other, so that no key is copied.
+    grouped = queries[:, rows].float().reshape(key_heads, -1, queries.shape[-1])
+    scores = (grouped @ transposed_keys).mul_(scale).view(len(queries), len(rows), feature_count)
     scores.masked_fill_(~visible[rows], float("-inf"))
-    total += scores.softmax(-1).sum(-2).reshape(-1, feature_count)
+    total += scores.softmax(-1).sum(-2)
 
 
 def _check(

@@ -1,0 +1,89 @@
+"""The true 11B and 90B configurations on the meta device: shapes and bytes without a single weight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers.models.mllama.configuration_mllama import MllamaConfig, MllamaTextConfig, MllamaVisionConfig
+from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration
+
+import crosstrim
+from crosstrim import compat
+
+MIB = 2**20
+SIZES = {
+    # hidden, MLP, layers, query heads, cross-attention layers, cross-attention KV of one image in MiB
+    "11B": (4096, 14336, 40, 32, 8, 200),
+    "90B": (8192, 28672, 100, 64, 20, 500),
+}
+
+
+def on_meta(name):
+    hidden, feed_forward, layers, heads, cross, _ = SIZES[name]
+    text = MllamaTextConfig(
+        vocab_size=128256,
+        hidden_size=hidden,
+        intermediate_size=feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        cross_attention_layers=list(range(3, layers, 5)),
+        pad_token_id=128004,
+    )
+    assert len(text.cross_attention_layers) == cross
+    vision = MllamaVisionConfig(
+        image_size=560,
+        vision_output_dim=7680,
+        intermediate_layers_indices=[3, 7, 15, 23, 30],
+    )
+    config = MllamaConfig(vision_config=vision, text_config=text, image_token_index=128256)
+    with torch.device("meta"):
+        return MllamaForConditionalGeneration._from_config(config, dtype=torch.bfloat16).eval()
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_prefill_and_a_decode_step_at_half_the_features(name):
+    model = on_meta(name)
+    compat.apply(model)
+    batch, rows, features = 1, 16, 4 * 1601
+    with torch.device("meta"):
+        prompt = {
+            "input_ids": torch.zeros(batch, rows, dtype=torch.long),
+            "pixel_values": torch.zeros(batch, 1, 4, 3, 560, 560, dtype=torch.bfloat16),
+            "aspect_ratio_ids": torch.ones(batch, 1, dtype=torch.long),
+            "aspect_ratio_mask": torch.ones(batch, 1, 4, dtype=torch.long),
+            "cross_attention_mask": torch.ones(batch, rows, 1, 4, dtype=torch.long),
+        }
+        token = torch.zeros(batch, 1, dtype=torch.long)
+    mask = torch.cat([prompt["cross_attention_mask"], prompt["cross_attention_mask"][:, -1:]], dim=1)
+    followers_read, scores = [], {}
+    layers = model.model.language_model.layers
+    indices = model.config.text_config.cross_attention_layers
+    for index in indices[1:]:
+        layers[index].cross_attn.k_proj.register_forward_pre_hook(
+            lambda m, args: followers_read.append(args[0].shape)
+        )
+    for index in indices:
+        layers[index].cross_attn.register_forward_pre_hook(
+            lambda m, args, kwargs: scores.setdefault(m.layer_idx, []).append(kwargs["attention_mask"].shape),
+            with_kwargs=True,
+        )
+    with torch.no_grad():
+        untrimmed = kv_bytes(model(**prompt).past_key_values, indices)
+        followers_read.clear()
+        scores.clear()
+        with crosstrim.trim(model, keep=0.5):
+            cache = model(**prompt).past_key_values
+            held = kv_bytes(cache, indices)
+            out = model(input_ids=token, cross_attention_mask=mask, past_key_values=cache)
+    assert untrimmed == pytest.approx(SIZES[name][5] * MIB, rel=0.002)
+    assert held * 2 == untrimmed
+    assert out.logits.shape == (batch, 1, 128256)
+    assert set(followers_read) == {torch.Size([batch, features // 2, SIZES[name][0]])}
+    prefill, decode = zip(*scores.values(), strict=True)
+    assert prefill == ((batch, 1, rows, features), *[(batch, 1, rows, features // 2)] * (len(indices) - 1))
+    assert set(decode) == {torch.Size([batch, 1, 1, features // 2])}
+
+
+def kv_bytes(cache, indices):
+    return sum(cache.layers[index].keys.nbytes + cache.layers[index].values.nbytes for index in indices)

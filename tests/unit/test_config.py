@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from crosstrim import TrimConfig, policies
+from crosstrim.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("options", "wording"),
+    [
+        ({"k": 0}, "k=0 must be a share above 0 and at most 1"),
+        ({"k": 1.5}, "k=1.5 must be"),
+        ({"k": -0.1}, "k=-0.1"),
+        ({"k": float("nan")}, "k=nan"),
+        ({"k": "0.25"}, "k='0.25'"),
+        ({"k": True}, "k=True"),
+        ({"keep": 0}, "keep=0 as a count must be at least 1"),
+        ({"keep": 0.0}, "keep=0.0 must be a share above 0"),
+        ({"keep": 1.5}, "keep=1.5 .* whole number"),
+        ({"keep": -3}, "keep=-3"),
+        ({"k": 0.5, "keep": 0.5}, "k=0.5 and keep=0.5 .* give one of them"),
+        ({"k_base": "everything"}, "k_base='everything' must be one of 'visible', 'all'"),
+        ({"rating_rows": "first"}, "rating_rows='first' must be one of 'all', 'last_turn'"),
+        ({"trim_first_layer": 1}, "trim_first_layer=1 must be True or False"),
+        ({"policy": "unoin"}, "policy='unoin' is unknown.*Did you mean 'union'"),
+        ({"policy": 3}, "policy=3 is unknown"),
+    ],
+)
+def test_bad_options_are_named(options, wording):
+    with pytest.raises(ConfigError, match=wording):
+        TrimConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrimConfig(),
+        TrimConfig(k=0.25),
+        TrimConfig(keep=2048, policy="random", user_turn_ids=(1, 2)),
+        TrimConfig(keep=1.0, k_base="all", rating_rows="last_turn", trim_first_layer=False),
+    ],
+)
+def test_round_trip_through_json(config):
+    text = json.dumps(config.to_dict())
+    assert TrimConfig.from_dict(json.loads(text)) == config
+    assert json.loads(text)["version"] == 1
+
+
+def test_from_dict_refuses_what_it_does_not_know():
+    with pytest.raises(ConfigError, match="unknown option 'kk'; TrimConfig has"):
+        TrimConfig.from_dict({"kk": 0.25})
+    with pytest.raises(ConfigError, match="format version 2"):
+        TrimConfig.from_dict({"version": 2})
+
+
+def test_keep_of_one_is_a_count_and_of_one_point_zero_a_share():
+    assert isinstance(TrimConfig(keep=1).keep, int)
+    assert isinstance(TrimConfig(keep=1.0).keep, float)
+
+
+def test_random_votes_do_not_depend_on_batch_or_length():
+    votes = policies.Random(3)(torch.zeros(2, 4, 40), torch.ones(2, 40, dtype=torch.bool))
+    longer = policies.Random(3)(torch.zeros(1, 4, 4000), torch.ones(1, 4000, dtype=torch.bool))
+    assert torch.equal(votes[0], votes[1])
+    assert torch.equal(votes[0], longer[0, :, :40])
+    assert not torch.equal(votes, policies.Random(4)(torch.zeros(2, 4, 40), torch.ones(2, 40, dtype=torch.bool)))
