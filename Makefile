@@ -26,7 +26,7 @@ help:
 	@echo "Installing into .venv ..."
 	@$(PYTHON) -m venv .venv
 	@sed 's|^torch==.*|$(or $(TORCH),&)|' constraints.txt > .venv/constraints.txt
-	@.venv/bin/python $(PIP_INSTALL) -c .venv/constraints.txt -e '.[dev,recipe,viz]'
+	@.venv/bin/python $(PIP_INSTALL) -c .venv/constraints.txt -e '.[dev,recipe]'
 	@touch $@
 
 # huggingface-hub follows transformers.
