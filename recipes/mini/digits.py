@@ -27,6 +27,19 @@ class Stamp:
     ink: np.ndarray
     halo: np.ndarray
 
+    def enlarged(self, scale: int) -> Stamp:
+        """Return the stamp drawn `scale` times as large."""
+        if scale == 1:
+            return self
+        box = self.ink.shape[0] * scale
+        ink, halo = (
+            np.asarray(Image.fromarray(layer[..., 0]).resize((box, box), Image.Resampling.BICUBIC)).clip(0, 1)[
+                ..., None
+            ]
+            for layer in (self.ink, self.halo)
+        )
+        return Stamp(self.value, self.side * scale, ink, halo)
+
 
 @cache
 def split_indices(split: str) -> np.ndarray:
@@ -41,7 +54,7 @@ def split_indices(split: str) -> np.ndarray:
     return {"train": train, "validation": validation, "test": test}[split]
 
 
-def stamp(image: np.ndarray, value: int, rng: np.random.Generator, wild: bool, scale: int = 1) -> Stamp:
+def stamp(image: np.ndarray, value: int, rng: np.random.Generator, wild: bool) -> Stamp:
     """Draw one 8x8 digit smoothly.
 
     Args:
@@ -49,12 +62,11 @@ def stamp(image: np.ndarray, value: int, rng: np.random.Generator, wild: bool, s
         value: The digit it shows.
         rng: Decides the size, and the distortion if `wild`.
         wild: Whether to turn, slant and thicken it at random, as training does.
-        scale: Factor on every length, for pictures larger than the canvas.
     """
     side = int(rng.integers(GLYPH_SIDES[0], GLYPH_SIDES[1] + 1))
-    turn, slant, stretch = (rng.uniform(-0.2, 0.2), rng.uniform(-0.15, 0.15), rng.uniform(0.85, 1.15)) if wild else (0, 0, 1)
-    box = (side + 12) * scale
-    step = 8 / (side * scale)
+    turn, slant, stretch = rng.uniform((-0.12, -0.1, 0.92), (0.12, 0.1, 1.08)) if wild else (0.0, 0.0, 1.0)
+    box = side + 12
+    step = 8 / side
     cosine, sine = np.cos(turn) * step, np.sin(turn) * step
     matrix = np.array([[cosine / stretch, sine + slant * step], [-sine, cosine]])
     offset = 4 - matrix @ np.array([box / 2, box / 2])
@@ -62,11 +74,11 @@ def stamp(image: np.ndarray, value: int, rng: np.random.Generator, wild: bool, s
     framed = Image.fromarray(np.pad(image, 4).astype(np.float32))
     coefficients = (*matrix[0], offset[0] + 4, *matrix[1], offset[1] + 4)
     drawn = framed.transform((box, box), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC)
-    threshold = rng.uniform(3.0, 5.5) if wild else 4.0
+    threshold = rng.uniform(3.2, 4.8) if wild else 4.0
     ink = np.clip((np.asarray(drawn) - threshold) / 5.0, 0, 1)
-    soft = Image.fromarray((ink * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(2.5 * scale))
+    soft = Image.fromarray((ink * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(2.5))
     halo = np.clip(np.asarray(soft, np.float32) / 255 * 2.5, 0, 1)
-    return Stamp(value, side * scale, ink[..., None].astype(np.float32), halo[..., None])
+    return Stamp(value, side, ink[..., None].astype(np.float32), halo[..., None])
 
 
 @cache

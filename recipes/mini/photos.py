@@ -47,14 +47,14 @@ def _sklearn(file: str, split: str, licence: str, credit: str) -> Photo:
     return Photo("sklearn", f"datasets/images/{file}", split, licence, credit)
 
 
-# Left out: coins, ihc, lfw, moon, motorcycle, page and text, whose licence is not stated or not free, and the drawings.
+# Left out: coins, ihc, lfw, moon, motorcycle, page and text, whose licence is unclear, and all that is no photograph.
 PHOTOS: tuple[Photo, ...] = (
     _skimage("astronaut.png", "train", _PUBLIC, "NASA, portrait of Eileen Collins"),
     _skimage("brick.png", "train", _CC0, "CC0Textures, Bricks25"),
     _skimage("camera.png", "train", _CC0, "Lav Varshney"),
     _skimage("cell.png", "train", _CC0, "Paul Müller et al., Optics Express 26(8)"),
     _skimage("clock_motion.png", "train", _PUBLIC, "Stefan van der Walt"),
-    _skimage("grass.png", "train", _CC0, "DeviantArt user linolafett"),
+    _skimage("grass.png", "train", _CC0, "linolafett, DeviantArt Grass-01"),
     _skimage("hubble_deep_field.jpg", "train", _PUBLIC, "NASA, Hubble eXtreme Deep Field"),
     _skimage("retina.jpg", "train", _CC0, "Mikael Häggström, WikiJournal of Medicine 1(2)"),
     _sklearn("flower.jpg", "train", _CC_BY, "vultilion, flickr.com/photos/vultilion/6056698931"),

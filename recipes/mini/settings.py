@@ -8,7 +8,7 @@ from typing import Any
 TILE = 120
 """Side of a tile in pixels."""
 
-PATCH = 12
+PATCH = 15
 """Side of a patch in pixels; (TILE / PATCH)**2 + 1 must not be a multiple of 8 (transformers would mask it all)."""
 
 MAX_TILES = 4
@@ -21,10 +21,9 @@ class Settings:
     """What a run of the recipe uses; two runs with equal settings make equal weights on equal hardware."""
 
     seed: int = 20250404
-    batch: int = 32
 
-    vision_width: int = 192
-    vision_heads: int = 3
+    vision_width: int = 128
+    vision_heads: int = 2
     vision_layers: int = 6
     vision_global_layers: int = 2
     vision_intermediate: tuple[int, ...] = (1, 3, 5)
@@ -35,14 +34,16 @@ class Settings:
     text_key_heads: int = 4
     cross_layers: tuple[int, ...] = (3, 5, 7)
 
-    vision_steps: int = 900
-    language_steps: int = 700
-    joint_steps: int = 500
+    vision_steps: int = 2000
+    vision_batch: int = 8
+    language_steps: int = 1200
+    joint_steps: int = 800
+    language_batch: int = 16
     segments: int = 14
     muon_rate: float = 0.02
-    adam_rate: float = 2e-3
+    adam_rate: float = 7e-4
     joint_scale: float = 0.5
-    checkpoint_every: int = 100
+    checkpoint_every: int = 200
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
@@ -50,7 +51,8 @@ class Settings:
 
 
 SMOKE = Settings(
-    batch=2,
+    vision_batch=2,
+    language_batch=2,
     vision_width=64,
     vision_heads=1,
     text_width=64,

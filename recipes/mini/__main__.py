@@ -1,0 +1,67 @@
+"""Make the embedded model: `python -m recipes.mini`. Stops anywhere, continues where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import MllamaForConditionalGeneration
+
+from . import heldout, keep_freed_memory, language, vision
+from .card import write_card
+from .evaluate import RESULTS, brief, evaluate, write
+from .model import build_model
+from .settings import SMOKE, Settings
+from .tokenizer import build_processor
+
+_PACKAGE = Path(__file__).parents[2] / "src" / "crosstrim" / "mini"
+
+
+def export(model: MllamaForConditionalGeneration, folder: Path) -> None:
+    """Save the checkpoint as it ships: bfloat16 weights in safetensors, configuration and processor."""
+    model.to(torch.bfloat16).save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+    model.float()
+
+
+def make(settings: Settings, work: Path, package: Path) -> dict[str, Any]:
+    """Train through all stages, write checkpoint, benchmark and examples into the package, and return the log."""
+    work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    model = build_model(settings)
+    stages = {"vision": vision.train(model, settings, work)}
+    print(json.dumps(stages), flush=True)
+    stages["language"] = language.train(model, settings, work, joint=False)
+    stages["joint"] = language.train(model, settings, work, joint=True)
+    export(model, package / "checkpoint")
+    heldout.write_benchmark(package / "heldout", "test")
+    heldout.write_examples(package / "examples")
+    log = {"settings": settings.to_dict(), "parameters": model.num_parameters(), "stages": stages}
+    (work / "log.json").write_text(json.dumps(log, indent=2) + "\n", encoding="utf-8")
+    return log
+
+
+def main() -> None:
+    """Read the command line and make the model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, default=Path("build/mini"), help="where training checkpoints go")
+    parser.add_argument("--package", type=Path, default=_PACKAGE, help="where the finished model goes")
+    parser.add_argument("--smoke", action="store_true", help="two tiny steps per stage, to see that it runs")
+    options = parser.parse_args()
+    keep_freed_memory()
+    settings = SMOKE if options.smoke else Settings()
+    log = make(settings, options.work, options.package)
+    checkpoint = options.package / "checkpoint"
+    validation = heldout.write_benchmark(options.work / "validation", "validation")
+    print("validation:", json.dumps(brief(checkpoint, validation)), flush=True)
+    if not options.smoke:
+        report = evaluate(checkpoint, options.package / "heldout" / "questions.jsonl")
+        write(report, RESULTS)
+        write_card(checkpoint, settings, log, report, str(RESULTS))
+
+
+if __name__ == "__main__":
+    main()

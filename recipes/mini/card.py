@@ -1,0 +1,70 @@
+"""The model card: written from the settings, the photographs' register and the measured results, never by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .photos import PHOTOS
+from .settings import LAYOUTS, PATCH, TILE, Settings
+
+_TEMPLATE = Path(__file__).with_name("card.md")
+
+
+def _kinds_table(results: dict[str, Any]) -> str:
+    names = ["untrimmed", "blind", "k=0.25", "without vision_features", "without blind_rows", "without both"]
+    lines = ["| kind | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for kind in results["untrimmed"]["kinds"]:
+        lines.append(f"| {kind} | " + " | ".join(f"{results[name]['kinds'][kind]:.1f}" for name in names) + " |")
+    lines.append("| **all** | " + " | ".join(f"{results[name]['all']:.1f}" for name in names) + " |")
+    return "\n".join(lines)
+
+
+def _trims_table(results: dict[str, Any]) -> str:
+    lines = ["| setting | lookups | count | read |", "|---|---|---|---|"]
+    for name, result in results.items():
+        if name == "untrimmed" or "=" in name:
+            kinds = result["kinds"]
+            lines.append(f"| {name} | {result['lookups']:.1f} | {kinds['count']:.1f} | {kinds['read']:.1f} |")
+    return "\n".join(lines)
+
+
+def write_card(folder: Path, settings: Settings, log: dict[str, Any], report: dict[str, Any], name: str) -> None:
+    """Write `README.md` beside the checkpoint.
+
+    Args:
+        folder: The checkpoint's folder.
+        settings: What it was trained with.
+        log: Seconds and parameters of the run.
+        report: What `evaluate` measured.
+        name: Where that report is kept, for the reader.
+    """
+    from .pictures import FEWEST, MOST
+
+    results, features = report["results"], (TILE // PATCH) ** 2 + 1
+    photos = [
+        f"| {photo.package}: {photo.name} | {photo.split} | {photo.licence} | {photo.credit} |" for photo in PHOTOS
+    ]
+    card = _TEMPLATE.read_text(encoding="utf-8").format(
+        **settings.to_dict(),
+        parameters=log["parameters"] / 1e6,
+        megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
+        minutes=sum(stage["seconds"] for stage in log["stages"].values()) / 60,
+        cpu=report["versions"]["cpu"],
+        columns=f"{FEWEST} to {MOST}",
+        fewest=FEWEST,
+        most=MOST,
+        total=sum(report["questions"].values()),
+        each=next(iter(report["questions"].values())),
+        kinds=_kinds_table(results),
+        layouts=", ".join(f"{layout} {value:.1f}" for layout, value in results["untrimmed"]["layouts"].items()),
+        trims=_trims_table(results),
+        versions=", ".join(f"{key} {value}" for key, value in report["versions"].items()),
+        name=name,
+        photos="\n".join(photos),
+        tile=TILE,
+        patch=PATCH,
+        features=features,
+        all_features=features * max(rows * columns for rows, columns in LAYOUTS),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,0 +1,76 @@
+"""The recipe runs from end to end, and its training attention is the model's own, only packed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sklearn")
+pytest.importorskip("skimage")
+
+from PIL import Image  # noqa: E402
+from recipes.mini import attention, language, pictures, questions, vision  # noqa: E402
+from recipes.mini.__main__ import make  # noqa: E402
+from recipes.mini.evaluate import load, read_rows  # noqa: E402
+from recipes.mini.model import build_model  # noqa: E402
+from recipes.mini.settings import LAYOUTS, SMOKE  # noqa: E402
+from recipes.mini.tokenizer import build_processor  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+
+
+def test_packed_training_gives_the_logits_of_single_prompts() -> None:
+    model, processor, rng = build_model(SMOKE), build_processor(), np.random.default_rng(0)
+    torch.nn.init.normal_(model.lm_head.weight, std=0.3)
+    scenes = [pictures.scene("train", layout, rng) for layout in LAYOUTS[:2]]
+    lessons = [questions.lesson(scene, 4, rng) for scene in scenes]
+    batch = vision.image_inputs(scenes) | language.pack(lessons)
+    configs = (model.config.vision_config, model.config.text_config)
+    for config in configs:
+        config._attn_implementation = attention.NAME
+    packed = _packed_logits(model, batch)
+    for config in configs:
+        config._attn_implementation = "sdpa"
+    prefix = len(language.shared_prefix())
+    for row, (scene, lesson) in enumerate(zip(scenes, lessons, strict=True)):
+        for column, asked in enumerate(lesson):
+            chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked.text}]}]
+            text = processor.apply_chat_template(chat, add_generation_prompt=True) + asked.answer
+            picture = [[Image.fromarray(scene.pixels)]]
+            inputs = processor(images=picture, text=[text], add_special_tokens=False, return_tensors="pt")
+            with torch.no_grad():
+                single = model(**inputs, use_cache=False).logits[0, prefix:]
+            start = prefix + column * language.SEGMENT
+            # bfloat16 against float32, on logits with a spread of several units.
+            torch.testing.assert_close(packed[row, start : start + len(single)], single, atol=0.3, rtol=0.1)
+
+
+def _packed_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features = vision.encode(model, batch)
+        states = model.model.multi_modal_projector(features).flatten(1, 2)
+        text = language._text_inputs(batch, features.shape[2])
+        hidden = model.model.language_model(cross_attention_states=states, **text).last_hidden_state
+        return model.lm_head(hidden).float()
+
+
+@pytest.mark.slow
+def test_a_tiny_run_makes_a_checkpoint_and_repeats_itself(tmp_path: Path) -> None:
+    log = make(SMOKE, tmp_path / "work", tmp_path / "package")
+    assert set(log["stages"]) == {"vision", "language", "joint"}
+    model, processor = load(tmp_path / "package" / "checkpoint")
+    assert processor.tokenizer.convert_tokens_to_ids("<|image|>") == model.config.text_config.vocab_size
+    rows = read_rows(tmp_path / "package" / "heldout" / "questions.jsonl")
+    assert {row["kind"] for row in rows} == set(questions.KINDS)
+
+    # A finished run resumes to the same weights, and so does a new one.
+    make(SMOKE, tmp_path / "work", tmp_path / "resumed")
+    make(SMOKE, tmp_path / "again", tmp_path / "repeated")
+    first, resumed, repeated = (
+        load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("package", "resumed", "repeated")
+    )
+    for name, value in first.items():
+        assert torch.equal(value, resumed[name])
+        torch.testing.assert_close(value, repeated[name], atol=1e-2, rtol=1e-2)
