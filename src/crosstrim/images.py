@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from crosstrim import mini
 from crosstrim.errors import InputError
 
 MAX_PIXELS = 64_000_000
@@ -57,6 +58,21 @@ def open_image(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         except Exception as error:  # decoders raise anything on hostile bytes
             raise InputError(f"{name} is damaged or cut off: {error}.") from error
         return _to_rgb(upright, name)
+
+
+def find(name: str) -> str:
+    """The path that a name given by a person stands for.
+
+    Args:
+        name: a path, "-", "example" for the first picture that ships with crosstrim, or the name of one of them,
+            which is its file's without the suffix. A file of that name comes first.
+    """
+    if name == "-" or Path(name).exists() or Path(name).name != name or Path(name).suffix:
+        return name
+    for example in mini.examples():
+        if name in ("example", Path(example["image"]).stem):
+            return str(example["image"])
+    return name
 
 
 def _bytes(source: str | os.PathLike[str] | BinaryIO, name: str) -> BinaryIO:

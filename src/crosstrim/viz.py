@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from crosstrim.errors import InputError
 from crosstrim.models.tiles import Tiling
-from crosstrim.report import ImageReport
+from crosstrim.report import ImageReport, TrimReport
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 """What `save` writes."""
@@ -58,6 +59,19 @@ def overlay(
     if legend:
         _write(result, legend_text(features, tiling))
     return result
+
+
+def overlay_report(picture: Image.Image, report: TrimReport, model: Any, processor: Any) -> Image.Image:
+    """The `overlay` of the first image of a report's first sample.
+
+    Args:
+        picture: as it was given to the processor.
+        report: of a generation on this picture.
+        model: that the report is of.
+        processor: of the model.
+    """
+    tiling = Tiling.of(picture.size, processor.image_processor, model.config.vision_config.patch_size)
+    return overlay(picture, report.samples[0][0], tiling)
 
 
 def kept_pixels(features: Iterable[int], tiling: Tiling, size: tuple[int, int]) -> NDArray[np.bool_]:

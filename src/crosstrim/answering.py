@@ -1,0 +1,160 @@
+"""Ask a model about a picture, trimmed, and beside it untrimmed when wanted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from PIL import Image
+
+from crosstrim.config import TrimConfig
+from crosstrim.errors import ConfigError, InputError
+from crosstrim.hooks import trim
+from crosstrim.models import mllama
+from crosstrim.report import TrimReport
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said of a picture.
+
+    Attributes:
+        answer: its text.
+        tokens: how many tokens were generated.
+        seconds: wall-clock time of `generate`, image encoding included, the processor's work not.
+        report: what was kept; None when the model ran untrimmed.
+        untrimmed: the answer of the untrimmed model to the same question, when it was asked as well.
+    """
+
+    answer: str
+    tokens: int
+    seconds: float
+    report: TrimReport | None = None
+    untrimmed: Answer | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as plain JSON types; `untrimmed` is there only when it was asked for."""
+        values: dict[str, Any] = {"answer": self.answer, "tokens": self.tokens, "seconds": round(self.seconds, 4)}
+        if self.report is not None:
+            values["report"] = self.report.to_dict()
+        if self.untrimmed is not None:
+            values["untrimmed"] = self.untrimmed.to_dict()
+        return values
+
+
+def ask(
+    model: Any,
+    processor: Any,
+    picture: Image.Image,
+    question: str,
+    config: TrimConfig | None = None,
+    *,
+    compare: bool = False,
+    max_new_tokens: int = 64,
+) -> Answer:
+    """Ask one question about one picture, greedily decoded.
+
+    Args:
+        model: of `crosstrim.load`; untrimmed, and untrimmed again afterwards.
+        processor: of `crosstrim.load`.
+        picture: what to ask about.
+        question: what to ask.
+        config: how to trim; None runs the model as it is.
+        compare: whether to run the untrimmed model as well. Both then come after a warm-up, so that their times
+            can be compared.
+        max_new_tokens: where to cut the answer off.
+
+    Returns:
+        The answer and the report of the trim.
+
+    Raises:
+        InputError: the question is empty, or names an image token.
+        ConfigError: `max_new_tokens` is below 1.
+    """
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens={max_new_tokens!r} must be at least 1.")
+    inputs = encode(processor, [picture], [question]).to(model.device)
+    if config is None:
+        return _answer(model, processor, inputs, max_new_tokens)
+    with trim(model, for_tokenizer(config, processor.tokenizer)) as trimmed:
+        untrimmed = None
+        if compare:
+            with trimmed.disabled():
+                generate(model, processor, inputs, max_new_tokens=2)  # prefill and decode, both cold
+                untrimmed = _answer(model, processor, inputs, max_new_tokens)
+        answer = _answer(model, processor, inputs, max_new_tokens)
+        return replace(answer, report=trimmed.report(), untrimmed=untrimmed)
+
+
+def for_tokenizer(config: TrimConfig, tokenizer: Any) -> TrimConfig:
+    """The config with the token ids that open a user turn, where it goes by turns and they were not given."""
+    if config.rating_rows != "last_turn" or config.user_turn_ids is not None:
+        return config
+    return replace(config, user_turn_ids=mllama.user_turn_ids(tokenizer))
+
+
+def encode(processor: Any, pictures: Sequence[Image.Image], questions: Sequence[str]) -> Any:
+    """The model's inputs for one picture and question per sample, padded on the left.
+
+    Raises:
+        InputError: a question is empty, or names an image token.
+    """
+    prompts = [_prompt(processor, question) for question in questions]
+    return processor(
+        images=[[picture] for picture in pictures],
+        text=prompts,
+        add_special_tokens=False,  # the template has written them
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
+
+
+def _prompt(processor: Any, question: str) -> str:
+    if not question.strip():
+        raise InputError("the question is empty; ask something about the picture.")
+    if processor.image_token in question:
+        raise InputError(f"the question contains {processor.image_token}, which stands for the picture.")
+    if processor.chat_template is None:
+        return f"{processor.image_token}{question}"  # base models complete a text; the processor adds the rest
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    return cast(str, processor.apply_chat_template([message], add_generation_prompt=True))
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one call of `generate` gave.
+
+    Attributes:
+        texts: one per sample, without special tokens.
+        steps: tokens generated for the longest of them.
+        seconds: wall-clock time, with the device's work finished.
+    """
+
+    texts: list[str]
+    steps: int
+    seconds: float
+
+
+@torch.no_grad()
+def generate(model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], *, max_new_tokens: int) -> Generation:
+    """Answer greedily, and take the time."""
+    on_cuda = model.device.type == "cuda"
+    if on_cuda:
+        torch.cuda.synchronize()
+    begun = time.perf_counter()
+    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    if on_cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - begun
+    new = output[:, inputs["input_ids"].shape[1] :]
+    texts = processor.batch_decode(new, skip_special_tokens=True)
+    return Generation([text.strip() for text in texts], new.shape[1], seconds)
+
+
+def _answer(model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], max_new_tokens: int) -> Answer:
+    generated = generate(model, processor, inputs, max_new_tokens=max_new_tokens)
+    return Answer(answer=generated.texts[0], tokens=generated.steps, seconds=generated.seconds)

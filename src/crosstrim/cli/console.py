@@ -1,0 +1,73 @@
+"""What every verb shares: where output goes, how errors end, and silence from the libraries."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+from rich.console import Console, RenderableType
+from typer.core import TyperGroup
+
+from crosstrim.errors import CrosstrimError
+
+
+class Group(TyperGroup):
+    """The verbs; an error that crosstrim words itself ends with one line and exit code 1, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        with _quiet_libraries():
+            try:
+                return super().invoke(ctx)
+            except CrosstrimError as error:
+                say(" ".join(str(error).splitlines()))
+                raise typer.Exit(1) from error
+
+
+def say(line: str) -> None:
+    """Tell the person something that is no result."""
+    typer.echo(f"crosstrim: {line}", err=True)
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Write the result, and nothing else, as one line of JSON."""
+    typer.echo(json.dumps(result))
+
+
+def print_rich(*results: RenderableType) -> None:
+    """Write tables for people; a pipe gets them uncut and without colours."""
+    console = Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty(), highlight=False)
+    for result in results:
+        console.print(result)
+
+
+def progress_console() -> Console:
+    """Where progress is drawn."""
+    return Console(file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Let transformers say nothing but errors, and warnings take one line on stderr."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    with warnings.catch_warnings():
+        if "TRANSFORMERS_VERBOSITY" not in os.environ:
+            logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        # Whoever runs a command cannot change what a library's author is told.
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            logging.enable_progress_bar()

@@ -1,0 +1,124 @@
+"""The options that several verbs share, and what they mean together."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from crosstrim import environment
+from crosstrim.config import TrimConfig
+from crosstrim.loading import load
+
+DEFAULT_K = 0.25
+
+
+def parse_keep(text: str) -> float | int:
+    """A share when it is written as one ("0.5", "1.0", "5e-1"), a number of features when it is whole ("2048")."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is neither a share such as 0.5 nor a number such as 2048.") from error
+
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="MODEL", envvar="CROSSTRIM_MODEL", help="mini, a folder, or a Hugging Face Hub id."
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="float32, bfloat16, float16 or auto (as stored). Default: auto; the mini runs in float32.",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:1, ..., or auto to spread over all devices. Default: cuda if there is one, else cpu.",
+    ),
+]
+K = Annotated[
+    float | None,
+    typer.Option(
+        "--k",
+        metavar="SHARE",
+        help="Every head of the first cross-attention layer keeps this share of the image features, and the union "
+        f"over heads stays. Default: {DEFAULT_K}.",
+    ),
+]
+Keep = Annotated[
+    Any,
+    typer.Option(
+        "--keep",
+        metavar="SHARE|COUNT",
+        parser=parse_keep,
+        help="Keep exactly this share (0.5, 1.0) or number (2048) of each image's visible features, in place of --k. "
+        "1 is one feature, 1.0 all of them.",
+    ),
+]
+Lossless = Annotated[
+    bool, typer.Option("--lossless", help="Drop only what nothing can see (padding); the answer stays the same.")
+]
+Policy = Annotated[
+    str,
+    typer.Option("--policy", metavar="NAME", help="Which features come first: union, the paper's rule, or random."),
+]
+RatingRows = Annotated[
+    str,
+    typer.Option("--rating-rows", metavar="all|last_turn", help="Which text rates the features."),
+]
+KBase = Annotated[
+    str,
+    typer.Option(
+        "--k-base", metavar="visible|all", help="What --k is a share of: visible features, or padding as well."
+    ),
+]
+WholeFirstLayer = Annotated[
+    bool, typer.Option("--whole-first-layer", help="Leave the first cross-attention layer's own cache untrimmed.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def trim_config(
+    *,
+    k: float | None,
+    keep: float | int | None,
+    lossless: bool,
+    policy: str,
+    rating_rows: str,
+    k_base: str,
+    whole_first_layer: bool,
+) -> TrimConfig:
+    """The trimming that the options ask for; without --k, --keep and --lossless, the paper's rule at k=0.25."""
+    given = [
+        name
+        for name, is_given in (("--k", k is not None), ("--keep", keep is not None), ("--lossless", lossless))
+        if is_given
+    ]
+    if len(given) > 1:
+        raise typer.BadParameter(f"{' and '.join(given)} are two ways to say how much stays; give one of them.")
+    return TrimConfig.from_dict(
+        {
+            "k": k if given else DEFAULT_K,
+            "keep": keep,
+            "policy": policy,
+            "rating_rows": rating_rows,
+            "k_base": k_base,
+            "trim_first_layer": not whole_first_layer,
+        }
+    )
+
+
+def load_model(model: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:
+    """The model and its processor, where the options want them."""
+    return load(model, dtype=dtype, device_map=device or environment.best_device())

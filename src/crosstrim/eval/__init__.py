@@ -1,0 +1,1 @@
+"""Benchmarks: what trimming costs in accuracy."""
