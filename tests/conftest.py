@@ -8,7 +8,7 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from crosstrim import compat
-from tests import tiny
+from tests import tiny, tiny_checkpoint
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only gets in the way
 
@@ -25,3 +25,9 @@ def model():
 def raw_model():
     """The same Mllama as transformers runs it."""
     return tiny.build()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A folder with a random Mllama and its processor; nobody writes to it."""
+    return tiny_checkpoint.write(tmp_path_factory.mktemp("checkpoint"))

@@ -34,7 +34,7 @@ def open_image(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     Raises:
         InputError: there is no picture, it is damaged, in another format, empty, or too large.
     """
-    name = "standard input" if source == "-" else str(getattr(source, "name", source))
+    name = _name(source)
     file = _bytes(source, name)
     Image.init()
     try:
@@ -73,6 +73,12 @@ def find(name: str) -> str:
         if name in ("example", Path(example["image"]).stem):
             return str(example["image"])
     return name
+
+
+def _name(source: str | os.PathLike[str] | BinaryIO) -> str:
+    if source == "-":
+        return "standard input"
+    return str(source) if isinstance(source, str | os.PathLike) else str(getattr(source, "name", "the picture"))
 
 
 def _bytes(source: str | os.PathLike[str] | BinaryIO, name: str) -> BinaryIO:

@@ -95,7 +95,7 @@ def _placement(device_map: Any) -> tuple[Any, torch.device | None]:
             )
         return device_map, None
     try:
-        device = torch.device(device_map)
+        device = torch.device(f"cuda:{device_map}" if isinstance(device_map, int) else device_map)
     except RuntimeError as error:
         raise ConfigError(
             f"device_map={device_map!r} is no device; give one such as 'cpu' or 'cuda:0', or {', '.join(_SPREAD)}."
