@@ -228,7 +228,7 @@ def hidden_from(model, layers, start, dropped):
             handle.remove()
 
 
-@pytest.mark.parametrize("kind", ["prompt lookup", "assistant"])
+@pytest.mark.parametrize("kind", ["prompt lookup", "assistant", "assistant that is always right"])
 def test_assisted_decoding_gives_the_greedy_tokens_and_never_crops_images(model, kind):
     batch = tiny.inputs([2, Image(4), 3])
     # A prompt that repeats itself, so that lookup finds candidates, some of which are refused.
@@ -236,6 +236,9 @@ def test_assisted_decoding_gives_the_greedy_tokens_and_never_crops_images(model,
         name: batch[name] for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
     }
     assistant = copy.deepcopy(model)
+    assistant.generation_config.assistant_confidence_threshold = 0.0
+    if kind.endswith("right"):
+        crosstrim.trim(assistant, k=0.1)
     options = {"prompt_lookup_num_tokens": 4} if kind == "prompt lookup" else {"assistant_model": assistant}
     with crosstrim.trim(model, k=0.1) as trimmed:
         greedy = run(model, batch, max_new_tokens=16)
@@ -248,6 +251,7 @@ def test_assisted_decoding_gives_the_greedy_tokens_and_never_crops_images(model,
         assisted = run(model, batch, max_new_tokens=16, **options)
         kept = trimmed.report(assisted.past_key_values).kept
     assert torch.equal(assisted.sequences, greedy.sequences)
+    torch.testing.assert_close(torch.cat(assisted.logits), torch.cat(greedy.logits), atol=1e-4, rtol=0)
     for index in tiny.CROSS_LAYERS:
         assert assisted.past_key_values.layers[index].keys.shape[2] == kept
 
