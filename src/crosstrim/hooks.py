@@ -23,6 +23,7 @@ from crosstrim.errors import (
     CompatWarning,
     ConfigError,
     CrosstrimError,
+    CrosstrimWarning,
     InputError,
     UnsupportedCacheError,
 )
@@ -184,9 +185,12 @@ class TrimHandle:
             return
         if state is None and images is None:
             if mask is not None:
-                raise InputError(
-                    "a cross_attention_mask came without an image, and the cache holds none either; pass "
-                    "pixel_values with the prompt, and leave prefill_chunk_size unset (some transformers drop them)."
+                warnings.warn(
+                    "a cross_attention_mask came without an image and the cache holds none either: the answer will "
+                    "not depend on the image; if that was not meant, pass pixel_values with the prompt and leave "
+                    "prefill_chunk_size unset.",
+                    CrosstrimWarning,
+                    stacklevel=2,
                 )
             self._latest = _Outcome(None, 0, 0)  # text only
             return
