@@ -30,12 +30,13 @@ def export(model: MllamaForConditionalGeneration, folder: Path) -> None:
 def make(settings: Settings, work: Path, package: Path) -> dict[str, Any]:
     """Train through all stages, write checkpoint, benchmark and examples into the package, and return the log."""
     work.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(settings.seed)
     model = build_model(settings)
-    stages = {"vision": vision.train(model, settings, work)}
+    torch.manual_seed(settings.seed)
+    heads = vision.Heads(settings)
+    stages = {"vision": vision.train(model, heads, settings, work)}
+    stages["language"] = language.train(model, settings, work)
+    stages["joint"] = language.train_jointly(model, heads, settings, work)
     print(json.dumps(stages), flush=True)
-    stages["language"] = language.train(model, settings, work, joint=False)
-    stages["joint"] = language.train(model, settings, work, joint=True)
     export(model, package / "checkpoint")
     heldout.write_benchmark(package / "heldout", "test")
     heldout.write_examples(package / "examples")

@@ -18,7 +18,8 @@ from .questions import Question, lesson
 from .settings import LAYOUTS, Settings
 from .tokenizer import CHAT_TEMPLATE, build_tokenizer
 from .training import Stage
-from .vision import encode, image_inputs
+from .vision import Heads, accuracy, draw_crowd, encode, image_inputs, labels_of
+from .vision import loss_of as patches_loss_of
 
 _BLOCKED = -1e4
 SEGMENT = 21
@@ -71,11 +72,13 @@ def pack(lessons: list[list[Question]]) -> dict[str, Tensor]:
     }
 
 
-def draw(settings: Settings, stage: int, step: int) -> dict[str, Tensor]:
-    """Draw the batch of one step: new pictures over all layouts, several questions about each."""
+def draw(settings: Settings, stage: int, step: int, crowds: int = 0) -> dict[str, Tensor]:
+    """Draw the batch of one step: new pictures over all layouts, several questions about each, and some crowds."""
     rng = np.random.default_rng([settings.seed, stage, step])
     scenes = [scene("train", LAYOUTS[rng.integers(len(LAYOUTS))], rng) for _ in range(settings.language_batch)]
-    return image_inputs(scenes) | pack([lesson(item, settings.segments, rng) for item in scenes])
+    packed = pack([lesson(item, settings.segments, rng) for item in scenes])
+    scenes += [draw_crowd(rng) for _ in range(crowds)]
+    return image_inputs(scenes) | labels_of(scenes) | packed
 
 
 def _text_inputs(batch: dict[str, Tensor], patches: int) -> dict[str, Any]:
@@ -99,11 +102,11 @@ def _text_inputs(batch: dict[str, Tensor], patches: int) -> dict[str, Any]:
     }
 
 
-def loss_of(model: MllamaForConditionalGeneration, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+def loss_of(
+    model: MllamaForConditionalGeneration, features: Tensor, batch: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, float]]:
     """Return the mean loss over answer tokens, and how often the next one is right."""
     with torch.autocast("cpu", torch.bfloat16):
-        with torch.set_grad_enabled(model.model.vision_model.class_embedding.requires_grad):
-            features = encode(model, batch)
         states = model.model.multi_modal_projector(features).flatten(1, 2)
         text = _text_inputs(batch, features.shape[2])
         hidden = model.model.language_model(cross_attention_states=states, **text).last_hidden_state
@@ -114,13 +117,43 @@ def loss_of(model: MllamaForConditionalGeneration, batch: dict[str, Tensor]) -> 
     return loss, {"loss": loss.item(), "right": (logits.argmax(-1) == targets).float().mean().item()}
 
 
-def train(model: MllamaForConditionalGeneration, settings: Settings, folder: Path, joint: bool) -> dict[str, float]:
-    """Run stage two, or stage three if `joint`, and return how long it took."""
+def _prepare(model: MllamaForConditionalGeneration, train_vision: bool) -> None:
     model.config.vision_config._attn_implementation = attention.NAME
     model.config.text_config._attn_implementation = attention.NAME
-    model.model.vision_model.requires_grad_(joint)
-    name, number, steps = ("joint", 3, settings.joint_steps) if joint else ("language", 2, settings.language_steps)
-    rate = settings.joint_scale if joint else 1.0
-    stage = Stage(name, folder, settings, steps, {"model": model}, rate)
-    stage.run(lambda step: draw(settings, number, step), lambda batch: loss_of(model, batch))
+    model.model.vision_model.requires_grad_(train_vision)
+
+
+def train(model: MllamaForConditionalGeneration, settings: Settings, folder: Path) -> dict[str, float]:
+    """Run stage two, the language model on a fixed encoder, and return how long it took."""
+    _prepare(model, train_vision=False)
+    steps, floor = settings.language_steps, settings.joint_scale
+    stage = Stage("language", folder, settings, steps, {"model": model}, floor=floor)
+
+    def loss(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            features = encode(model, batch)
+        return loss_of(model, features, batch)
+
+    stage.run(lambda step: draw(settings, 2, step), loss)
     return {"seconds": stage.seconds}
+
+
+def train_jointly(
+    model: MllamaForConditionalGeneration, heads: Heads, settings: Settings, folder: Path
+) -> dict[str, float]:
+    """Run stage three, everything at once: answers, and the patches' own lesson with some crowds added to it."""
+    _prepare(model, train_vision=True)
+    modules = {"model": model, "heads": heads}
+    stage = Stage("joint", folder, settings, settings.joint_steps, modules, settings.joint_scale)
+
+    def loss(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        with torch.autocast("cpu", torch.bfloat16):
+            features = encode(model, batch)
+        seen, seen_figures = patches_loss_of(heads, features, batch)
+        rows = len(batch["input_ids"])
+        asked = {**batch, "aspect_ratio_mask": batch["aspect_ratio_mask"][:rows]}
+        told, told_figures = loss_of(model, features[:rows], asked)
+        return told + seen, told_figures | seen_figures
+
+    stage.run(lambda step: draw(settings, 3, step, settings.joint_crowds), loss)
+    return {"seconds": stage.seconds} | accuracy(model, heads, "validation")

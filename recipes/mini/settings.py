@@ -36,9 +36,10 @@ class Settings:
 
     vision_steps: int = 2000
     vision_batch: int = 8
-    language_steps: int = 1200
-    joint_steps: int = 800
-    language_batch: int = 16
+    language_steps: int = 600
+    joint_steps: int = 1500
+    language_batch: int = 8
+    joint_crowds: int = 4
     segments: int = 14
     muon_rate: float = 0.02
     adam_rate: float = 7e-4

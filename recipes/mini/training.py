@@ -42,9 +42,13 @@ class Stage:
     """One stage of training: named parameters, their optimizers, the step reached.
 
     Args:
-        name: Names the files in `folder`.
-        parameters: What to train, by name.
-        rates: Factor on the learning rates for each parameter's name.
+        name: Names the checkpoint in `folder`.
+        folder: Where checkpoints are kept.
+        settings: The rates, and how often to keep a checkpoint.
+        steps: How many steps to take.
+        modules: What to train, by name.
+        rate: Factor on the learning rates.
+        floor: Where the factor's fall ends; above zero for a stage that the next one continues.
     """
 
     def __init__(
@@ -55,9 +59,10 @@ class Stage:
         steps: int,
         modules: dict[str, nn.Module],
         rate: float = 1.0,
+        floor: float = 0.0,
     ) -> None:
         self.name, self.steps, self.step, self.seconds = name, steps, 0, 0.0
-        self._folder, self._every = folder, settings.checkpoint_every
+        self._folder, self._every, self._floor = folder, settings.checkpoint_every, floor
         self._parameters = {
             f"{prefix}.{key}": value
             for prefix, module in modules.items()
@@ -99,7 +104,8 @@ class Stage:
 
     def _take_step(self, loss: Tensor) -> None:
         # Linear up, then linear down to zero: the way down is where most of the accuracy is gained.
-        factor = min((self.step + 1) / _WARM_UP, (self.steps - self.step) / self.steps * 1.1, 1.0)
+        fall = max((self.steps - self.step) / self.steps * 1.1, self._floor)
+        factor = min((self.step + 1) / _WARM_UP, fall, 1.0)
         for optimizer, peak in zip(self._optimizers, self._peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
         loss.backward()

@@ -23,10 +23,11 @@ _FULL_LAYOUTS = tuple(layout for layout in LAYOUTS if layout[0] * layout[1] == M
 
 
 class Heads(nn.Module):
-    """What the encoder is asked during this stage; thrown away afterwards."""
+    """What the encoder is asked of every patch while it trains; thrown away afterwards."""
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
+        features = settings.vision_width * (1 + len(settings.vision_intermediate))
         self.patches = nn.ModuleDict({name: nn.Linear(features, classes) for name, classes in _CLASSES.items()})
         self.count = nn.Linear(features, MOST - FEWEST + 1)
 
@@ -62,24 +63,30 @@ def lesson(settings: Settings, step: int) -> dict[str, Tensor]:
     scenes = []
     for _ in range(settings.vision_batch):
         if rng.random() < crowded:
-            # Padding tiles cost as much as real ones: crowds mostly fill all four.
-            layouts = _FULL_LAYOUTS if rng.random() < 0.7 else LAYOUTS
-            scenes.append(crowd("train", layouts[rng.integers(len(layouts))], rng, looseness))
+            scenes.append(draw_crowd(rng, looseness))
         else:
             scenes.append(scene("train", LAYOUTS[rng.integers(len(LAYOUTS))], rng))
-    labels = [patch_labels(item) for item in scenes]
-    batch = image_inputs(scenes)
-    batch |= {name: torch.from_numpy(np.stack([one[name] for one in labels])) for name in _CLASSES}
-    counts = [len(item.digits) - FEWEST if not item.digits or item.digits[0].place else IGNORE for item in scenes]
-    return batch | {"count": torch.tensor(counts)}
+    return image_inputs(scenes) | labels_of(scenes)
 
 
-def loss_of(
-    model: MllamaForConditionalGeneration, heads: Heads, batch: dict[str, Tensor]
-) -> tuple[Tensor, dict[str, float]]:
-    """Return the summed loss of all heads, and the digits' part of it to watch."""
+def draw_crowd(rng: np.random.Generator, looseness: float = 0.5) -> Scene:
+    """Draw a training crowd, mostly on four tiles: padding tiles cost as much as real ones."""
+    layouts = _FULL_LAYOUTS if rng.random() < 0.7 else LAYOUTS
+    return crowd("train", layouts[rng.integers(len(layouts))], rng, looseness)
+
+
+def labels_of(scenes: list[Scene]) -> dict[str, Tensor]:
+    """Return what the heads should say of each scene."""
+    patches = [patch_labels(item) for item in scenes]
+    labels = {name: torch.from_numpy(np.stack([one[name] for one in patches])) for name in _CLASSES}
+    ordinary = [bool(item.digits and item.digits[0].place) for item in scenes]
+    counts = [len(item.digits) - FEWEST if known else IGNORE for item, known in zip(scenes, ordinary, strict=True)]
+    return labels | {"count": torch.tensor(counts)}
+
+
+def loss_of(heads: Heads, features: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    """Return the summed loss of all heads, and each one's to watch."""
     with torch.autocast("cpu", torch.bfloat16):
-        features = encode(model, batch)
         logits = {name: head(features[:, :, 1:]) for name, head in heads.patches.items()}
         counted = heads.count(features[:, 0, 0])
     losses = {
@@ -129,13 +136,17 @@ def _patch_at(centre: tuple[float, float], layout: tuple[int, int]) -> tuple[int
     return tile_y * layout[1] + tile_x, y // PATCH * (TILE // PATCH) + x // PATCH
 
 
-def train(model: MllamaForConditionalGeneration, settings: Settings, folder: Path) -> dict[str, float]:
+def train(model: MllamaForConditionalGeneration, heads: Heads, settings: Settings, folder: Path) -> dict[str, float]:
     """Run the stage and return the accuracy of its heads on the validation split."""
     model.config.vision_config._attn_implementation = attention.NAME
-    torch.manual_seed(settings.seed)
-    heads = Heads(settings.vision_width * (1 + len(settings.vision_intermediate)))
     stage = Stage(
         "vision", folder, settings, settings.vision_steps, {"vision": model.model.vision_model, "heads": heads}
     )
-    stage.run(lambda step: lesson(settings, step), lambda batch: loss_of(model, heads, batch))
+
+    def loss(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        with torch.autocast("cpu", torch.bfloat16):
+            features = encode(model, batch)
+        return loss_of(heads, features, batch)
+
+    stage.run(lambda step: lesson(settings, step), loss)
     return accuracy(model, heads, "validation") | {"seconds": stage.seconds}
