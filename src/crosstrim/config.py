@@ -25,7 +25,8 @@ class TrimConfig:
             the union over heads stays (the paper's rule; how much that is depends on the input).
         keep: exactly this much of each image stays: a share (a float in (0, 1]) of its visible features, or a
             number of features (an int >= 1), rounded up, never more than are visible. Ours.
-        policy: which features come first: a name of `crosstrim.policies` or a callable with the same interface.
+        policy: which features come first: a name of `crosstrim.policies`, with its number after a colon where it
+            takes one ("mass:0.9"), or a callable with the same interface.
         k_base: what `k` is a share of: "visible" features, or "all", padding included. Ours.
         rating_rows: which text rows score the features: "all" that see one, or only those of the "last_turn",
             after the last image or the last user turn. Ours.
@@ -63,7 +64,8 @@ class TrimConfig:
     @property
     def lossless(self) -> bool:
         """Whether only invisible features go."""
-        return self.k is None and self.keep is None
+        decides_alone = hasattr(policies.resolve(self.policy), "chosen")
+        return self.k is None and self.keep is None and not decides_alone
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain JSON types, with a format version."""

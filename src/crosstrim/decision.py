@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from crosstrim import policies
@@ -11,7 +13,7 @@ from crosstrim.forward import ForwardPass
 from crosstrim.models import mllama
 from crosstrim.rows import last_turn_rows, real_rows
 from crosstrim.saliency import saliency
-from crosstrim.selection import select, share_of
+from crosstrim.selection import budget_of, select, share_of
 from crosstrim.state import TrimState
 
 
@@ -27,6 +29,7 @@ class Decision:
         self._config = config
         self._model = model
         self._policy = policies.resolve(config.policy)
+        self._knobs: dict[str, Any] = {"k": config.k, "keep": config.keep, "k_base": config.k_base}
 
     def lossless(self, step: ForwardPass, new_count: int, blind_rows_leak: bool) -> TrimState:
         """Everything that some row may see stays.
@@ -61,14 +64,20 @@ class Decision:
             rating_rows=real & self._turn_rows(step),
             scale=mllama.attention_scale(self._model.leader),
         )
-        kept = select(
-            self._policy(scores[..., -new_count:], visible),
-            visible,
-            k=self._config.k,
-            keep=self._config.keep,
-            k_base=self._config.k_base,
+        evidence = policies.Evidence(
+            saliency=scores[..., -new_count:],
+            visible=visible,
+            keys=step.keys,
+            values=step.values.unflatten(-1, (step.keys.shape[1], -1)).transpose(1, 2),
+            budget=budget_of(visible.unflatten(-1, (-1, self._model.features_per_image)), **self._knobs),
             features_per_image=self._model.features_per_image,
+            features_per_tile=self._model.features_per_tile,
         )
+        if self._config.k is None and self._config.keep is None:
+            kept = self._policy.chosen(evidence)  # type: ignore[attr-defined]  # else it is lossless
+        else:
+            votes = self._policy(evidence)
+            kept = select(votes, visible, features_per_image=self._model.features_per_image, **self._knobs)
         return TrimState.of(kept, visible, self._model.features_per_image, at_most=self._most_kept(new_count))
 
     def _visible(self, step: ForwardPass, new_count: int, real: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ class ForwardPass:
         prompt: without a cache, the earlier pass whose selection this one reuses.
         queries: [B, Hq, T, D] of the leader, when it scores.
         keys: [B, Hkv, N new, D] of the leader, when it scores.
+        values: [B, N new, Hkv * D] of the leader, when it scores.
         wide: the state in which all new features stay beside what was kept before.
         visible: [B, T, N] bool over what the leader attends to, when there are new images.
         appended: what the new images were trimmed to, once the leader has decided.
@@ -41,6 +42,7 @@ class ForwardPass:
     prompt: UncachedPrompt | None = None
     queries: torch.Tensor = field(init=False)
     keys: torch.Tensor = field(init=False)
+    values: torch.Tensor = field(init=False)
     wide: TrimState = field(init=False)
     visible: torch.Tensor = field(init=False)
     appended: TrimState = field(init=False)
@@ -57,7 +59,7 @@ class ForwardPass:
 
     def forget_scores(self) -> None:
         """Let go of what only scoring needed."""
-        for name in ("queries", "keys", "visible"):
+        for name in ("queries", "keys", "values", "visible"):
             self.__dict__.pop(name, None)
 
 

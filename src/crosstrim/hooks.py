@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -53,6 +54,7 @@ class TrimHandle:
     def __init__(self, model: nn.Module, config: TrimConfig) -> None:
         self.config = config
         self._model = mllama.locate(model)
+        self._lossless = config.lossless
         self._leader_index = self._model.layer_indices[0]
         self._decision = Decision(config, self._model)
         self._uncached = Uncached()
@@ -71,14 +73,15 @@ class TrimHandle:
         self._put_on()
 
     def _put_on(self) -> None:
-        query_norm, key_norm = mllama.query_and_key_norms(self._model.leader)
+        queries, keys, values = mllama.attention_inputs(self._model.leader)
         self._hooks = [
             self._model.model.register_forward_pre_hook(self._begin, with_kwargs=True),
             self._model.model.register_forward_hook(self._end, with_kwargs=True, always_call=True),
             self._model.leader.register_forward_pre_hook(self._before_leader, with_kwargs=True),
             self._model.leader.register_forward_hook(self._after_leader, with_kwargs=True),
-            query_norm.register_forward_hook(self._see_queries),
-            key_norm.register_forward_hook(self._see_keys),
+            queries.register_forward_hook(partial(self._see, "queries")),
+            keys.register_forward_hook(partial(self._see, "keys")),
+            values.register_forward_hook(partial(self._see, "values")),
         ]
         if self._model.head is not None:
             self._hooks.append(self._model.head.register_forward_pre_hook(self._expect, with_kwargs=True))
@@ -233,15 +236,10 @@ class TrimHandle:
         kwargs["cross_attention_mask"] = leader_mask
         return args, kwargs
 
-    def _see_queries(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    def _see(self, name: str, module: nn.Module, args: Any, output: torch.Tensor) -> None:
         step = self._current
-        if step is not None and step.images is not None and not self.config.lossless:
-            step.queries = output.detach()
-
-    def _see_keys(self, module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        step = self._current
-        if step is not None and step.images is not None and not self.config.lossless:
-            step.keys = output.detach()
+        if step is not None and step.images is not None and not self._lossless:
+            setattr(step, name, output.detach())
 
     def _after_leader(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -290,7 +288,7 @@ class TrimHandle:
         return torch.cat([output[:, : -step.continuation], redone], dim=1)
 
     def _decide(self, step: ForwardPass, new_count: int) -> TrimState:
-        if self.config.lossless:
+        if self._lossless:
             return self._decision.lossless(step, new_count, blind_rows_leak=self._evicts_afterwards)
         older = None
         if step.before is not None:
@@ -304,7 +302,7 @@ class TrimHandle:
         The lossless tier promises the same answers. Where rows before the image attend to everything, padding
         included, and that was not repaired, padding can only go once those rows have been computed.
         """
-        return self.config.lossless and not compat.blind_rows_pass_through(self._model.leader)
+        return self._lossless and not compat.blind_rows_pass_through(self._model.leader)
 
     def _before_follower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Followers read the kept features in place of all of them."""

@@ -9,7 +9,7 @@ takes the first features in that order until an exact budget is full.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 
@@ -53,14 +53,35 @@ def select(
     votes = votes.float().unflatten(-1, (-1, size))
     visible = visible.unflatten(-1, (-1, size))
     rank = best_rank(votes, visible)
+    budget = budget_of(visible, k=k, keep=keep, k_base=k_base).unsqueeze(-1)
+    kept = rank < budget if k is not None else place_in_order(votes, rank) < budget
+    return (kept & visible).flatten(1)
+
+
+def budget_of(
+    visible: torch.Tensor,
+    *,
+    k: float | None = None,
+    keep: float | int | None = None,
+    k_base: Literal["visible", "all"] = "visible",
+) -> torch.Tensor:
+    """How many features of each image a voter may name (`k`) or all of them together (`keep`).
+
+    Args:
+        visible: [B, I, F] bool.
+        k: as for `select`.
+        keep: as for `select`.
+        k_base: as for `select`.
+
+    Returns:
+        [B, I] int64. All visible ones with neither knob.
+    """
     counts = visible.sum(-1)
     if k is not None:
-        base = counts if k_base == "visible" else torch.full_like(counts, size)
-        kept = rank < share_of(k, base).unsqueeze(-1)
-    else:
-        budget = share_of(keep, counts) if isinstance(keep, float) else torch.full_like(counts, cast(int, keep))
-        kept = place_in_order(votes, rank) < budget.unsqueeze(-1)
-    return (kept & visible).flatten(1)
+        return share_of(k, counts if k_base == "visible" else torch.full_like(counts, visible.shape[-1]))
+    if keep is None:
+        return counts
+    return torch.full_like(counts, keep) if isinstance(keep, int) else share_of(keep, counts)
 
 
 def best_rank(votes: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:

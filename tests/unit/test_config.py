@@ -3,9 +3,8 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
-from crosstrim import TrimConfig, policies
+from crosstrim import TrimConfig
 from crosstrim.errors import ConfigError
 
 
@@ -60,11 +59,3 @@ def test_from_dict_refuses_what_it_does_not_know():
 def test_keep_of_one_is_a_count_and_of_one_point_zero_a_share():
     assert isinstance(TrimConfig(keep=1).keep, int)
     assert isinstance(TrimConfig(keep=1.0).keep, float)
-
-
-def test_random_votes_do_not_depend_on_batch_or_length():
-    votes = policies.Random(3)(torch.zeros(2, 4, 40), torch.ones(2, 40, dtype=torch.bool))
-    longer = policies.Random(3)(torch.zeros(1, 4, 4000), torch.ones(1, 4000, dtype=torch.bool))
-    assert torch.equal(votes[0], votes[1])
-    assert torch.equal(votes[0], longer[0, :, :40])
-    assert not torch.equal(votes, policies.Random(4)(torch.zeros(2, 4, 40), torch.ones(2, 40, dtype=torch.bool)))

@@ -110,10 +110,10 @@ def user_turn_ids(tokenizer: Any) -> tuple[int, ...] | None:
     return tuple(ids) if len(ids) >= 3 and {ids[0], ids[-1]} <= known else None
 
 
-def query_and_key_norms(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The modules whose outputs are the q [B, Hq, T, D] and k [B, Hkv, N, D] that enter the attention."""
+def attention_inputs(layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """The modules that give q [B, Hq, T, D] and k [B, Hkv, N, D] as the attention gets them, and v [B, N, Hkv * D]."""
     cross_attention = cast(Any, layer).cross_attn
-    return cross_attention.q_norm, cross_attention.k_norm
+    return cross_attention.q_norm, cross_attention.k_norm, cross_attention.v_proj
 
 
 def attention_scale(layer: nn.Module) -> float:

@@ -1,0 +1,215 @@
+"""Policies against brute force, and what all of them promise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crosstrim import policies, select
+from crosstrim.errors import ConfigError
+from crosstrim.policies import Evidence
+
+NAMES = sorted(policies.POLICIES)
+TILE, IMAGE = 17, 34
+
+
+def evidence(seed=0, batch=2, heads=4, key_heads=2, images=1, size=8, budget=6, image=IMAGE, tile=TILE):
+    generator = torch.Generator().manual_seed(seed)
+    count = images * image
+    saliency = torch.rand(batch, heads, count, generator=generator) ** 3
+    visible = torch.rand(batch, count, generator=generator) < 0.8
+    visible[:, :1] = True
+    return Evidence(
+        saliency=saliency * visible.unsqueeze(1),
+        visible=visible,
+        keys=torch.randn(batch, key_heads, count, size, generator=generator),
+        values=torch.randn(batch, key_heads, count, size, generator=generator),
+        budget=torch.full((batch, images), budget),
+        features_per_image=image,
+        features_per_tile=tile,
+    )
+
+
+def sample_of(one, index):
+    parts = {
+        name: getattr(one, name)[index : index + 1] for name in ("saliency", "visible", "keys", "values", "budget")
+    }
+    return Evidence(**parts, features_per_image=one.features_per_image, features_per_tile=one.features_per_tile)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("images", [1, 2])
+def test_votes_obey_budgets_and_repeat(name, images):
+    one = evidence(images=images)
+    policy = policies.resolve(name)
+    votes = policy(one)
+    assert votes.shape[0] == 2
+    assert votes.shape[2] == images * IMAGE
+    assert torch.equal(votes, policies.resolve(name)(one))
+    kept = select(votes, one.visible, keep=6, features_per_image=IMAGE)
+    seen = one.visible.unflatten(1, (-1, IMAGE)).sum(-1)
+    assert torch.equal(kept.unflatten(1, (-1, IMAGE)).sum(-1), seen.clamp(max=6))
+    assert not (kept & ~one.visible).any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sample_does_not_depend_on_its_batch_mates(name):
+    one = evidence(batch=3)
+    together = policies.resolve(name)(one)
+    for index in range(3):
+        assert torch.equal(policies.resolve(name)(sample_of(one, index)), together[index : index + 1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_budget_of_everything_keeps_everything(name):
+    one = evidence(budget=IMAGE)
+    assert torch.equal(select(policies.resolve(name)(one), one.visible, keep=1.0), one.visible)
+
+
+def pool_of(one, sample):
+    """The brute-force references' view: relevance in [0, 1] and cosines over the features that may be chosen."""
+    seen = one.visible[sample].nonzero().flatten().tolist()
+    relevance = one.saliency[sample].double().mean(0)
+    budget = min(int(one.budget[sample, 0]), len(seen))
+    ranked = sorted(seen, key=lambda n: (-relevance[n].item(), n))[: policies.POOL * budget]
+    keys = one.keys[sample].double()
+    unit = keys / keys.norm(dim=-1, keepdim=True)
+    cosine = torch.einsum("hnd,hmd->nm", unit, unit) / len(unit)
+    return sorted(ranked), relevance / relevance[seen].max(), cosine, budget
+
+
+def mmr_by_loops(one, sample, balance):
+    pool, relevance, cosine, budget = pool_of(one, sample)
+    taken = []
+    while len(taken) < budget:
+        left = [n for n in pool if n not in taken]
+        redundancy = {n: max((cosine[n, m].item() for m in taken), default=-1.0) for n in left}
+        taken.append(max(left, key=lambda n: balance * relevance[n].item() - (1 - balance) * redundancy[n]))
+    return taken
+
+
+def dpp_by_determinants(one, sample, width):
+    pool, relevance, cosine, budget = pool_of(one, sample)
+    quality = relevance.clamp_min(1e-6)
+    kernel = torch.exp((cosine - 1) / width) * quality[:, None] * quality[None]
+    taken = []
+    while len(taken) < budget:
+        left = [n for n in pool if n not in taken]
+        taken.append(max(left, key=lambda n: torch.linalg.det(kernel[[*taken, n]][:, [*taken, n]]).item()))
+    return taken
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 9), st.sampled_from([0.2, 0.5, 0.8]))
+def test_mmr_equals_brute_force(seed, budget, balance):
+    one = evidence(seed, budget=budget)
+    votes = policies.MaximalMarginalRelevance(balance)(one)
+    for sample in range(2):
+        expected = mmr_by_loops(one, sample, balance)
+        assert votes[sample, 0].argsort(descending=True)[: len(expected)].tolist() == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 6), st.sampled_from([0.2, 0.5]))
+def test_dpp_equals_brute_force(seed, budget, width):
+    one = evidence(seed, budget=budget)
+    votes = policies.DeterminantalPointProcess(width)(one)
+    for sample in range(2):
+        expected = dpp_by_determinants(one, sample, width)
+        assert votes[sample, 0].argsort(descending=True)[: len(expected)].tolist() == expected
+
+
+def test_diversity_leaves_out_twins():
+    """Two features with the same key: the greedy policies take one of them, the plain ranking both."""
+    one = evidence(batch=1, budget=2)
+    one.visible[:] = True
+    one.saliency[:] = 0.01
+    one.saliency[..., 3], one.saliency[..., 4], one.saliency[..., 20] = 1.0, 0.99, 0.8
+    one.keys[:, :, 4] = one.keys[:, :, 3]
+    for name, chosen in {"mean": [3, 4], "mmr": [3, 20], "dpp": [3, 20]}.items():
+        kept = select(policies.resolve(name)(one), one.visible, keep=2)
+        assert kept[0].nonzero().flatten().tolist() == chosen, name
+
+
+def test_sketching_keeps_cosines_roughly():
+    generator = torch.Generator().manual_seed(1)
+    keys = torch.randn(8, 50, 128, generator=generator)
+    unit = torch.nn.functional.normalize(keys, dim=-1)
+    exact = torch.einsum("hnd,hmd->nm", unit, unit) / 8
+    sketch = policies._sketch(keys)
+    assert sketch.shape == (50, policies.SKETCH)
+    assert (sketch @ sketch.T - exact).abs().mean() < 0.15
+
+
+def test_value_weighs_by_the_groups_value_norm():
+    one = evidence()
+    norms = one.values.norm(dim=-1)
+    for head in range(4):
+        expected = one.saliency[:, head] * norms[:, head // 2]
+        torch.testing.assert_close(policies.Value()(one)[:, head], expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([0.1, 0.5, 0.9, 1.0]))
+def test_mass_is_the_fewest_features_per_head(seed, share):
+    one = evidence(seed, images=2)
+    kept = policies.Mass(share).chosen(one)
+    for sample in range(2):
+        for start in (0, IMAGE):
+            expected = set()
+            for head in range(4):
+                seen = [n for n in range(start, start + IMAGE) if one.visible[sample, n]]
+                order = sorted(seen, key=lambda n: -one.saliency[sample, head, n].item())
+                weights = [one.saliency[sample, head, n].item() for n in order]
+                total = math.fsum(weights)
+                taken = next(
+                    count
+                    for count in range(1, len(order) + 1)
+                    if math.fsum(weights[:count]) >= (share - 1e-6) * total
+                )
+                expected |= set(order[:taken])
+            got = set((kept[sample, start : start + IMAGE].nonzero().flatten() + start).tolist())
+            assert expected <= got
+            assert len(got) <= len(expected) + 4  # where a sum lands on the share within rounding
+
+
+def test_grid_is_even_at_any_length():
+    order = policies._even_order(1600).reshape(40, 40)
+    for count in (100, 320, 800):
+        taken = order < count
+        quarters = taken.unflatten(0, (4, 10)).unflatten(2, (4, 10)).sum((1, 3))
+        assert quarters.min() >= count / 16 * 0.7
+        assert quarters.max() <= count / 16 * 1.3
+
+
+def test_names_take_numbers():
+    assert policies.resolve("mass:0.8") == policies.Mass(0.8)
+    assert policies.resolve("random:7") == policies.Random(7)
+    assert policies.resolve("mmr:0.3") == policies.MaximalMarginalRelevance(0.3)
+    for name, wording in {
+        "mass:1.5": "p=1.5 must be a share",
+        "mass:x": "takes no number 'x'",
+        "union:3": "'union' takes no number '3'",
+        "grdi": "Did you mean 'grid'",
+    }.items():
+        with pytest.raises(ConfigError, match=wording):
+            policies.resolve(name)
+
+
+def test_any_callable_is_a_policy():
+    def last(one):
+        return torch.arange(one.visible.shape[1]).float().expand(len(one.visible), 1, -1)
+
+    assert policies.resolve(last) is last
+
+
+def test_random_votes_do_not_depend_on_batch_or_length():
+    short, long = evidence(), evidence(batch=1, image=3400)
+    votes = policies.Random(3)(short)
+    assert torch.equal(votes[0], votes[1])
+    assert torch.equal(votes[0], policies.Random(3)(long)[0, :, :IMAGE])
+    assert not torch.equal(votes, policies.Random(4)(short))
