@@ -66,7 +66,7 @@ def picture(tmp_path_factory):
 
 @pytest.fixture
 def questions(tmp_path, monkeypatch):
-    """A benchmark of two pictures of each of two layouts, three kinds of question each."""
+    """A benchmark of three pictures of each of two layouts, three kinds of question each."""
     rows = []
     for number, (layout, size) in enumerate([("1x1", (28, 28)), ("1x2", (56, 28))] * 3):
         path = tmp_path / f"{number}.png"

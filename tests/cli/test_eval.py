@@ -24,7 +24,7 @@ def one_by_one(checkpoint, questions, config):
         )
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 32])
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_numbers_are_those_of_asking_one_by_one(evaluate, checkpoint, questions, batch_size):
     config = crosstrim.TrimConfig(k=0.1)
     untrimmed = [answer.answer for answer in one_by_one(checkpoint, questions, None)]
@@ -68,14 +68,15 @@ def test_json_says_what_the_numbers_depend_on(evaluate, checkpoint):
     )
     assert found["layouts"] == ["1x1", "1x2"]
     assert found["config"] == crosstrim.TrimConfig(k=0.25).to_dict()
-    assert found["generation"] == {"max_new_tokens": heldout.MAX_NEW_TOKENS, "do_sample": False, "batch_size": 32}
+    assert found["generation"] == {"max_new_tokens": heldout.MAX_NEW_TOKENS, "do_sample": False, "batch_size": 64}
     assert found["dtype"] == "float32"
     assert set(found["versions"]) == {"crosstrim", "transformers", "torch", "python", "device"}
     assert all(found["compat"].values())
     assert found["trimmed"]["seconds"] > 0
 
 
-def test_quick_asks_equally_of_every_kind_and_layout(evaluate, questions):
+def test_quick_asks_equally_of_every_kind_and_layout(evaluate, questions, monkeypatch):
+    monkeypatch.setattr(heldout, "QUICK", 2)
     found = evaluate("--quick", "--json").json
     assert found["quick"] is True
     assert found["questions"] == heldout.QUICK * 3 * 2
