@@ -16,6 +16,9 @@ from crosstrim.hooks import trim
 from crosstrim.models import mllama
 from crosstrim.report import TrimReport
 
+_WARM_UP = 2
+"""Tokens: one of prefill and one of decoding, which are slower the first time."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -63,7 +66,7 @@ def ask(
         picture: what to ask about.
         question: what to ask.
         config: how to trim; None runs the model as it is.
-        compare: whether to run the untrimmed model as well. Both then come after a warm-up, so that their times
+        compare: whether to run the untrimmed model as well. Each then comes after a warm-up, so that their times
             can be compared.
         max_new_tokens: where to cut the answer off.
 
@@ -83,8 +86,9 @@ def ask(
         untrimmed = None
         if compare:
             with trimmed.disabled():
-                generate(model, processor, inputs, max_new_tokens=2)  # prefill and decode, both cold
+                generate(model, processor, inputs, max_new_tokens=_WARM_UP)
                 untrimmed = _answer(model, processor, inputs, max_new_tokens)
+            generate(model, processor, inputs, max_new_tokens=_WARM_UP)
         answer = _answer(model, processor, inputs, max_new_tokens)
         return replace(answer, report=trimmed.report(), untrimmed=untrimmed)
 

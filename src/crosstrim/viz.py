@@ -19,14 +19,14 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 """What `save` writes."""
 
 OUTLINE = (255, 200, 0)
-_DIMMED = 0.35
+_DIMMED, _HAZE = 0.3, 75  # what is left of the contrast, and how bright black becomes
 _GREY = (0.299, 0.587, 0.114)
 
 
 def overlay(
     picture: Image.Image, kept: ImageReport | Iterable[int], tiling: Tiling, *, legend: bool = True
 ) -> Image.Image:
-    """The picture with dropped patches grey and dark, and kept ones as they are, outlined.
+    """The picture with dropped patches greyed out, and kept ones as they are, outlined.
 
     Class tokens stand for a whole tile and patches in the padding for nothing, so neither has a place in the
     picture; the legend in the lower left corner counts them.
@@ -52,7 +52,7 @@ def overlay(
     size = max(picture.width, tiling.resized_width), max(picture.height, tiling.resized_height)
     canvas = np.asarray(picture.convert("RGB").resize(size))
     clear = kept_pixels(features, tiling, size)
-    dimmed = (canvas @ np.asarray(_GREY) * _DIMMED)[..., None]
+    dimmed = (canvas @ np.asarray(_GREY) * _DIMMED + _HAZE)[..., None]
     painted = np.where(clear[..., None], canvas, dimmed).astype(np.uint8)
     painted[_edge(clear, max(1, round(min(size) / 300)))] = OUTLINE
     result = Image.fromarray(painted)

@@ -30,7 +30,7 @@ def ask(
     compare: Annotated[bool, typer.Option("--compare", help="Ask the untrimmed model as well.")] = False,
     overlay: Annotated[
         Path | None,
-        typer.Option("--overlay", metavar="FILE", help="Write the picture with dropped features darkened."),
+        typer.Option("--overlay", metavar="FILE", help="Write the picture with dropped features greyed out."),
     ] = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", metavar="COUNT", min=1, help="Where to cut off.")

@@ -20,7 +20,7 @@ from crosstrim.report import versions
 MAX_NEW_TOKENS = 12
 """Longer than any right answer."""
 
-QUICK = 2
+QUICK = 4
 """Questions of each kind and tile layout that a quick run asks."""
 
 Question = dict[str, Any]
@@ -71,7 +71,7 @@ def evaluate(
     config: TrimConfig,
     *,
     quick: bool = False,
-    batch_size: int = 32,
+    batch_size: int = 64,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
     """Ask every question of the untrimmed and of the trimmed model; an answer is right when it is exactly one given.

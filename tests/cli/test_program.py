@@ -1,0 +1,90 @@
+"""The installed program, in a process of its own: streams, exit codes, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import crosstrim
+
+PROGRAM = Path(sys.executable).with_name("crosstrim")
+
+
+def test_version(spawn):
+    result = spawn("--version")
+    assert (result.returncode, result.stdout, result.stderr) == (
+        0,
+        f"crosstrim {crosstrim.__version__}\n".encode(),
+        b"",
+    )
+
+
+def test_stdout_holds_one_object_and_stderr_nothing(spawn, picture, checkpoint):
+    result = spawn(
+        *("ask", "-", "what?", "--model", checkpoint, "--max-new-tokens", 2, "--json", "--compare"),
+        input=picture.read_bytes(),
+    )
+    assert result.stderr == b""
+    assert set(json.loads(result.stdout)) == {"answer", "tokens", "seconds", "report", "untrimmed"}
+
+
+def test_an_error_is_one_line_without_a_traceback(spawn, tmp_path):
+    result = spawn("ask", "missing.png", "what?", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, b"")
+    assert result.stderr == b"crosstrim: there is no picture missing.png; check the path.\n"
+
+
+def test_a_reader_that_left_is_no_reason_to_complain(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        result = subprocess.run([PROGRAM, "doctor"], stdout=writer, stderr=subprocess.PIPE, timeout=120, check=False)
+    finally:
+        os.close(writer)
+    assert result.stderr == b""
+    assert result.returncode == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_an_interruption_ends_with_130_and_no_file(tmp_path):
+    picture, target = tmp_path / "picture.png", tmp_path / "overlay.png"
+    os.mkfifo(picture)  # whose other end tells when the program has begun to read
+    command = [PROGRAM, "ask", picture, "what?", "--overlay", target]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    writer = opened_for_writing(picture)
+    try:
+        process.send_signal(signal.SIGINT)
+        printed, complained = process.communicate(timeout=60)
+    finally:
+        os.close(writer)
+        process.kill()
+    assert process.returncode == 130
+    assert (printed, complained) == (b"", b"")
+    assert list(tmp_path.iterdir()) == [picture]
+
+
+def opened_for_writing(pipe: Path) -> int:
+    """The writing end of a named pipe, as soon as somebody reads it."""
+    for _ in range(1200):
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            time.sleep(0.1)
+    pytest.fail("nobody opened the pipe")
+
+
+def test_an_interruption_while_answering_leaves_no_file(run, picture, checkpoint, tmp_path, monkeypatch):
+    def interrupted(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("crosstrim.answering.generate", interrupted)
+    result = run("ask", picture, "what?", "--model", checkpoint, "--overlay", tmp_path / "overlay.png")
+    assert (result.code, result.stdout) == (130, "")
+    assert list(tmp_path.iterdir()) == []

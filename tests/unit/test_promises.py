@@ -1,0 +1,47 @@
+"""What the package promises whoever imports it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import crosstrim
+
+PUBLIC = ["TrimConfig", "TrimHandle", "TrimReport", "compat", "errors", "load", "saliency", "select", "trim"]
+
+
+def test_public_names():
+    assert sorted(crosstrim.__all__, key=str) == PUBLIC
+    assert all(hasattr(crosstrim, name) for name in PUBLIC)
+
+
+def test_importing_is_lean_and_starts_nothing():
+    code = """
+import sys, threading, warnings
+warnings.simplefilter("error", UserWarning)
+import crosstrim
+import torch
+heavy = ["typer", "rich", "matplotlib", "accelerate", "torchvision", "triton", "sklearn", "skimage", "ray"]
+heavy += ["transformers.models.mllama.modeling_mllama", "transformers.modeling_utils"]
+heavy += ["crosstrim.cli", "crosstrim.eval", "crosstrim.viz", "crosstrim.images", "crosstrim.answering"]
+loaded = [name for name in heavy if name in sys.modules]
+assert not loaded, loaded
+assert not torch.cuda.is_initialized()
+assert threading.active_count() == 1
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_the_core_knows_nothing_of_what_is_built_on_it():
+    """Imports point one way: the command line, evaluation and pictures use the core, never the reverse."""
+    code = """
+import importlib, sys
+core = ["config", "policies", "saliency", "selection", "state", "rows", "decision", "forward", "hooks", "report"]
+for name in core + ["compat", "errors", "loading", "models.mllama", "models.cache", "models.tiles", "models.vision"]:
+    importlib.import_module(f"crosstrim.{name}")
+upper = ["crosstrim.cli", "crosstrim.eval", "crosstrim.viz", "crosstrim.answering", "crosstrim.environment"]
+assert not [name for name in upper if name in sys.modules]
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
