@@ -134,31 +134,44 @@ class Generation:
 
     Attributes:
         texts: one per sample, without special tokens.
-        steps: tokens generated for the longest of them.
+        tokens: [B, S] the generated tokens, end of text and padding included.
+        logits: [B, V] float32, of the first of them.
         seconds: wall-clock time, with the device's work finished.
     """
 
     texts: list[str]
-    steps: int
+    tokens: torch.Tensor
+    logits: torch.Tensor
     seconds: float
 
 
 @torch.no_grad()
 def generate(model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], *, max_new_tokens: int) -> Generation:
     """Answer greedily, and take the time."""
+    from transformers import LogitsProcessorList
+
+    logits: list[torch.Tensor] = []
+
+    def watch(_tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not logits:
+            logits.append(scores)
+        return scores
+
     on_cuda = model.device.type == "cuda"
     if on_cuda:
         torch.cuda.synchronize()
     begun = time.perf_counter()
-    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    output = model.generate(
+        **inputs, max_new_tokens=max_new_tokens, do_sample=False, logits_processor=LogitsProcessorList([watch])
+    )
     if on_cuda:
         torch.cuda.synchronize()
     seconds = time.perf_counter() - begun
     new = output[:, inputs["input_ids"].shape[1] :]
     texts = processor.batch_decode(new, skip_special_tokens=True)
-    return Generation([text.strip() for text in texts], new.shape[1], seconds)
+    return Generation([text.strip() for text in texts], new, logits[0], seconds)
 
 
 def _answer(model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], max_new_tokens: int) -> Answer:
     generated = generate(model, processor, inputs, max_new_tokens=max_new_tokens)
-    return Answer(answer=generated.texts[0], tokens=generated.steps, seconds=generated.seconds)
+    return Answer(answer=generated.texts[0], tokens=generated.tokens.shape[1], seconds=generated.seconds)

@@ -29,6 +29,14 @@ class LoadError(CrosstrimError, OSError):
     """A model, a processor or a file could not be loaded."""
 
 
+class DatasetError(CrosstrimError, ValueError):
+    """A file of questions cannot be read, or has rows that cannot be asked."""
+
+
+class ResultError(CrosstrimError, OSError):
+    """A result or the journal of a run cannot be read, written, or continued with what was given."""
+
+
 class MissingExtraError(CrosstrimError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
 

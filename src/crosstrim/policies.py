@@ -10,14 +10,14 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
-from crosstrim.errors import ConfigError
+from crosstrim.errors import ConfigError, InputError
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,31 @@ class Grid:
         tile = torch.cat([torch.ones(1), tile]).to(evidence.visible.device)
         batch, count = evidence.visible.shape
         return tile.repeat(count // len(tile)).expand(batch, 1, -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Votes that were cast elsewhere, for one certain batch of prompts.
+
+    Attributes:
+        votes: [B, V, N].
+    """
+
+    votes: torch.Tensor = field(repr=False)
+
+    def __call__(self, evidence: Evidence) -> torch.Tensor:
+        """Return the votes.
+
+        Raises:
+            InputError: they were cast for another batch.
+        """
+        batch, features = evidence.visible.shape
+        if self.votes.dim() != 3 or self.votes.shape[::2] != (batch, features):
+            raise InputError(
+                f"votes of shape {tuple(self.votes.shape)} do not fit {batch} samples of {features} image features; "
+                "give votes [B, V, N] for this very batch."
+            )
+        return self.votes.to(evidence.visible.device)
 
 
 @dataclass(frozen=True)

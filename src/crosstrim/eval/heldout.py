@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from crosstrim import answering, compat, mini
 from crosstrim.config import TrimConfig
+from crosstrim.eval.batches import Encoder
 from crosstrim.hooks import TrimHandle, trim
 from crosstrim.images import open_image
-from crosstrim.models import vision
 from crosstrim.report import versions
 
 MAX_NEW_TOKENS = 12
@@ -76,7 +73,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Ask every question of the untrimmed and of the trimmed model; an answer is right when it is exactly one given.
 
-    Each picture is encoded once for all of its questions in a batch and for both settings.
+    Each picture is encoded once for all of its questions and for both settings.
 
     Args:
         model: of `crosstrim.load`.
@@ -91,11 +88,12 @@ def evaluate(
     """
     questions = select(mini.heldout(), quick)
     config = answering.for_tokenizer(config, processor.tokenizer)
-    untrimmed, trimmed = Score(), Score()
+    encoder, untrimmed, trimmed = Encoder(model, processor), Score(), Score()
     progress(0, len(questions))
     for start in range(0, len(questions), batch_size):
         batch = questions[start : start + batch_size]
-        with _encoded(model, processor, batch) as inputs:
+        pictures, asked = [one["image"] for one in batch], [one["question"] for one in batch]
+        with encoder.inputs(pictures, asked, open_image) as inputs:
             _answer(model, processor, inputs, batch, untrimmed)
             with trim(model, config) as handle:
                 _answer(model, processor, inputs, batch, trimmed, handle)
@@ -115,22 +113,6 @@ def evaluate(
         "versions": versions(str(model.device)),
         "compat": {finding.name: finding.repaired for finding in compat.check(model)},
     }
-
-
-@contextlib.contextmanager
-def _encoded(model: Any, processor: Any, batch: Sequence[Question]) -> Iterator[Any]:
-    """The inputs of a batch, while the model is given the features of its pictures."""
-    paths = [question["image"] for question in batch]
-    pictures = {path: open_image(path) for path in paths}
-    asked = [question["question"] for question in batch]
-    inputs = answering.encode(processor, [pictures[path] for path in paths], asked).to(model.device)
-    distinct = list(pictures)
-    first = torch.tensor([paths.index(path) for path in distinct], device=model.device)
-    back = torch.tensor([distinct.index(path) for path in paths], device=model.device)
-    names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
-    features = vision.encode(model, {name: inputs[name][first] for name in names})
-    with vision.given(model, features[back]):
-        yield inputs
 
 
 def _answer(

@@ -1,0 +1,334 @@
+"""Questions about pictures from JSONL, Parquet or the embedded benchmark, every row checked before any is asked."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from PIL import Image
+
+from crosstrim import mini
+from crosstrim.errors import DatasetError, InputError, MissingExtraError
+from crosstrim.eval import heldout
+from crosstrim.images import open_image
+
+REQUIRED = ("image", "question", "answers")
+OPTIONAL = ("id", "kind")
+IMAGE_TOKEN = "<|image|>"
+"""Stands for the picture in every Llama-3.2-Vision prompt, so no question may contain it."""
+
+ALL = "all"
+"""The kind of every question when a file has no column `kind`."""
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    Attributes:
+        id: unlike every other's.
+        source: the picture: a path, or the bytes of its file.
+        picture: SHA-256 of the picture's file, by which questions about the same picture find each other.
+        question: what to ask.
+        answers: any of them is right.
+        kind: what to report it under.
+    """
+
+    id: str
+    source: str | bytes = field(repr=False)
+    picture: str
+    question: str
+    answers: tuple[str, ...]
+    kind: str
+
+    def open(self) -> Image.Image:
+        """The picture, decoded."""
+        return _open(self.source)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A row that cannot be asked.
+
+    Attributes:
+        row: its number, from 1; of a JSONL file, the line's.
+        words: what is wrong with it.
+    """
+
+    row: int
+    words: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Checked questions, those about one picture next to each other.
+
+    Attributes:
+        name: where they come from.
+        unit: what its rows are called: "line" or "row".
+        items: those that can be asked.
+        problems: the rows that cannot.
+    """
+
+    name: str
+    unit: str
+    items: tuple[Item, ...]
+    problems: tuple[Problem, ...] = ()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Changes with any question, answer or picture."""
+        rows = [[one.id, one.picture, one.question, one.answers, one.kind] for one in self.items]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Questions of each kind."""
+        return dict(Counter(item.kind for item in self.items))
+
+    def complaints(self) -> list[str]:
+        """One line per row that cannot be asked."""
+        return [f"{self.name}, {self.unit} {problem.row}: {problem.words}" for problem in self.problems]
+
+    def usable(self, on_error: str) -> Dataset:
+        """This dataset, unless rows cannot be asked and that is to stop the run, or none is left.
+
+        Args:
+            on_error: "stop", or "skip" to go on without those rows.
+
+        Raises:
+            DatasetError: it names their numbers.
+        """
+        if self.problems and on_error == "stop":
+            numbers = [problem.row for problem in self.problems]
+            shown = ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
+            raise DatasetError(
+                f"{len(numbers)} of {len(numbers) + len(self.items)} rows of {self.name} cannot be asked "
+                f"({self.unit} {shown}); repair them, or go on without them by --on-error skip. Nothing was run."
+            )
+        if not self.items:
+            raise DatasetError(f"{self.name} holds no question that can be asked.")
+        return self
+
+    def first_of_each_kind(self, count: int) -> Dataset:
+        """At most `count` questions of each kind."""
+        taken: Counter[str] = Counter()
+        chosen = []
+        for item in self.items:
+            taken[item.kind] += 1
+            if taken[item.kind] <= count:
+                chosen.append(item)
+        return replace(self, items=tuple(chosen))
+
+
+def embedded(quick: bool = False) -> Dataset:
+    """The embedded model's held-out questions, or the first few of each kind and tile layout."""
+    checks = _Checks(Path(), "line")
+    items = [checks.item(number, row) for number, row in enumerate(heldout.select(mini.heldout(), quick), 1)]
+    return Dataset("mini-heldout", "line", _together(items))
+
+
+def read(path: Path, progress: Progress = lambda row: None) -> Dataset:
+    """Read and check a file of questions, decoding every picture once.
+
+    Args:
+        path: a .jsonl or .parquet file, with the columns `image`, `question` and `answers`, and perhaps `id` and
+            `kind`; others are ignored. Paths of pictures count from the file's folder.
+        progress: called with the number of each row that was checked.
+
+    Returns:
+        The dataset, with a problem for every row that cannot be asked.
+
+    Raises:
+        DatasetError: the file as a whole cannot be read.
+        MissingExtraError: it is Parquet and pyarrow is not installed.
+    """
+    rows: Iterator[tuple[int, Any]]
+    if path.suffix.lower() == ".jsonl":
+        unit, rows = "line", _jsonl_rows(path)
+    elif path.suffix.lower() == ".parquet":
+        unit, rows = "row", _parquet_rows(path)
+    else:
+        raise DatasetError(f"{path} ends in {path.suffix!r}; questions are read from .jsonl and .parquet.")
+    checks, items, problems = _Checks(path.parent, unit), [], []
+    for number, row in rows:
+        try:
+            items.append(checks.item(number, _parsed(row) if isinstance(row, bytes) else row))
+        except InputError as error:
+            problems.append(Problem(number, str(error)))
+        progress(number)
+    return Dataset(str(path), unit, _together(items), tuple(problems))
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line.removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError as error:
+        raise InputError("the line is not UTF-8.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the line is no JSON: {error}.") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtraError(
+            f"reading {path} needs pyarrow, which is not installed: pip install 'crosstrim[eval]'."
+        ) from error
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = set(file.schema_arrow.names)
+            missing = [name for name in REQUIRED if name not in names]
+            if missing:
+                raise DatasetError(
+                    f"{path} has no column {missing[0]!r}, only {', '.join(sorted(names))}; "
+                    f"needed are {', '.join(REQUIRED)}."
+                )
+            columns = [name for name in (*REQUIRED, *OPTIONAL) if name in names]
+            for batch in file.iter_batches(batch_size=64, columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (OSError, arrow.ArrowException) as error:
+        raise DatasetError(f"{path} cannot be read as Parquet: {error}.") from error
+
+
+def _together(items: Sequence[Item]) -> tuple[Item, ...]:
+    """The items, those about one picture next to each other, otherwise in their order."""
+    by_picture: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        by_picture[item.picture].append(item)
+    return tuple(item for group in by_picture.values() for item in group)
+
+
+class _Checks:
+    """Turns rows into items, and remembers what rows must agree on.
+
+    Args:
+        folder: where relative paths of pictures begin.
+        unit: what a row is called.
+    """
+
+    def __init__(self, folder: Path, unit: str) -> None:
+        self._folder = folder.absolute()  # so that no row means standard input by "-"
+        self._unit = unit
+        self._rows_of_ids: dict[str, int] = {}
+        self._types: tuple[int, dict[str, str]] | None = None
+        self._pictures: dict[str | bytes, str | InputError] = {}
+
+    def item(self, number: int, row: Any) -> Item:
+        """The row as an item.
+
+        Raises:
+            InputError: it cannot be asked.
+        """
+        if not isinstance(row, dict):
+            raise InputError(f"expected an object with {', '.join(REQUIRED)}, got {_type(row)}.")
+        row = {name: row[name] for name in (*REQUIRED, *OPTIONAL) if row.get(name) is not None}
+        self._check_columns(number, row)
+        identity = self._id(number, row)
+        question, kind = row["question"], row.get("kind", ALL)
+        for name, text in (("question", question), ("kind", kind)):
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"{name!r} must be a text that is not empty, got {text!r}.")
+        if IMAGE_TOKEN in question:
+            raise InputError(f"the question contains {IMAGE_TOKEN}, which stands for the picture.")
+        source = self._source(row["image"])
+        return Item(identity, source, self._checked(source), question, _answers(row["answers"]), kind)
+
+    def _check_columns(self, number: int, row: dict[str, Any]) -> None:
+        missing = [name for name in REQUIRED if name not in row]
+        if missing:
+            raise InputError(f"{missing[0]!r} is missing; every row needs {', '.join(REQUIRED)}.")
+        types = {name: _type(value) for name, value in row.items()}
+        if self._types is None:
+            self._types = number, types
+        first, expected = self._types
+        for name in (*REQUIRED, *OPTIONAL):
+            here, there = types.get(name, "missing"), expected.get(name, "missing")
+            if here != there:
+                raise InputError(f"{name!r} is {here}, but {there} in {self._unit} {first}; rows must be alike.")
+
+    def _id(self, number: int, row: dict[str, Any]) -> str:
+        identity = str(row.get("id", number))
+        other = self._rows_of_ids.setdefault(identity, number)
+        if other != number:
+            raise InputError(f"id {identity!r} is that of {self._unit} {other} already.")
+        return identity
+
+    def _source(self, image: Any) -> str | bytes:
+        """The picture as a path or its file's bytes; the objects are those that Hugging Face datasets write."""
+        if isinstance(image, dict):
+            content = image.get("bytes")
+            image = image.get("path") if content is None else content
+            if isinstance(content, str):
+                image = _decoded(content)
+        if isinstance(image, bytes):
+            return image
+        if not isinstance(image, str) or not image or "\0" in image:
+            raise InputError("'image' must be a path, or an object with the file's bytes (base64 in JSONL).")
+        return image if "://" in image else str(self._folder / image)
+
+    def _checked(self, source: str | bytes) -> str:
+        """SHA-256 of a picture that can be decoded."""
+        key = hashlib.sha256(source).digest() if isinstance(source, bytes) else source
+        if key not in self._pictures:
+            try:
+                _open(source)
+                content = source if isinstance(source, bytes) else Path(source).read_bytes()
+                self._pictures[key] = hashlib.sha256(content).hexdigest()
+            except InputError as error:
+                self._pictures[key] = error
+        known = self._pictures[key]
+        if isinstance(known, InputError):
+            raise InputError(str(known))
+        return known
+
+
+def _open(source: str | bytes) -> Image.Image:
+    return open_image(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError("the picture's bytes are no base64.") from error
+
+
+def _answers(value: Any) -> tuple[str, ...]:
+    answers = [value] if isinstance(value, str) else value
+    if not isinstance(answers, list) or not all(isinstance(one, str) for one in answers):
+        raise InputError(f"'answers' must be a text or a list of texts, got {value!r}.")
+    if not answers or not all(one.strip() for one in answers):
+        raise InputError(f"an answer is empty: {value!r}; every question needs at least one, and none empty.")
+    return tuple(cast(list[str], answers))
+
+
+def _type(value: Any) -> str:
+    names = {bool: "true or false", int: "a number", float: "a number", str: "a text", bytes: "bytes", list: "a list"}
+    return names.get(type(value), "nothing" if value is None else "an object")

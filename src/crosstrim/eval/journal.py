@@ -1,0 +1,138 @@
+"""A file that a run can be killed over: what was computed is on disk line by line, and is never computed again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from crosstrim.errors import ResultError
+
+Record = dict[str, Any]
+
+
+class Journal:
+    """An append-only JSONL file: a header that says which run it belongs to, then one record per line.
+
+    Opening it reads what an earlier run left. A last line that a kill cut off is dropped.
+
+    Args:
+        path: of the file, which is made if there is none.
+        header: what the run depends on, in plain JSON types.
+
+    Raises:
+        ResultError: the file belongs to a run of something else, another process writes it, or it cannot be
+            used.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        self.path = path
+        self.records: list[Record] = []
+        try:
+            self._file: BinaryIO = path.open("ab+")
+        except OSError as error:
+            raise ResultError(f"{path} cannot be written: {error.strerror}.") from error
+        try:
+            _lock(self._file, path)
+            self._resume(dict(header))
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _resume(self, header: Record) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content.rfind(b"\n") + 1
+        self._file.truncate(whole)
+        lines = content[:whole].splitlines()
+        if not lines:
+            self.append(header)
+            self.records.clear()
+            return
+        try:
+            found, *self.records = map(json.loads, lines)
+        except ValueError as error:
+            raise ResultError(f"{self.path} is damaged; delete it to start anew.") from error
+        check_same(found, header, self.path)
+
+    def append(self, record: Record) -> None:
+        """Write a record; when this returns, it is on disk."""
+        try:
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise ResultError(f"{self.path} cannot be written: {error.strerror}.") from error
+        self.records.append(record)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+
+def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+    """Refuse to continue a file that belongs to a run of something else.
+
+    Raises:
+        ResultError: it names what differs.
+    """
+    wanted = json.loads(json.dumps(wanted))  # tuples come back as lists
+    for name, value in wanted.items():
+        there = found.get(name) if isinstance(found, Mapping) else None
+        if there != value:
+            raise ResultError(
+                f"{path} is a run with other {_difference(name, there, value)}; run it as it was begun, give another "
+                "--out, or delete it."
+            )
+
+
+def _difference(name: str, there: Any, here: Any) -> str:
+    """Where two values differ first: `versions.torch (2.12.0 there, 2.13.0 here)`."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        key = next(key for key in {**there, **here} if there.get(key) != here.get(key))
+        return _difference(f"{name}.{key}", there.get(key), here.get(key))
+    if isinstance(there, list) and isinstance(here, list):
+        return f"{name} ({len(there)} there, {len(here)} here)" if len(there) != len(here) else name
+    return f"{name} ({there} there, {here} here)"
+
+
+def write_whole(path: Path, result: Mapping[str, Any]) -> None:
+    """Write JSON to a file, whole or not at all.
+
+    Raises:
+        ResultError: it cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            json.dump(result, file)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        raise ResultError(f"{path} cannot be written: {error.strerror}.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Let no other process write the file, where the system can; the lock ends with the process."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ResultError(f"{path} is being written by another run; wait for it, or give another --out.") from error

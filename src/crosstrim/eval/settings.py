@@ -1,0 +1,127 @@
+"""Which trims a run compares: policies times how much they keep, with the first layer's cache trimmed or whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crosstrim import policies
+from crosstrim.config import TrimConfig
+from crosstrim.errors import ConfigError
+
+POLICIES = ("union", "grid", "random")
+"""What runs when no policy is named: the paper's rule beside two that do not look at the question."""
+
+KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5)
+"""How much is kept when neither `k` nor `keep` is given."""
+
+SEEDS = 3
+ORACLE = "oracle"
+UNTRIMMED = "untrimmed"
+LOSSLESS = "lossless"
+FIRST_LAYERS = {"trimmed": (True,), "whole": (False,), "both": (True, False)}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One trim of a run.
+
+    Attributes:
+        policy: its name, also where the config cannot say it: "oracle" and "lossless".
+        config: how to trim. That of the oracle gets its policy batch by batch.
+    """
+
+    policy: str
+    config: TrimConfig
+
+    @property
+    def label(self) -> str:
+        """What it is called, unlike every other setting."""
+        return self._named(self.policy)
+
+    @property
+    def group(self) -> str:
+        """What it is called together with the other seeds of the same draw."""
+        return self._named(self._family)
+
+    @property
+    def curve(self) -> str:
+        """What it is called together with those that only keep more or less."""
+        name = self._family.partition(":")[0] + " (own share)" if self._decides_alone else self._family
+        return name + self._suffix
+
+    def to_dict(self) -> dict[str, Any]:
+        """The setting as plain JSON types."""
+        config = {**self.config.to_dict(), "policy": self.policy}
+        return {"label": self.label, "group": self.group, "curve": self.curve, "config": config}
+
+    @property
+    def _family(self) -> str:
+        return "random" if self.policy.startswith("random:") else self.policy
+
+    @property
+    def _decides_alone(self) -> bool:
+        return self.config.k is None and self.config.keep is None and self.policy != LOSSLESS
+
+    @property
+    def _suffix(self) -> str:
+        return "" if self.config.trim_first_layer else ", whole first layer"
+
+    def _named(self, policy: str) -> str:
+        config = self.config
+        knobs = [f"{name}={value}" for name, value in (("k", config.k), ("keep", config.keep)) if value is not None]
+        return " ".join([policy, *knobs]) + self._suffix
+
+
+def expand(
+    names: Sequence[str] = (),
+    *,
+    k: Sequence[float] = (),
+    keep: Sequence[float | int] = (),
+    lossless: bool = False,
+    first_layer: str = "trimmed",
+    seeds: int = SEEDS,
+    **options: Any,
+) -> tuple[Setting, ...]:
+    """Every policy with every `k` and every `keep`.
+
+    Args:
+        names: policies as `TrimConfig` takes them, and "oracle". "random" is drawn with every seed; a policy that
+            decides by its own number ("mass:0.9") runs once, without `k` and `keep`. None: `POLICIES`.
+        k: values of `k`.
+        keep: values of `keep`. `KEEPS` when there is neither.
+        lossless: whether to add the trim that only drops padding.
+        first_layer: "trimmed", "whole" or "both": what becomes of the first cross-attention layer's own cache.
+        seeds: how many seeds "random" is drawn with.
+        **options: other fields of `TrimConfig`, the same for all.
+
+    Returns:
+        The settings, none twice.
+
+    Raises:
+        ConfigError: a value is out of range or unknown.
+    """
+    if first_layer not in FIRST_LAYERS:
+        raise ConfigError(f"first_layer={first_layer!r} must be one of {', '.join(map(repr, FIRST_LAYERS))}.")
+    if seeds < 1:
+        raise ConfigError(f"seeds={seeds!r} must be at least 1.")
+    knobs: list[dict[str, Any]] = [{"k": value} for value in k] + [{"keep": value} for value in keep]
+    knobs = knobs or [{"keep": value} for value in KEEPS]
+    settings = [Setting(LOSSLESS, TrimConfig(**options))] if lossless else []
+    for name in names or POLICIES:
+        for drawn in [f"random:{seed}" for seed in range(seeds)] if name == "random" else [name]:
+            for trim_first_layer in FIRST_LAYERS[first_layer]:
+                settings += [
+                    Setting(drawn, _config(drawn, trim_first_layer=trim_first_layer, **knob, **options))
+                    for knob in (knobs if _needs_knob(drawn) else [{}])
+                ]
+    return tuple({setting.label: setting for setting in settings}.values())
+
+
+def _config(name: str, **fields: Any) -> TrimConfig:
+    return TrimConfig(**fields) if name == ORACLE else TrimConfig(policy=name, **fields)
+
+
+def _needs_knob(name: str) -> bool:
+    return name == ORACLE or ":" not in name or not hasattr(policies.resolve(name), "chosen")

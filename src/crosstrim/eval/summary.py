@@ -1,0 +1,120 @@
+"""From answers to numbers: per setting, over all questions and for each kind of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crosstrim.eval.metrics import Estimate, bootstrap
+from crosstrim.eval.settings import ORACLE, UNTRIMMED, Setting
+
+Row = dict[str, Any]
+
+_COLUMNS = ("accuracy", "accuracy_change", "unchanged", "kl", "kept_fraction")
+_BANDED = ("accuracy", "accuracy_change", "unchanged")
+
+
+def summarise(
+    items: Sequence[Mapping[str, Any]],
+    predictions: Mapping[str, Mapping[str, Any]],
+    settings: Sequence[Setting],
+    layers: int,
+) -> list[Row]:
+    """One row per setting, the seeds of a random draw averaged question by question.
+
+    Args:
+        items: with `kind` and `visible`.
+        predictions: per label `answer`, `right`, and but for the untrimmed model `kept` and `kl`.
+        settings: that were run.
+        layers: cross-attention layers of the model.
+
+    Returns:
+        The untrimmed model's row first, each with `group`, `curve`, `trim_first_layer`, `seeds`, `overall` and
+        `kinds`.
+    """
+    groups: dict[str, list[Setting]] = {}
+    for setting in settings:
+        groups.setdefault(setting.group, []).append(setting)
+    rows: list[Row] = [{"group": UNTRIMMED, "curve": UNTRIMMED, "trim_first_layer": False, "seeds": 1}]
+    rows += [
+        {
+            "group": group,
+            "curve": members[0].curve,
+            "trim_first_layer": members[0].config.trim_first_layer,
+            "seeds": len(members),
+        }
+        for group, members in groups.items()
+    ]
+    labels = [[UNTRIMMED], *([setting.label for setting in members] for members in groups.values())]
+    values = np.stack([_values(items, predictions, of_group) for of_group in labels], axis=1)
+    kinds = np.array([item["kind"] for item in items])
+    for row, cell in zip(rows, _cells(values, rows, layers), strict=True):
+        row["overall"] = cell
+        row["kinds"] = {}
+    for kind in dict.fromkeys(kinds.tolist()):
+        for row, cell in zip(rows, _cells(values[kinds == kind], rows, layers), strict=True):
+            row["kinds"][kind] = cell
+    best = front(rows)
+    return [{**row, "pareto": row["group"] in best} for row in rows]
+
+
+def front(rows: Sequence[Row]) -> set[str]:
+    """The groups that no other beats: at least as accurate with no more cache, and better in one of the two.
+
+    The oracle, which cannot be had, and the untrimmed model do not compete.
+    """
+    rows = [row for row in rows if row["curve"].partition(",")[0] not in (ORACLE, UNTRIMMED)]
+    points = {row["group"]: (row["overall"]["cache_fraction"], -row["overall"]["accuracy"]["mean"]) for row in rows}
+    return {
+        group
+        for group, (cost, error) in points.items()
+        if not any(other != (cost, error) and other[0] <= cost and other[1] <= error for other in points.values())
+    }
+
+
+def _values(
+    items: Sequence[Mapping[str, Any]], predictions: Mapping[str, Mapping[str, Any]], labels: Sequence[str]
+) -> NDArray[np.float64]:
+    """[questions, columns]: the mean over the seeds."""
+    untrimmed = predictions[UNTRIMMED]
+    was_right = np.array(untrimmed["right"], dtype=float)
+    visible = np.array([item["visible"] for item in items], dtype=float)
+    draws = []
+    for label in labels:
+        prediction = predictions[label]
+        right = np.array(prediction["right"], dtype=float)
+        unchanged = [one == other for one, other in zip(prediction["answer"], untrimmed["answer"], strict=True)]
+        loss = np.array(prediction.get("kl", np.zeros(len(items))))
+        kept = np.array(prediction.get("kept", visible)) / visible
+        draws.append(np.stack([right, right - was_right, np.array(unchanged, dtype=float), loss, kept], axis=1))
+    return np.asarray(np.mean(draws, axis=0), dtype=np.float64)
+
+
+def _cells(values: NDArray[np.float64], rows: Sequence[Row], layers: int) -> list[dict[str, Any]]:
+    """Per setting, the numbers over some questions.
+
+    Args:
+        values: [questions, settings, columns].
+        rows: the settings.
+        layers: cross-attention layers of the model.
+    """
+    estimates = bootstrap(values.reshape(len(values), -1))
+    cells = []
+    for index, row in enumerate(rows):
+        of_row = estimates[index * len(_COLUMNS) : (index + 1) * len(_COLUMNS)]
+        numbers: dict[str, Estimate] = dict(zip(_COLUMNS, of_row, strict=True))
+        kept = numbers["kept_fraction"].mean
+        first = kept if row["trim_first_layer"] else 1.0
+        cells.append(
+            {
+                "questions": len(values),
+                **{
+                    name: one.to_dict() if name in _BANDED else one.to_dict()["mean"] for name, one in numbers.items()
+                },
+                "cache_fraction": float(f"{(first + (layers - 1) * kept) / layers:.6g}"),
+            }
+        )
+    return cells

@@ -1,0 +1,239 @@
+"""Ask every question of the untrimmed model and under every setting, in a run that can be killed and goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crosstrim import answering, compat
+from crosstrim.errors import ResultError
+from crosstrim.eval import metrics, oracle, summary
+from crosstrim.eval.batches import Encoder
+from crosstrim.eval.dataset import Dataset, Item
+from crosstrim.eval.journal import Journal, Record, check_same, write_whole
+from crosstrim.eval.settings import ORACLE, UNTRIMMED, Setting
+from crosstrim.hooks import trim
+from crosstrim.models import mllama
+from crosstrim.policies import Given
+from crosstrim.report import versions
+
+FORMAT = 1
+MAX_NEW_TOKENS = 32
+_SAMPLED = 64  # values of each weight that tell one model from another
+
+Progress = Callable[[int, int], None]
+
+
+def run(
+    model: Any,
+    processor: Any,
+    dataset: Dataset,
+    settings: Sequence[Setting],
+    out: Path,
+    *,
+    name: str,
+    batch_size: int = 32,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, Any]:
+    """Answer, compare and write the result; called again after a kill, go on where the last batch ended.
+
+    What was answered is written to a journal beside `out` after every batch. The journal turns into `out` when all
+    is done.
+
+    Args:
+        model: of `crosstrim.load`.
+        processor: of `crosstrim.load`.
+        dataset: what to ask.
+        settings: of `settings.expand`; the untrimmed model always runs.
+        out: the file to write.
+        name: of the model, for the result.
+        batch_size: questions answered together.
+        max_new_tokens: where to cut answers off.
+        progress: called with how many answers are done, and of how many.
+
+    Returns:
+        The result as plain JSON types, as it is in `out`.
+
+    Raises:
+        ResultError: `out` or its journal belongs to a run of something else, or cannot be written.
+    """
+    header = _header(model, name, dataset, settings, batch_size, max_new_tokens)
+    journal_path = out.with_name(f"{out.name}.journal")
+    if out.exists():
+        result = read(out)
+        check_same(result, header, out)
+    else:
+        with Journal(journal_path, header) as journal:
+            answerer = _Answerer(model, processor, settings, max_new_tokens)
+            _answer_rest(answerer, dataset, batch_size, journal, progress)
+            result = _result(header, dataset, settings, journal.records)
+        write_whole(out, result)
+    journal_path.unlink(missing_ok=True)
+    return result
+
+
+def check_path(out: Path) -> None:
+    """Refuse, before any work is done, a file that no result can be written to.
+
+    Raises:
+        ResultError: it is no .json, or its folder is not there.
+    """
+    if out.suffix.lower() != ".json" or out.is_dir():
+        raise ResultError(f"{out} cannot hold a result; give a file that ends in .json.")
+    if not out.parent.is_dir():
+        raise ResultError(f"{out} lies in a folder that does not exist; create {out.parent} first.")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a finished result.
+
+    Raises:
+        ResultError: it is none, or of another format.
+    """
+    try:
+        result = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ResultError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(result, dict) or "summary" not in result:
+        raise ResultError(f"{path} is no result of crosstrim eval --out.")
+    if result.get("format") != FORMAT:
+        raise ResultError(f"{path} has format {result.get('format')!r}, this crosstrim reads {FORMAT}; run it anew.")
+    return result
+
+
+def _answer_rest(
+    answerer: _Answerer, dataset: Dataset, batch_size: int, journal: Journal, progress: Progress
+) -> None:
+    """Answer the batches that the journal does not hold yet."""
+    items = dataset.items
+    batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    done = sum(map(len, batches[: len(journal.records)])) * answerer.models
+    progress(done, len(items) * answerer.models)
+    for batch in batches[len(journal.records) :]:
+        record: Record = {"visible": [], "seconds": {}, "predictions": {}}
+        for label, prediction, seconds, visible in answerer.answer(batch):
+            record["predictions"][label] = prediction
+            record["seconds"][label] = round(seconds, 4)
+            record["visible"] = visible or record["visible"]
+            done += len(batch)
+            progress(done, len(items) * answerer.models)
+        journal.append(record)
+
+
+class _Answerer:
+    """Answers batches: first untrimmed, then under every setting."""
+
+    def __init__(self, model: Any, processor: Any, settings: Sequence[Setting], max_new_tokens: int) -> None:
+        self.models = 1 + len(settings)
+        self._model = model
+        self._processor = processor
+        self._encoder = Encoder(model, processor)
+        self._settings = settings
+        self._max_new_tokens = max_new_tokens
+
+    def answer(self, batch: Sequence[Item]) -> Iterator[tuple[str, Record, float, list[int]]]:
+        """Per setting: its label, its predictions, the time `generate` took, and how many features were visible."""
+        pictures = {item.picture: item for item in batch}
+        with self._encoder.inputs(
+            [item.picture for item in batch],
+            [item.question for item in batch],
+            lambda picture: pictures[picture].open(),
+        ) as inputs:
+            untrimmed = self._generate(inputs)
+            yield UNTRIMMED, {"answer": untrimmed.texts}, untrimmed.seconds, []
+            votes = None
+            if any(setting.policy == ORACLE for setting in self._settings):
+                votes = oracle.votes(self._model, inputs, untrimmed.tokens)
+            for setting in self._settings:
+                config = answering.for_tokenizer(setting.config, self._processor.tokenizer)
+                if setting.policy == ORACLE and votes is not None:
+                    config = replace(config, policy=Given(votes))
+                with trim(self._model, config) as handle:
+                    trimmed = self._generate(inputs)
+                    images = [images[0] for images in handle.report().samples]
+                losses = metrics.divergence(untrimmed.logits, trimmed.logits).tolist()
+                prediction = {
+                    "answer": trimmed.texts,
+                    "kept": [image.kept for image in images],
+                    "kl": [float(f"{loss:.6g}") for loss in losses],
+                }
+                yield setting.label, prediction, trimmed.seconds, [image.visible for image in images]
+
+    def _generate(self, inputs: Mapping[str, torch.Tensor]) -> answering.Generation:
+        return answering.generate(self._model, self._processor, inputs, max_new_tokens=self._max_new_tokens)
+
+
+def _header(
+    model: Any, name: str, dataset: Dataset, settings: Sequence[Setting], batch_size: int, max_new_tokens: int
+) -> dict[str, Any]:
+    """Everything the answers depend on."""
+    located = mllama.locate(model)
+    return {
+        "format": FORMAT,
+        "dataset": {
+            "name": dataset.name,
+            "sha256": dataset.sha256,
+            "questions": len(dataset.items),
+            "questions_per_kind": dataset.kinds,
+            "left_out": dataset.complaints(),
+        },
+        "model": {
+            "name": name,
+            "sha256_of_samples": _fingerprint(model),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "cross_attention_layers": len(located.cross_layers),
+            "features_per_image": located.features_per_image,
+        },
+        "generation": {"max_new_tokens": max_new_tokens, "do_sample": False, "batch_size": batch_size},
+        "settings": [setting.to_dict() for setting in settings],
+        "versions": versions(str(model.device)),
+        "compat": {finding.name: finding.repaired for finding in compat.check(model)},
+    }
+
+
+def _fingerprint(model: torch.nn.Module) -> str:
+    """A hash over some values of every weight, which is quick and still tells two checkpoints apart."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        if not weight.is_meta:  # offloaded to disk
+            step = max(1, weight.numel() // _SAMPLED)
+            digest.update(weight.detach().flatten()[::step].cpu().double().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _result(
+    header: Mapping[str, Any], dataset: Dataset, settings: Sequence[Setting], records: Sequence[Record]
+) -> dict[str, Any]:
+    """Header, answers and summary."""
+    visible = [count for record in records for count in record["visible"]]
+    items = [
+        {"id": item.id, "kind": item.kind, "question": item.question, "answers": item.answers, "visible": count}
+        for item, count in zip(dataset.items, visible, strict=True)
+    ]
+    predictions, seconds = {}, {}
+    for label in (UNTRIMMED, *(setting.label for setting in settings)):
+        columns = [record["predictions"][label] for record in records]
+        predictions[label] = {name: [value for one in columns for value in one[name]] for name in columns[0]}
+        predictions[label]["right"] = [
+            metrics.is_right(text, item.answers)
+            for text, item in zip(predictions[label]["answer"], dataset.items, strict=True)
+        ]
+        seconds[label] = round(sum(record["seconds"][label] for record in records), 2)
+    layers = header["model"]["cross_attention_layers"]
+    return {
+        **json.loads(json.dumps(header)),
+        "items": json.loads(json.dumps(items)),
+        "predictions": predictions,
+        "seconds": seconds,
+        "summary": summary.summarise(items, predictions, settings, layers),
+    }
