@@ -40,9 +40,8 @@ help:
 
 demo: .venv/.installed
 	@mkdir -p build
-	@.venv/bin/crosstrim ask src/crosstrim/mini/examples/digits-square.jpg "What digit is at the top left?" \
-		--k 0.25 --compare --overlay build/overlay.png
-	@echo "build/overlay.png shows what was kept: the features under the dimmed parts of the picture were dropped."
+	.venv/bin/crosstrim ask example "What digit is at the top left?" --k 0.25 --compare --overlay build/overlay.png
+	@echo "build/overlay.png is the picture; what is grey in it was dropped after the first cross-attention layer."
 
 test: .venv/.installed
 	@.venv/bin/python $(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered

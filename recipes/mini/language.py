@@ -14,7 +14,7 @@ from transformers import MllamaForConditionalGeneration, PreTrainedTokenizerFast
 
 from . import attention
 from .pictures import IGNORE, scene
-from .questions import Question, lesson
+from .questions import MOSTLY_WHOLE, WHOLE, Question, lesson
 from .settings import LAYOUTS, Settings
 from .tokenizer import CHAT_TEMPLATE, build_tokenizer
 from .training import Stage
@@ -73,10 +73,14 @@ def pack(lessons: list[list[Question]]) -> dict[str, Tensor]:
 
 
 def draw(settings: Settings, stage: int, step: int, crowds: int = 0) -> dict[str, Tensor]:
-    """Draw the batch of one step: new pictures over all layouts, several questions about each, and some crowds."""
+    """Draw the batch of one step: new pictures over all layouts, several questions about each, and some crowds.
+
+    With crowds it is the joint stage, which asks more about the whole picture.
+    """
     rng = np.random.default_rng([settings.seed, stage, step])
     scenes = [scene("train", LAYOUTS[rng.integers(len(LAYOUTS))], rng) for _ in range(settings.language_batch)]
-    packed = pack([lesson(item, settings.segments, rng) for item in scenes])
+    whole = MOSTLY_WHOLE if crowds else WHOLE
+    packed = pack([lesson(item, settings.segments, rng, whole) for item in scenes])
     scenes += [draw_crowd(rng) for _ in range(crowds)]
     return image_inputs(scenes) | labels_of(scenes) | packed
 

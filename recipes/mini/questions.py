@@ -21,6 +21,9 @@ LOOKUPS = (
 WHOLE = ("count", "read")
 """Kinds that need the whole picture."""
 
+MOSTLY_WHOLE = ("count", "count", "read", "read", "read")
+"""What a lesson asks of the whole picture once lookups are learned: these kinds are learned last."""
+
 KINDS = LOOKUPS + WHOLE
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -121,11 +124,13 @@ def describe_some(scene: Scene, rng: np.random.Generator) -> Question:
     return Question(CAPTION_PROMPT, caption, "describe")
 
 
-def lesson(scene: Scene, amount: int, rng: np.random.Generator) -> list[Question]:
-    """Return what one training step asks about one picture: captions, both whole-picture kinds, the rest lookups."""
+def lesson(
+    scene: Scene, amount: int, rng: np.random.Generator, whole: tuple[str, ...] = WHOLE
+) -> list[Question]:
+    """Return what one training step asks about one picture: captions, the `whole` kinds, the rest lookups."""
     captions = max(1, amount // 4)
     questions = [describe_some(scene, rng) for _ in range(captions)]
-    questions += [ask(scene, kind, rng) for kind in WHOLE]
+    questions += [ask(scene, kind, rng) for kind in whole]
     while len(questions) < amount:
         questions.append(ask(scene, LOOKUPS[rng.integers(len(LOOKUPS))], rng))
     return questions[:amount]

@@ -37,7 +37,7 @@ class Settings:
     vision_steps: int = 2000
     vision_batch: int = 8
     language_steps: int = 600
-    joint_steps: int = 1500
+    joint_steps: int = 2500
     language_batch: int = 8
     joint_crowds: int = 4
     segments: int = 14

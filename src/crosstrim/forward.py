@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from crosstrim.errors import InputError
 from crosstrim.state import TrimState, UncachedPrompt
 
 
@@ -81,3 +82,49 @@ def visible_features(
         return torch.ones(*hidden_states.shape[:2], columns, dtype=torch.bool, device=hidden_states.device)
     seen = mask[:, 0] > torch.finfo(mask.dtype).min / 2
     return seen if row_mask is None else seen & (row_mask[:, 0] != 0)
+
+
+def check_rows(mask: torch.Tensor, tokens: torch.Tensor, cache: Any) -> None:
+    """Refuse a mask that is too short for the tokens, which transformers would fail on, or worse, broadcast.
+
+    Args:
+        mask: cross_attention_mask as the processor makes it, [B, rows, images, tiles].
+        tokens: [B, T] or [B, T, hidden].
+        cache: past_key_values or None.
+
+    Raises:
+        InputError: the mask is for neither T rows nor all rows so far.
+    """
+    rows, past = tokens.shape[1], 0 if cache is None else int(cache.get_seq_length())
+    if mask.shape[1] not in (rows, past + rows) and mask.shape[1] < past + rows:
+        import transformers
+
+        raise InputError(
+            f"cross_attention_mask covers {mask.shape[1]} text rows, but this pass reaches row {past + rows}. "
+            f"Assisted and prompt-lookup decoding do this to Mllama in transformers {transformers.__version__}, "
+            "which cannot run them untrimmed either; use a newer transformers or plain decoding."
+        )
+
+
+def check_images(
+    mask: torch.Tensor | None, before: TrimState | None, new_count: int, features_per_image: int
+) -> None:
+    """Refuse a mask for other images than those in the cache and in this pass.
+
+    Args:
+        mask: additive [B, 1, T, N] or None.
+        before: what the cache was trimmed to.
+        new_count: features that this pass brings.
+        features_per_image: features of one image.
+
+    Raises:
+        InputError: N is not what both hold together.
+    """
+    old_count = 0 if before is None else before.feature_count
+    if mask is not None and mask.shape[-1] != old_count + new_count:
+        images, old, new = (count // features_per_image for count in (mask.shape[-1], old_count, new_count))
+        raise InputError(
+            f"cross_attention_mask is for {images} images, but the cache holds {old} and this pass brings {new}. To "
+            "go on with a conversation, pass the mask of all of its images, and pixel_values of those alone that are "
+            "not in the cache yet (None when there are none)."
+        )

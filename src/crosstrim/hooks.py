@@ -28,7 +28,7 @@ from crosstrim.errors import (
     InputError,
     UnsupportedCacheError,
 )
-from crosstrim.forward import ForwardPass, visible_features
+from crosstrim.forward import ForwardPass, check_images, check_rows, visible_features
 from crosstrim.models import cache as caches
 from crosstrim.models import mllama
 from crosstrim.report import TrimReport, image_reports, versions
@@ -171,14 +171,15 @@ class TrimHandle:
                     "start a new generation inside disabled()."
                 )
             return
-        caches.check(cache, self._model.layer_indices)
+        if images is not None:
+            caches.check(cache, self._model.layer_indices)
         tokens = kwargs.get("input_ids", args[0] if args else None)
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:
             return  # the model itself refuses this
         mask = kwargs.get("cross_attention_mask")
         if mask is not None:
-            _check_rows(mask, tokens, cache)
+            check_rows(mask, tokens, cache)
         if state is None and caches.holds_features(cache, self._leader_index):
             if images is not None:
                 raise UnsupportedCacheError(
@@ -215,12 +216,14 @@ class TrimHandle:
         hidden_states = args[0] if args else kwargs["hidden_states"]
         mask = kwargs.get("cross_attention_mask")
         if step.images is None:
+            check_images(mask, step.before, 0, self._model.features_per_image)
             step.follower_mask = step.trim_mask(step.before, mask, hidden_states)
             if self.config.trim_first_layer:
                 kwargs["cross_attention_mask"] = step.follower_mask
             return args, kwargs
         step.cache = kwargs.get("past_key_values")
         features = mllama.as_sequence(kwargs["cross_attention_states"], hidden_states.shape[0])
+        check_images(mask, step.before, features.shape[1], self._model.features_per_image)
         step.wide = TrimState.whole(features, self._model.features_per_image)
         step.follower_mask = leader_mask = mask
         if step.before is not None:
@@ -339,19 +342,6 @@ class TrimHandle:
         return _Outcome(state, held, per_feature * state.kept.numel())
 
 
-def _check_rows(mask: torch.Tensor, tokens: torch.Tensor, cache: Any) -> None:
-    """Refuse a mask that is too short for the tokens, which transformers would fail on, or worse, broadcast."""
-    rows, past = tokens.shape[1], 0 if cache is None else int(cache.get_seq_length())
-    if mask.shape[1] not in (rows, past + rows) and mask.shape[1] < past + rows:
-        import transformers
-
-        raise InputError(
-            f"cross_attention_mask covers {mask.shape[1]} text rows, but this pass reaches row {past + rows}. "
-            f"Assisted and prompt-lookup decoding do this to Mllama in transformers {transformers.__version__}, "
-            "which cannot run them untrimmed either; use a newer transformers or plain decoding."
-        )
-
-
 def trim(model: nn.Module, config: TrimConfig | None = None, **options: Any) -> TrimHandle:
     """Keep only the image features that the question needs, from the next generation on.
 
@@ -381,7 +371,7 @@ def trim(model: nn.Module, config: TrimConfig | None = None, **options: Any) -> 
         )
     if config is not None and not isinstance(config, TrimConfig):
         raise ConfigError(f"expected a TrimConfig, got {config!r}; did you mean trim(model, k={config!r})?")
-    handle = TrimHandle(model, config or TrimConfig.from_dict(options))
+    config = config or TrimConfig.from_dict(options)
     unrepaired = [finding.name for finding in compat.check(model) if finding.open]
     if unrepaired:
         warnings.warn(
@@ -390,4 +380,4 @@ def trim(model: nn.Module, config: TrimConfig | None = None, **options: Any) -> 
             CompatWarning,
             stacklevel=2,
         )
-    return handle
+    return TrimHandle(model, config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import MllamaForConditionalGeneration, MllamaProcessor
 
@@ -240,3 +241,14 @@ def test_the_dtype_is_taken(ask):
     assert ask("--dtype", "bfloat16", "--json").json["report"]["kv_bytes_untrimmed"] == (
         ask("--json").json["report"]["kv_bytes_untrimmed"] // 2
     )
+
+
+def test_a_full_device_takes_one_line(ask, monkeypatch):
+    def full(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 99 GiB")
+
+    monkeypatch.setattr("crosstrim.answering.generate", full)
+    result = ask()
+    assert (result.code, result.stdout) == (1, "")
+    assert result.stderr.startswith("crosstrim: the device ran out of memory; try --dtype bfloat16")
+    assert result.stderr.count("\n") == 1

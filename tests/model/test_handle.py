@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import threading
+import warnings
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import crosstrim
 from crosstrim import TrimConfig
 from crosstrim.errors import (
     AlreadyTrimmedError,
+    CompatWarning,
     ConfigError,
     CrosstrimError,
     InputError,
@@ -20,6 +23,7 @@ from crosstrim.errors import (
 )
 from tests import tiny
 from tests.model.test_compat import hooks_on
+from tests.model.test_modes import OLD_TRANSFORMERS, grow
 from tests.tiny import Image
 
 SINGLE = [2, Image(4), 9]
@@ -106,7 +110,7 @@ def test_a_trimmed_cache_cannot_go_on_untrimmed(model):
 def test_an_untrimmed_cache_goes_on_untrimmed_but_takes_no_new_image(model):
     batch = tiny.inputs(SINGLE)
     step = {"input_ids": torch.tensor([[5]]), "cross_attention_mask": batch["cross_attention_mask"][:, -1:]}
-    if tiny_transformers_is_old():
+    if OLD_TRANSFORMERS:
         step["cross_attention_mask"] = torch.cat([batch["cross_attention_mask"], step["cross_attention_mask"]], 1)
     with torch.no_grad():
         cache = model(**batch).past_key_values
@@ -115,12 +119,6 @@ def test_an_untrimmed_cache_goes_on_untrimmed_but_takes_no_new_image(model):
             assert torch.equal(model(**step, past_key_values=cache).logits, expected)
             with pytest.raises(UnsupportedCacheError, match="cached before trim"):
                 model(**batch, past_key_values=cache)
-
-
-def tiny_transformers_is_old():
-    from tests.model.test_modes import OLD_TRANSFORMERS
-
-    return OLD_TRANSFORMERS
 
 
 def test_two_threads_give_what_each_gives_alone(model):
@@ -175,6 +173,52 @@ def test_trimming_twice_is_refused_and_changes_nothing(model):
         with pytest.raises(AlreadyTrimmedError, match=r"call remove\(\)"):
             crosstrim.trim(model, keep=0.5)
         assert hooks_on(model) == before
+
+
+def test_a_warning_made_an_error_leaves_no_hook(raw_model):
+    before = hooks_on(raw_model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(CompatWarning):
+            crosstrim.trim(raw_model, k=0.1)
+    assert hooks_on(raw_model) == before
+
+
+def test_images_that_the_cache_holds_already_are_refused_with_the_remedy(model):
+    batch = tiny.inputs(SINGLE)
+    with torch.no_grad(), crosstrim.trim(model, k=0.1):
+        cache = DynamicCache(config=model.config.text_config)
+        first = generate(model, batch, past_key_values=cache)
+        again = grow(batch, first[:, batch["input_ids"].shape[1] :])
+        images = {name: batch[name] for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")}
+        with pytest.raises(InputError, match=r"is for 1 images, but the cache holds 1 and this pass brings 1"):
+            generate(model, again | images, past_key_values=copy.deepcopy(cache))
+        two = again | {"cross_attention_mask": again["cross_attention_mask"].repeat(1, 1, 2, 1)}
+        with pytest.raises(InputError, match=r"is for 2 images, but the cache holds 1 and this pass brings 0"):
+            generate(model, two, past_key_values=copy.deepcopy(cache))
+        assert generate(model, again, past_key_values=cache).shape[1] == again["input_ids"].shape[1] + 6
+
+
+def test_a_cache_that_was_reset_starts_anew(model):
+    batch = tiny.inputs(SINGLE)
+    with torch.no_grad(), crosstrim.trim(model, k=0.1):
+        cache = DynamicCache(config=model.config.text_config)
+        expected = model(**batch, past_key_values=cache).logits
+        for index in tiny.CROSS_LAYERS:
+            cache.layers[index].reset()
+        fresh = DynamicCache(config=model.config.text_config)
+        for index in tiny.CROSS_LAYERS:
+            fresh.layers[index] = cache.layers[index]
+        assert torch.equal(model(**batch, past_key_values=fresh).logits, expected)
+
+
+def test_text_alone_may_use_any_cache(model):
+    if OLD_TRANSFORMERS:
+        pytest.skip("its static cache has no room for Mllama, trimmed or not")
+    batch = tiny.inputs([6])
+    expected = generate(model, batch, cache_implementation="static")
+    with crosstrim.trim(model, k=0.1):
+        assert torch.equal(generate(model, batch, cache_implementation="static"), expected)
 
 
 @pytest.mark.parametrize(

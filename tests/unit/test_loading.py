@@ -11,13 +11,13 @@ import pytest
 import torch
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
-from transformers import MllamaForConditionalGeneration
+from transformers import MllamaForConditionalGeneration, MllamaProcessor
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 import crosstrim
 from crosstrim import compat, loading, mini
 from crosstrim.errors import ConfigError, LoadError, MissingExtraError, UnsupportedModelError
-from tests import tiny
+from tests import tiny, tiny_checkpoint
 
 WEIGHTS = "model.safetensors"
 
@@ -92,6 +92,25 @@ def test_cpu_by_name_is_the_default(checkpoint):
 )
 def test_options_that_cannot_be(checkpoint, options, error, words):
     assert words in refused(error, checkpoint, **options)
+
+
+def test_spreading_over_devices_works_with_accelerate(checkpoint):
+    pytest.importorskip("accelerate")
+    model, _ = crosstrim.load(checkpoint, device_map="auto")
+    assert not any(finding.open for finding in compat.check(model))
+
+
+def test_pictures_are_prepared_by_pillow_also_beside_torchvision(checkpoint, monkeypatch):
+    class Torchvision:
+        pass
+
+    processor = tiny_checkpoint.processor()
+    expected = processor.image_processor.to_dict()
+    processor.image_processor = Torchvision()
+    monkeypatch.setattr(MllamaProcessor, "from_pretrained", lambda *_args, **_options: processor)
+    prepared = crosstrim.load(checkpoint)[1].image_processor
+    assert isinstance(prepared, MllamaImageProcessorPil)
+    assert prepared.to_dict() == expected
 
 
 def test_spreading_over_devices_needs_accelerate(checkpoint, monkeypatch):

@@ -19,6 +19,12 @@ PER_SIDE = TILE // PATCH
 LAYOUTS = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1)]
 # Width and height: exact canvases, larger and smaller pictures, odd sizes with padding at the right or below.
 ODD_SIZES = [
+    (100, 3),
+    (3, 100),
+    (100, 1),
+    (1, 100),
+    (3, 3),
+    (1, 3),
     (97, 61),
     (61, 97),
     (500, 111),

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 import typer
 from rich.console import Console, RenderableType
 from typer.core import TyperGroup
@@ -27,6 +28,9 @@ class Group(TyperGroup):
                 return super().invoke(ctx)
             except CrosstrimError as error:
                 say(" ".join(str(error).splitlines()))
+                raise typer.Exit(1) from error
+            except torch.OutOfMemoryError as error:
+                say("the device ran out of memory; try --dtype bfloat16, a smaller batch, or --device auto or cpu.")
                 raise typer.Exit(1) from error
 
 

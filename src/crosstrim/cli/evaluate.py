@@ -26,7 +26,7 @@ def evaluate(
     whole_first_layer: options.WholeFirstLayer = False,
     batch_size: Annotated[
         int, typer.Option("--batch-size", metavar="COUNT", min=1, help="Questions per batch.")
-    ] = 32,
+    ] = 64,
     model: options.Model = "mini",
     dtype: options.Dtype = None,
     device: options.Device = None,

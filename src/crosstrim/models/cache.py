@@ -30,8 +30,8 @@ class ImageLayer(DynamicLayer):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Forget the features and what was kept of them."""
-        super().reset()
-        self.state = None
+        self.keys = self.values = self.state = None
+        self.is_initialized = False
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Follow the beams."""
