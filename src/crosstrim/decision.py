@@ -14,7 +14,7 @@ from crosstrim.models import mllama
 from crosstrim.rows import last_turn_rows, real_rows
 from crosstrim.saliency import saliency
 from crosstrim.selection import budget_of, select, share_of
-from crosstrim.state import TrimState
+from crosstrim.state import LayerStates, TrimState
 
 
 class Decision:
@@ -31,8 +31,8 @@ class Decision:
         self._policy = policies.resolve(config.policy)
         self._knobs: dict[str, Any] = {"k": config.k, "keep": config.keep, "k_base": config.k_base}
 
-    def lossless(self, step: ForwardPass, new_count: int, blind_rows_leak: bool) -> TrimState:
-        """Everything that some row may see stays.
+    def lossless(self, step: ForwardPass, new_count: int, blind_rows_leak: bool) -> LayerStates:
+        """Everything that some row may see stays, in every layer.
 
         Args:
             step: the pass, with `visible`.
@@ -42,10 +42,10 @@ class Decision:
         """
         visible = self._visible(step, new_count, self._real_rows(step))
         kept = visible | ~visible.any(-1, keepdim=True) if blind_rows_leak else visible
-        return TrimState.of(kept, visible, self._model.features_per_image)
+        return (TrimState.of(kept, visible, self._model.features_per_image),) * len(self._model.cross_layers)
 
-    def scored(self, step: ForwardPass, new_count: int, older_keys: torch.Tensor | None) -> TrimState:
-        """What the policy picks on the leader's attention.
+    def scored(self, step: ForwardPass, new_count: int, older_keys: torch.Tensor | None) -> LayerStates:
+        """What the policy picks on the leader's attention, layer by layer.
 
         Args:
             step: the pass, with `queries`, `keys` and `visible`.
@@ -73,12 +73,26 @@ class Decision:
             features_per_image=self._model.features_per_image,
             features_per_tile=self._model.features_per_tile,
         )
+        votes = self._policy(evidence)
         if self._config.k is None and self._config.keep is None:
             kept = self._policy.chosen(evidence)  # type: ignore[attr-defined]  # else it is lossless
         else:
-            votes = self._policy(evidence)
             kept = select(votes, visible, features_per_image=self._model.features_per_image, **self._knobs)
-        return TrimState.of(kept, visible, self._model.features_per_image, at_most=self._most_kept(new_count))
+        return self._layer_states(votes, visible, kept)
+
+    def _layer_states(self, votes: torch.Tensor, visible: torch.Tensor, kept: torch.Tensor) -> LayerStates:
+        """The choice for the leader, and for every follower all or a share of it."""
+        size, most = self._model.features_per_image, self._most_kept(visible.shape[1])
+        whole = TrimState.of(kept, visible, size, at_most=most)
+        followers = len(self._model.followers)
+        if not hasattr(self._policy, "shares"):
+            return (whole,) * (1 + followers)
+        states = [whole]
+        for share in self._policy.shares(followers):
+            fewer = select(votes, kept, keep=share, features_per_image=size)
+            at_most = int(share_of(share, torch.tensor(most)))
+            states.append(whole if share == 1 else TrimState.of(fewer, visible, size, at_most=at_most))
+        return tuple(states)
 
     def _visible(self, step: ForwardPass, new_count: int, real: torch.Tensor) -> torch.Tensor:
         return (step.visible[..., -new_count:] & real.unsqueeze(-1)).any(1)

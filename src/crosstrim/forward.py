@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from crosstrim.errors import InputError
-from crosstrim.state import TrimState, UncachedPrompt
+from crosstrim.state import LayerStates, TrimState, UncachedPrompt
 
 
 @dataclass
@@ -19,44 +19,49 @@ class ForwardPass:
         tokens: [B, T] ids, or [B, T, hidden] embeddings.
         attention_mask: of the text, as the model got it.
         cache: past_key_values of this pass, None without one.
-        before: what the cache was trimmed to before this pass.
+        before: what the cache was trimmed to before this pass, layer by layer.
         images: the tensor that brings new images, None when there are none.
         continuation: how many of the last rows already continue the prompt (see `TrimHandle._expect`).
         prompt: without a cache, the earlier pass whose selection this one reuses.
         queries: [B, Hq, T, D] of the leader, when it scores.
         keys: [B, Hkv, N new, D] of the leader, when it scores.
         values: [B, N new, Hkv * D] of the leader, when it scores.
-        wide: the state in which all new features stay beside what was kept before.
+        wide: the states in which all new features stay beside what was kept before.
         visible: [B, T, N] bool over what the leader attends to, when there are new images.
         appended: what the new images were trimmed to, once the leader has decided.
         after: what the whole conversation is trimmed to, likewise.
-        features: [B, K new, hidden], what followers read of the new images; None: all of them.
-        follower_mask: what followers get for a mask.
+        full_mask: the additive mask over all features of the conversation, when there are new images.
     """
 
     tokens: torch.Tensor
     attention_mask: torch.Tensor | None
     cache: Any
-    before: TrimState | None
+    before: LayerStates | None
     images: torch.Tensor | None
     continuation: int = 0
     prompt: UncachedPrompt | None = None
     queries: torch.Tensor = field(init=False)
     keys: torch.Tensor = field(init=False)
     values: torch.Tensor = field(init=False)
-    wide: TrimState = field(init=False)
+    wide: LayerStates = field(init=False)
     visible: torch.Tensor = field(init=False)
-    appended: TrimState = field(init=False)
-    after: TrimState | None = None
-    features: torch.Tensor | None = None
-    follower_mask: torch.Tensor | None = None
+    appended: LayerStates = field(init=False)
+    after: LayerStates | None = None
+    full_mask: torch.Tensor | None = None
+    _masks: dict[int, torch.Tensor | None] = field(default_factory=dict)
+    _read: dict[int, torch.Tensor] = field(default_factory=dict)
 
-    @staticmethod
-    def trim_mask(
-        state: TrimState | None, mask: torch.Tensor | None, hidden_states: torch.Tensor
-    ) -> torch.Tensor | None:
-        """The mask over all features as one over the slots of `state`, for the text rows `hidden_states`."""
-        return mask if state is None else state.trim_mask(mask, hidden_states.shape[1], hidden_states.dtype)
+    def mask(self, state: TrimState, mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """The mask over all features as one over the slots of `state`, made once for all layers that share it."""
+        if id(state) not in self._masks:
+            self._masks[id(state)] = state.trim_mask(mask, hidden_states.shape[1], hidden_states.dtype)
+        return self._masks[id(state)]
+
+    def read(self, state: TrimState, features: torch.Tensor) -> torch.Tensor:
+        """The kept ones of the new `features`, gathered once for all layers that share `state`."""
+        if id(state) not in self._read:
+            self._read[id(state)] = state.trim_features(features)
+        return self._read[id(state)]
 
     def forget_scores(self) -> None:
         """Let go of what only scoring needed."""
@@ -107,7 +112,7 @@ def check_rows(mask: torch.Tensor, tokens: torch.Tensor, cache: Any) -> None:
 
 
 def check_images(
-    mask: torch.Tensor | None, before: TrimState | None, new_count: int, features_per_image: int
+    mask: torch.Tensor | None, before: LayerStates | None, new_count: int, features_per_image: int
 ) -> None:
     """Refuse a mask for other images than those in the cache and in this pass.
 
@@ -120,7 +125,7 @@ def check_images(
     Raises:
         InputError: N is not what both hold together.
     """
-    old_count = 0 if before is None else before.feature_count
+    old_count = 0 if before is None else before[0].feature_count
     if mask is not None and mask.shape[-1] != old_count + new_count:
         images, old, new = (count // features_per_image for count in (mask.shape[-1], old_count, new_count))
         raise InputError(

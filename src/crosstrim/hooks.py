@@ -32,12 +32,12 @@ from crosstrim.forward import ForwardPass, check_images, check_rows, visible_fea
 from crosstrim.models import cache as caches
 from crosstrim.models import mllama
 from crosstrim.report import TrimReport, image_reports, versions
-from crosstrim.state import TrimState, Uncached
+from crosstrim.state import LayerStates, TrimState, Uncached, extended
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    state: TrimState | None
+    states: LayerStates | None
     kv_bytes: int
     kv_bytes_untrimmed: int
 
@@ -86,8 +86,8 @@ class TrimHandle:
         if self._model.head is not None:
             self._hooks.append(self._model.head.register_forward_pre_hook(self._expect, with_kwargs=True))
         self._hooks += [
-            follower.register_forward_pre_hook(self._before_follower, with_kwargs=True)
-            for follower in self._model.followers
+            follower.register_forward_pre_hook(partial(self._before_follower, place), with_kwargs=True)
+            for place, follower in enumerate(self._model.followers, start=1)
         ]
 
     def remove(self) -> None:
@@ -120,7 +120,8 @@ class TrimHandle:
             raise CrosstrimError(f"{what}; run the trimmed model on an image first.")
         device = str(next(self._model.leader.parameters()).device)
         return TrimReport(
-            samples=() if outcome.state is None else image_reports(outcome.state),
+            samples=() if outcome.states is None else image_reports(outcome.states[0]),
+            layers=() if outcome.states is None else tuple(int(state.kept.sum()) for state in outcome.states),
             kv_bytes=outcome.kv_bytes,
             kv_bytes_untrimmed=outcome.kv_bytes_untrimmed,
             config=self.config,
@@ -161,11 +162,11 @@ class TrimHandle:
         self._local.current = None
         continuation, self._local.continuation = getattr(self._local, "continuation", 0), 0
         cache = kwargs.get("past_key_values")
-        state = caches.state_of(cache, self._leader_index)
+        states = caches.states_of(cache, self._model.layer_indices)
         images = kwargs.get("pixel_values")
         images = kwargs.get("cross_attention_states") if images is None else images
         if self._disabled.get():
-            if state is not None:
+            if states is not None:
                 raise UnsupportedCacheError(
                     "this cache was filled by the trimmed model, and disabled() cannot bring back what was dropped; "
                     "start a new generation inside disabled()."
@@ -180,14 +181,14 @@ class TrimHandle:
         mask = kwargs.get("cross_attention_mask")
         if mask is not None:
             check_rows(mask, tokens, cache)
-        if state is None and caches.holds_features(cache, self._leader_index):
+        if states is None and caches.holds_features(cache, self._leader_index):
             if images is not None:
                 raise UnsupportedCacheError(
                     "this cache holds image features that were cached before trim(), and new images cannot join them "
                     "trimmed; start with an empty cache, or continue inside disabled()."
                 )
             return
-        if state is None and images is None:
+        if states is None and images is None:
             if mask is not None:
                 warnings.warn(
                     "a cross_attention_mask came without an image and the cache holds none either: the answer will "
@@ -198,12 +199,12 @@ class TrimHandle:
                 )
             self._latest = _Outcome(None, 0, 0)  # text only
             return
-        if state is not None and state.kept.shape[0] != tokens.shape[0]:
+        if states is not None and states[0].kept.shape[0] != tokens.shape[0]:
             raise InputError(
-                f"the cache holds {state.kept.shape[0]} samples and the input {tokens.shape[0]}; "
+                f"the cache holds {states[0].kept.shape[0]} samples and the input {tokens.shape[0]}; "
                 "repeat or select both alike."
             )
-        step = ForwardPass(tokens, kwargs.get("attention_mask"), cache, state, images, continuation)
+        step = ForwardPass(tokens, kwargs.get("attention_mask"), cache, states, images, continuation)
         if cache is None and images is not None:
             step.prompt = self._uncached.find(images, tokens)
         self._local.current = step
@@ -215,22 +216,22 @@ class TrimHandle:
             return None
         hidden_states = args[0] if args else kwargs["hidden_states"]
         mask = kwargs.get("cross_attention_mask")
+        size = self._model.features_per_image
         if step.images is None:
-            check_images(mask, step.before, 0, self._model.features_per_image)
-            step.follower_mask = step.trim_mask(step.before, mask, hidden_states)
-            if self.config.trim_first_layer:
-                kwargs["cross_attention_mask"] = step.follower_mask
+            check_images(mask, step.before, 0, size)
+            step.after = step.before
+            if self.config.trim_first_layer and step.after is not None:
+                kwargs["cross_attention_mask"] = step.mask(step.after[0], mask, hidden_states)
             return args, kwargs
-        step.cache = kwargs.get("past_key_values")
+        step.cache, step.full_mask = kwargs.get("past_key_values"), mask
         features = mllama.as_sequence(kwargs["cross_attention_states"], hidden_states.shape[0])
-        check_images(mask, step.before, features.shape[1], self._model.features_per_image)
-        step.wide = TrimState.whole(features, self._model.features_per_image)
-        step.follower_mask = leader_mask = mask
-        if step.before is not None:
-            step.wide = step.before.extended(step.wide)
-            if self.config.trim_first_layer:
-                leader_mask = step.trim_mask(step.wide, mask, hidden_states)
-        columns = step.wide.length if self.config.trim_first_layer else step.wide.feature_count
+        check_images(mask, step.before, features.shape[1], size)
+        whole = TrimState.whole(features, size)
+        step.wide = extended(step.before, (whole,) * len(self._model.cross_layers))
+        leader_mask = mask
+        if step.before is not None and self.config.trim_first_layer:
+            leader_mask = step.mask(step.wide[0], mask, hidden_states)
+        columns = step.wide[0].length if self.config.trim_first_layer else step.wide[0].feature_count
         step.visible = visible_features(
             leader_mask, kwargs.get("full_text_row_masked_out_mask"), hidden_states, columns
         )
@@ -253,22 +254,20 @@ class TrimHandle:
             return None
         hidden_states = args[0] if args else kwargs["hidden_states"]
         features = mllama.as_sequence(kwargs["cross_attention_states"], hidden_states.shape[0])
-        step.appended = step.prompt.state if step.prompt else self._decide(step, features.shape[1])
-        step.after = step.before.extended(step.appended) if step.before else step.appended
-        if self._evicts_afterwards:
-            step.follower_mask = step.trim_mask(step.wide, step.follower_mask, hidden_states)
-        else:
-            step.features = step.appended.trim_features(features)
-            step.follower_mask = step.trim_mask(step.after, step.follower_mask, hidden_states)
+        step.appended = step.prompt.states if step.prompt else self._decide(step, features.shape[1])
+        step.after = extended(step.before, step.appended)
         step.forget_scores()  # the followers need the memory
         if step.cache is None or not self.config.trim_first_layer:
             return None
-        caches.keep_newest(step.cache, self._leader_index, step.appended.slots, step.appended.feature_count)
-        return self._continued(step, module, hidden_states, kwargs, output) if step.continuation else None
+        caches.keep_newest(step.cache, self._leader_index, step.appended[0])
+        if not step.continuation:
+            return None
+        return self._continued(step, step.after[0], module, hidden_states, kwargs, output)
 
     def _continued(
         self,
         step: ForwardPass,
+        after: TrimState,
         leader: nn.Module,
         hidden_states: torch.Tensor,
         kwargs: dict[str, Any],
@@ -277,10 +276,11 @@ class TrimHandle:
         """The leader's output, with the rows that continue the prompt computed on the trimmed cache."""
         rows = slice(-step.continuation, None)
         row_mask = kwargs.get("full_text_row_masked_out_mask")
+        mask = after.trim_mask(step.full_mask, hidden_states.shape[1], hidden_states.dtype)
         again = kwargs | {
             "hidden_states": hidden_states[:, rows],
             "cross_attention_states": None,
-            "cross_attention_mask": None if step.follower_mask is None else step.follower_mask[:, :, rows],
+            "cross_attention_mask": None if mask is None else mask[:, :, rows],
             "full_text_row_masked_out_mask": None if row_mask is None else row_mask[:, :, rows],
         }
         self._local.current = None  # this inner call is not a pass of its own
@@ -290,7 +290,7 @@ class TrimHandle:
             self._local.current = step
         return torch.cat([output[:, : -step.continuation], redone], dim=1)
 
-    def _decide(self, step: ForwardPass, new_count: int) -> TrimState:
+    def _decide(self, step: ForwardPass, new_count: int) -> LayerStates:
         if self._lossless:
             return self._decision.lossless(step, new_count, blind_rows_leak=self._evicts_afterwards)
         older = None
@@ -307,14 +307,20 @@ class TrimHandle:
         """
         return self._lossless and not compat.blind_rows_pass_through(self._model.leader)
 
-    def _before_follower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before_follower(self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Followers read the kept features in place of all of them."""
         step = self._current
-        if step is None:
+        if step is None or step.after is None:
             return None
-        kwargs["cross_attention_mask"] = step.follower_mask
-        if step.features is not None:
-            kwargs["cross_attention_states"] = step.features
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        mask = kwargs.get("cross_attention_mask")
+        if step.images is not None and self._evicts_afterwards:
+            kwargs["cross_attention_mask"] = step.mask(step.wide[place], mask, hidden_states)
+            return args, kwargs
+        kwargs["cross_attention_mask"] = step.mask(step.after[place], mask, hidden_states)
+        if step.images is not None:
+            features = mllama.as_sequence(kwargs["cross_attention_states"], hidden_states.shape[0])
+            kwargs["cross_attention_states"] = step.read(step.appended[place], features)
         return args, kwargs
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -328,18 +334,19 @@ class TrimHandle:
                 self._uncached.remember(step.images, step.tokens, step.after)
             self._latest = _Outcome(step.after, 0, 0)
             return
-        for index in self._model.layer_indices[1:] if self._evicts_afterwards else ():
-            caches.keep_newest(step.cache, index, step.appended.slots, step.appended.feature_count)
+        if self._evicts_afterwards:
+            for index, state in zip(self._model.layer_indices[1:], step.appended[1:], strict=True):
+                caches.keep_newest(step.cache, index, state)
         caches.adopt(step.cache, self._model.layer_indices, step.after)
         self._latest = self._outcome(step.cache)
 
     def _outcome(self, cache: Any) -> _Outcome | None:
-        state = caches.state_of(cache, self._leader_index)
-        if state is None:
+        states = caches.states_of(cache, self._model.layer_indices)
+        if states is None:
             return None
         held = caches.bytes_of(cache, self._model.layer_indices)
         per_feature = caches.bytes_per_feature(cache, self._model.layer_indices)
-        return _Outcome(state, held, per_feature * state.kept.numel())
+        return _Outcome(states, held, per_feature * states[0].kept.numel())
 
 
 def trim(model: nn.Module, config: TrimConfig | None = None, **options: Any) -> TrimHandle:

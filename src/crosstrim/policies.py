@@ -47,7 +47,7 @@ class Policy(Protocol):
     """Anything that maps evidence to votes; your own callable does.
 
     A policy that can decide without `k` and `keep` also has a method `chosen(evidence)`, which returns the features
-    that stay as [B, N] bool.
+    that stay as [B, N] bool. One that has a method `shares(followers)` makes later layers read less and less.
     """
 
     def __call__(self, evidence: Evidence) -> torch.Tensor:
@@ -239,6 +239,35 @@ class DeterminantalPointProcess:
         return taken
 
 
+@dataclass(frozen=True)
+class Pyramid:
+    """Another policy's votes, with every later layer dropping some more of what it chose.
+
+    The first of the later layers reads all of the choice and the last one a share of it; between them the share
+    falls evenly. What a layer reads is part of what the layer before it reads.
+
+    Attributes:
+        last: share of the choice that the last layer still reads, in (0, 1].
+        policy: who votes.
+    """
+
+    last: float = 0.5
+    policy: Policy = Union()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.last <= 1:
+            raise ConfigError(f"last={self.last!r} must be a share above 0 and at most 1.")
+
+    def __call__(self, evidence: Evidence) -> torch.Tensor:
+        """Return the votes of the policy within."""
+        return self.policy(evidence)
+
+    def shares(self, followers: int) -> tuple[float, ...]:
+        """What each of the later layers reads of the choice."""
+        step = (1 - self.last) / max(followers - 1, 1)
+        return tuple(round(1 - step * place, 9) for place in range(followers))
+
+
 POOL = 4
 """Greedy policies choose among this many times the budget, the most relevant ones: the rest could not win."""
 
@@ -306,6 +335,7 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "mass": Mass,
     "mean": Mean,
     "mmr": MaximalMarginalRelevance,
+    "pyramid": Pyramid,
     "random": Random,
     "union": Union,
     "value": Value,

@@ -36,6 +36,7 @@ class TrimReport:
 
     Attributes:
         samples: per sample, its images; an image slot that a sample does not use is left out.
+        layers: features of all samples that each cross-attention layer was trimmed to, the first layer first.
         kv_bytes: bytes of image keys and values that all cross-attention layers hold, read off the tensors.
         kv_bytes_untrimmed: bytes the untrimmed model would hold for them.
         config: the trimming options.
@@ -44,6 +45,7 @@ class TrimReport:
     """
 
     samples: tuple[tuple[ImageReport, ...], ...]
+    layers: tuple[int, ...]
     kv_bytes: int
     kv_bytes_untrimmed: int
     config: TrimConfig
@@ -62,8 +64,8 @@ class TrimReport:
 
     @property
     def kept_fraction(self) -> float:
-        """Kept features as a share of the visible ones; 1.0 when there were none."""
-        return self.kept / self.visible if self.visible else 1.0
+        """Kept features as a share of the visible ones, mean over the layers; 1.0 when there were none."""
+        return sum(self.layers) / len(self.layers) / self.visible if self.visible else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON types."""
@@ -82,6 +84,7 @@ class TrimReport:
                 }
                 for sample in self.samples
             ],
+            "layers": list(self.layers),
             "kv_bytes": self.kv_bytes,
             "kv_bytes_untrimmed": self.kv_bytes_untrimmed,
             "config": self.config.to_dict(),

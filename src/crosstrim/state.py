@@ -115,12 +115,26 @@ class TrimState:
         return trimmed
 
 
+LayerStates = tuple[TrimState, ...]
+"""What each cross-attention layer was trimmed to, the leader first; most policies give all layers the same object."""
+
+
+def extended(before: LayerStates | None, newer: LayerStates) -> LayerStates:
+    """Layer by layer, what was kept before followed by what is kept of new images; same objects stay the same."""
+    if before is None:
+        return newer
+    made: dict[tuple[int, int], TrimState] = {}
+    for old, new in zip(before, newer, strict=True):
+        made.setdefault((id(old), id(new)), old.extended(new))
+    return tuple(made[id(old), id(new)] for old, new in zip(before, newer, strict=True))
+
+
 @dataclass(frozen=True)
 class UncachedPrompt:
     """The prompt that decided a selection, and the selection."""
 
     tokens: torch.Tensor
-    state: TrimState
+    states: LayerStates
 
     def hide_from_generated_rows(self, mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor:
         """The mask [B, 1, T, N] with what was dropped hidden from the rows after the prompt.
@@ -129,9 +143,9 @@ class UncachedPrompt:
         """
         batch, rows = hidden_states.shape[:2]
         if mask is None:
-            mask = hidden_states.new_zeros(batch, 1, rows, self.state.feature_count)
+            mask = hidden_states.new_zeros(batch, 1, rows, self.states[0].feature_count)
         generated = torch.arange(rows, device=mask.device) >= self.tokens.shape[1]
-        hidden = generated[:, None] & ~self.state.kept.to(mask.device)[:, None, None]
+        hidden = generated[:, None] & ~self.states[0].kept.to(mask.device)[:, None, None]
         return mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
 
 
@@ -154,7 +168,7 @@ class Uncached:
             return None
         return prompt if torch.equal(tokens[:, : prompt.tokens.shape[1]], prompt.tokens) else None
 
-    def remember(self, images: torch.Tensor, tokens: torch.Tensor, state: TrimState) -> None:
+    def remember(self, images: torch.Tensor, tokens: torch.Tensor, states: LayerStates) -> None:
         """Keep the selection for as long as the image tensor lives."""
         with self._lock:
-            self._prompts[images] = UncachedPrompt(tokens, state)
+            self._prompts[images] = UncachedPrompt(tokens, states)

@@ -310,6 +310,7 @@ def test_reports(model):
     values = report.to_dict()
     assert set(values) == {
         "samples",
+        "layers",
         "kv_bytes",
         "kv_bytes_untrimmed",
         "config",

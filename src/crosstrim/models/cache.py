@@ -8,14 +8,14 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from crosstrim.errors import UnsupportedCacheError
-from crosstrim.state import TrimState
+from crosstrim.state import LayerStates, TrimState
 
 
 class ImageLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of image features in one cross-attention layer.
 
-    What was kept belongs to the cache and not to any module, so the first cross-attention layer's `ImageLayer`
-    carries the state: it dies with the cache, is copied with it, and is reordered with it.
+    What was kept belongs to the cache and not to any module, so the layers carry it: it dies with the cache, is
+    copied with it, and is reordered with it.
     """
 
     def __init__(self, layer: DynamicLayer, state: TrimState | None) -> None:
@@ -75,12 +75,13 @@ def check(cache: Cache | None, layer_indices: tuple[int, ...]) -> None:
             )
 
 
-def state_of(cache: Cache | None, leader_index: int) -> TrimState | None:
-    """What this cache was trimmed to; None for a cache that holds no trimmed features."""
-    if cache is None or leader_index >= len(cache.layers):
+def states_of(cache: Cache | None, layer_indices: tuple[int, ...]) -> LayerStates | None:
+    """What this cache's cross-attention layers were trimmed to; None for a cache that holds no trimmed features."""
+    if cache is None or layer_indices[-1] >= len(cache.layers):
         return None
-    layer = cache.layers[leader_index]
-    return layer.state if isinstance(layer, ImageLayer) else None
+    layers = [cache.layers[index] for index in layer_indices]
+    states = tuple(layer.state for layer in layers if isinstance(layer, ImageLayer) and layer.state is not None)
+    return states if len(states) == len(layers) else None
 
 
 def holds_features(cache: Cache | None, leader_index: int) -> bool:
@@ -91,10 +92,10 @@ def holds_features(cache: Cache | None, leader_index: int) -> bool:
     return bool(layer.is_initialized) and layer.keys.numel() > 0
 
 
-def keep_newest(cache: Cache, index: int, slots: torch.Tensor, newest: int) -> None:
-    """Shrink the `newest` last features of layer `index` to `slots` [B, K], counted from the first of them."""
-    layer = cache.layers[index]
-    slots = slots.to(layer.keys.device)[:, None, :, None]
+def keep_newest(cache: Cache, index: int, state: TrimState) -> None:
+    """Shrink the newest features of layer `index`, those that `state` speaks of, to its slots."""
+    layer, newest = cache.layers[index], state.feature_count
+    slots = state.slots.to(layer.keys.device)[:, None, :, None]
 
     def shrink(tensor: torch.Tensor) -> torch.Tensor:
         older, newer = tensor.split([tensor.shape[2] - newest, newest], dim=2)
@@ -104,15 +105,14 @@ def keep_newest(cache: Cache, index: int, slots: torch.Tensor, newest: int) -> N
     layer.keys, layer.values = shrink(layer.keys), shrink(layer.values)
 
 
-def adopt(cache: Cache, layer_indices: tuple[int, ...], state: TrimState) -> None:
-    """Turn the cross-attention layers of `cache` into `ImageLayer`s; the first of them carries `state`."""
-    for index in layer_indices:
-        own = state if index == layer_indices[0] else None
+def adopt(cache: Cache, layer_indices: tuple[int, ...], states: LayerStates) -> None:
+    """Turn the cross-attention layers of `cache` into `ImageLayer`s, each carrying its own of `states`."""
+    for index, state in zip(layer_indices, states, strict=True):
         layer = cache.layers[index]
         if isinstance(layer, ImageLayer):
-            layer.state = own
+            layer.state = state
         else:
-            cache.layers[index] = ImageLayer(layer, own)
+            cache.layers[index] = ImageLayer(layer, state)
 
 
 def bytes_of(cache: Cache, layer_indices: tuple[int, ...]) -> int:
