@@ -119,9 +119,13 @@ def _require(missing: str, **given: Any) -> None:
 
 @contextmanager
 def _progress(what: str) -> Iterator[Steps]:
-    """A bar on stderr, while the block runs."""
+    """A bar on stderr while the block runs, where somebody watches."""
+    screen = console.progress_console()
+    if not screen.is_terminal:
+        yield lambda done, total: None
+        return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console.progress_console(), transient=True) as bar:
+    with Progress(*columns, console=screen, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from crosstrim.errors import MissingExtraError, ResultError
 from crosstrim.eval.metrics import RESAMPLES
-from crosstrim.eval.settings import ORACLE, UNTRIMMED
+from crosstrim.eval.settings import LOSSLESS, ORACLE, UNTRIMMED
 
 Result = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -137,15 +137,26 @@ def draw(result: Result, metric: str, name: str, plot: Any) -> Any:
         axes.set_axis_off()
     figure.supxlabel("kept image features (% of the visible ones)")
     figure.supylabel(f"{name} (%)")
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
+    lines, curves = grid.flat[0].get_legend_handles_labels()
+    entries = _legend(lines, curves, plot)
+    columns = min(5, len(entries))
+    figure.legend(handles=entries, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
     return figure
+
+
+def _legend(lines: Sequence[Any], curves: Sequence[str], plot: Any) -> list[Any]:
+    """One entry per policy, and one for what dashes mean."""
+    entries = {curve.partition(",")[0]: line for line, curve in reversed(list(zip(lines, curves, strict=True)))}
+    for policy, line in entries.items():
+        line.set_label(policy)
+    dashed = [plot.Line2D([], [], color="0.4", linestyle="--", label="dashed: first layer's cache left whole")]
+    return list(reversed(entries.values())) + dashed * any("," in curve for curve in curves)
 
 
 def _draw_panel(
     axes: Any, rows: Sequence[Row], cell_of: Callable[[Row], Row], metric: str, styles: Mapping[str, Any]
 ) -> None:
-    """Lines with shaded bands; the untrimmed model is a level line."""
+    """Lines with shaded bands; the untrimmed model is a level line, and the lossless trim would be a point on it."""
     reference = cell_of(rows[0])[metric]
     if metric != "unchanged":
         axes.axhline(100 * reference["mean"], color="0.4", linewidth=1, linestyle=":", label=UNTRIMMED)
@@ -156,13 +167,14 @@ def _draw_panel(
         mean, low, high = ([100 * cell[metric][name] for cell in cells] for name in ("mean", "low", "high"))
         axes.plot(kept, mean, label=curve, linewidth=1.4, markersize=4, **style)
         axes.fill_between(kept, low, high, color=style["color"], alpha=0.13, linewidth=0)
-    axes.set_xlim(0, 100)
+    drawn = [cell_of(row)["kept_fraction"] for row in rows if row["curve"] in styles]
+    axes.set_xlim(0, min(100, 100 * max(drawn, default=1) + 5))
     axes.grid(alpha=0.25)
 
 
 def _styles(rows: Sequence[Row], plot: Any) -> dict[str, dict[str, Any]]:
     """Colour and marker say the policy; a dashed line, that the first layer's cache stays whole."""
-    curves = {row["curve"]: row["trim_first_layer"] for row in rows if row["curve"] != UNTRIMMED}
+    curves = {row["curve"]: row["trim_first_layer"] for row in rows if row["curve"] not in (UNTRIMMED, LOSSLESS)}
     policies = list(dict.fromkeys(curve.partition(",")[0] for curve in curves))
     colours = plot.get_cmap("tab10").colors
     styles = {}
