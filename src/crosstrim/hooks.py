@@ -120,8 +120,7 @@ class TrimHandle:
             raise CrosstrimError(f"{what}; run the trimmed model on an image first.")
         device = str(next(self._model.leader.parameters()).device)
         return TrimReport(
-            samples=() if outcome.states is None else image_reports(outcome.states[0]),
-            layers=() if outcome.states is None else tuple(int(state.kept.sum()) for state in outcome.states),
+            samples=() if outcome.states is None else image_reports(outcome.states),
             kv_bytes=outcome.kv_bytes,
             kv_bytes_untrimmed=outcome.kv_bytes_untrimmed,
             config=self.config,

@@ -6,8 +6,10 @@ import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from crosstrim.config import TrimConfig
-from crosstrim.state import TrimState
+from crosstrim.state import LayerStates
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,12 +24,20 @@ class ImageReport:
         visible: features that some text row may see.
         kept: features that stayed.
         kept_indices: which ones, counted through all images of the prompt in (image, tile, feature) order.
+        layers: features that each cross-attention layer keeps of them, the first layer first; they differ where a
+            policy makes later layers read less.
     """
 
     features: int
     visible: int
     kept: int
     kept_indices: tuple[int, ...]
+    layers: tuple[int, ...]
+
+    @property
+    def kept_fraction(self) -> float:
+        """Kept features as a share of the visible ones, mean over the layers."""
+        return sum(self.layers) / len(self.layers) / self.visible
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,6 @@ class TrimReport:
 
     Attributes:
         samples: per sample, its images; an image slot that a sample does not use is left out.
-        layers: features of all samples that each cross-attention layer was trimmed to, the first layer first.
         kv_bytes: bytes of image keys and values that all cross-attention layers hold, read off the tensors.
         kv_bytes_untrimmed: bytes the untrimmed model would hold for them.
         config: the trimming options.
@@ -45,7 +54,6 @@ class TrimReport:
     """
 
     samples: tuple[tuple[ImageReport, ...], ...]
-    layers: tuple[int, ...]
     kv_bytes: int
     kv_bytes_untrimmed: int
     config: TrimConfig
@@ -65,7 +73,8 @@ class TrimReport:
     @property
     def kept_fraction(self) -> float:
         """Kept features as a share of the visible ones, mean over the layers; 1.0 when there were none."""
-        return sum(self.layers) / len(self.layers) / self.visible if self.visible else 1.0
+        kept = sum(image.kept_fraction * image.visible for sample in self.samples for image in sample)
+        return kept / self.visible if self.visible else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON types."""
@@ -78,13 +87,13 @@ class TrimReport:
                             "visible": image.visible,
                             "kept": image.kept,
                             "kept_indices": list(image.kept_indices),
+                            "layers": list(image.layers),
                         }
                         for image in sample
                     ]
                 }
                 for sample in self.samples
             ],
-            "layers": list(self.layers),
             "kv_bytes": self.kv_bytes,
             "kv_bytes_untrimmed": self.kv_bytes_untrimmed,
             "config": self.config.to_dict(),
@@ -114,28 +123,29 @@ class TrimReport:
         return f"{kept}, image KV {format_bytes(self.kv_bytes_untrimmed)} -> {format_bytes(self.kv_bytes)}"
 
 
-def image_reports(state: TrimState) -> tuple[tuple[ImageReport, ...], ...]:
-    """Per sample and image, what `state` keeps; image slots of which nothing is visible are left out."""
-    size = state.features_per_image
-    visible, kept = state.visible.cpu(), state.kept.cpu()
+def image_reports(states: LayerStates) -> tuple[tuple[ImageReport, ...], ...]:
+    """Per sample and image, what `states` keep; image slots of which nothing is visible are left out."""
+    size = states[0].features_per_image
+    visible, kept = (tensor.cpu().unflatten(1, (-1, size)) for tensor in (states[0].visible, states[0].kept))
+    seen, layers = visible.sum(-1), torch.stack([state.kept.unflatten(1, (-1, size)).sum(-1) for state in states], -1)
     return tuple(
         tuple(
             ImageReport(
                 features=size,
-                visible=int(visible[sample, start : start + size].sum()),
-                kept=int(kept[sample, start : start + size].sum()),
-                kept_indices=tuple((kept[sample, start : start + size].nonzero().squeeze(-1) + start).tolist()),
+                visible=int(seen[sample, image]),
+                kept=int(kept[sample, image].sum()),
+                kept_indices=tuple((kept[sample, image].nonzero().squeeze(-1) + image * size).tolist()),
+                layers=tuple(layers[sample, image].tolist()),
             )
-            for start in range(0, state.feature_count, size)
-            if visible[sample, start : start + size].any()
+            for image in range(visible.shape[1])
+            if seen[sample, image]
         )
-        for sample in range(kept.shape[0])
+        for sample in range(visible.shape[0])
     )
 
 
 def versions(device: str) -> dict[str, str]:
     """Versions of what a number depends on, for every result that is written down."""
-    import torch
     import transformers
 
     import crosstrim

@@ -166,7 +166,10 @@ def test_overlay_paints_what_the_report_says(ask, picture, tmp_path):
         (["--keep", "0"], "keep=0 as a count must be at least 1"),
         (["--keep", "1.5"], "keep=1.5 must be a share above 0 and at most 1"),
         (["--keep", "nan"], "keep=nan must be a share"),
-        (["--policy", "onion"], "policy='onion' is unknown; there are random, union. Did you mean 'union'?"),
+        (
+            ["--policy", "onion"],
+            "policy='onion' is unknown; there are dpp, grid, mass, mean, mmr, random, union, value.",
+        ),
         (["--rating-rows", "some"], "rating_rows='some' must be one of 'all', 'last_turn'."),
         (["--k-base", "some"], "k_base='some' must be one of 'visible', 'all'."),
         (["--overlay", "out.doc"], "out.doc ends in '.doc'; a picture can be written to .jpeg, .jpg, .png, .webp."),

@@ -310,7 +310,6 @@ def test_reports(model):
     values = report.to_dict()
     assert set(values) == {
         "samples",
-        "layers",
         "kv_bytes",
         "kv_bytes_untrimmed",
         "config",

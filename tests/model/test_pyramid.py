@@ -39,8 +39,10 @@ def test_each_layer_reads_its_own_share(model, samples, knobs):
     with crosstrim.trim(model, policy=f"pyramid:{last}", **knobs) as trimmed:
         out = model.generate(**batch, max_new_tokens=6, return_dict_in_generate=True, output_logits=True)
         report = trimmed.report(out.past_key_values)
-    assert report.layers == tuple(int(kept.sum()) for kept in layers)
-    assert report.layers[0] == report.layers[1] > report.layers[2]
+    for sample, images in enumerate(report.samples):
+        assert images[0].layers == tuple(int(kept[sample].sum()) for kept in layers)
+        assert images[0].layers[0] == images[0].layers[1] > images[0].layers[2]
+        assert images[0].kept_fraction == sum(images[0].layers) / 3 / images[0].visible
     for index, kept in zip(tiny.CROSS_LAYERS, layers, strict=True):
         assert out.past_key_values.layers[index].keys.shape[2] == int(kept.sum(-1).max())
 

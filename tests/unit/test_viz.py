@@ -168,7 +168,7 @@ def test_a_report_of_a_later_image_counts_from_its_own_first_feature():
     picture = noise((56, 56))
     tiling = tiling_of(picture.size)
     size = tiny.FEATURES_PER_IMAGE
-    second = ImageReport(features=size, visible=size, kept=2, kept_indices=(size + 3, size + 9))
+    second = ImageReport(features=size, visible=size, kept=2, kept_indices=(size + 3, size + 9), layers=(2, 2))
     assert np.array_equal(
         np.asarray(viz.overlay(picture, second, tiling)), np.asarray(viz.overlay(picture, [3, 9], tiling))
     )

@@ -47,7 +47,10 @@ def print_json(result: dict[str, Any]) -> None:
 def print_rich(*results: RenderableType) -> None:
     """Write tables for people; a pipe gets them uncut and without colours."""
     # Square brackets and colons are what they are: no markup, no emoji.
-    console = Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty(), highlight=False, markup=False, emoji=False)
+    piped = not sys.stdout.isatty()
+    console = Console(
+        file=sys.stdout, width=1000 if piped else None, soft_wrap=piped, highlight=False, markup=False, emoji=False
+    )
     for result in results:
         console.print(result)
 

@@ -1,32 +1,42 @@
-"""`crosstrim eval`: what trimming costs in accuracy, on the embedded model's held-out questions."""
+"""`crosstrim eval`: what trimming costs in accuracy, on the embedded model's held-out questions or on your own."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import typer
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from crosstrim.cli import console, options
-from crosstrim.eval import heldout
+from crosstrim.cli import console, eval_options, options
+from crosstrim.eval import dataset, heldout, settings, sweep
+from crosstrim.eval import report as pages
+
+Steps = Callable[[int, int | None], None]
 
 
 def evaluate(
-    quick: Annotated[
-        bool,
-        typer.Option("--quick", help=f"Ask only {heldout.QUICK} questions of each kind and tile layout."),
-    ] = False,
-    k: options.K = None,
-    keep: options.Keep = None,
+    quick: eval_options.Quick = False,
+    out: eval_options.Out = None,
+    data: eval_options.Data = None,
+    on_error: eval_options.OnError = "stop",
+    k: eval_options.Ks = None,
+    keep: eval_options.Keeps = None,
     lossless: options.Lossless = False,
-    policy: options.Policy = "union",
+    policy: eval_options.Policies = None,
+    first_layer: eval_options.FirstLayer = None,
+    seeds: eval_options.Seeds = None,
     rating_rows: options.RatingRows = "all",
     k_base: options.KBase = "visible",
     whole_first_layer: options.WholeFirstLayer = False,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="COUNT", min=1, help="Questions per batch.")
-    ] = 64,
+    batch_size: eval_options.BatchSize = 64,
+    max_new_tokens: eval_options.MaxNewTokens = None,
+    report: eval_options.Report = None,
+    to: eval_options.To = None,
     model: options.Model = "mini",
     dtype: options.Dtype = None,
     device: options.Device = None,
@@ -36,43 +46,122 @@ def evaluate(
 
     The questions are those of the embedded mini: digits on photographs that its training never saw. An answer is
     right when it is exactly the expected one.
+
+    With --out several trims are compared, on these questions or on those of --data.
     """
-    config = options.trim_config(
-        k=k,
-        keep=keep,
-        lossless=lossless,
-        policy=policy,
-        rating_rows=rating_rows,
-        k_base=k_base,
-        whole_first_layer=whole_first_layer,
-    )
-    loaded, processor = options.load_model(model, dtype, device)
-    with Progress(console=console.progress_console(), transient=True) as bar:
-        task = bar.add_task("questions")
-        result = heldout.evaluate(
-            loaded,
-            processor,
-            config,
-            quick=quick,
-            batch_size=batch_size,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+    trims: dict[str, Any] = {"lossless": lossless, "rating_rows": rating_rows, "k_base": k_base}
+    load = partial(options.load_model, model, dtype, device)
+    if report is not None:
+        _draw(report, to, json)
+    elif out is None:
+        _require("--out FILE.json", data=data, first_layer=first_layer, seeds=seeds, max_new_tokens=max_new_tokens)
+        _require("--report FILE.json", to=to)
+        config = options.trim_config(
+            k=_single("--k", k),
+            keep=_single("--keep", keep),
+            policy=_single("--policy", policy) or "union",
+            whole_first_layer=whole_first_layer,
+            **trims,
         )
-    result = {"model": model, **result}
-    if json:
-        console.print_json(result)
+        loaded, processor = load()
+        with _progress("questions") as steps:
+            found = heldout.evaluate(loaded, processor, config, quick=quick, batch_size=batch_size, progress=steps)
+        _show({"model": model, **found}, _pair_table, json)
     else:
-        _print(result)
+        _require("--report FILE.json", to=to)
+        cache = first_layer or ("whole" if whole_first_layer else "trimmed")
+        chosen = settings.expand(
+            policy or (), k=k or (), keep=keep or (), first_layer=cache, seeds=seeds or settings.SEEDS, **trims
+        )
+        sweep.check_path(out)
+        questions = _questions(data, quick, on_error)
+        limit = max_new_tokens or (heldout.MAX_NEW_TOKENS if data is None else sweep.MAX_NEW_TOKENS)
+        loaded, processor = load()
+        sizes = {"batch_size": batch_size, "max_new_tokens": limit}
+        with _progress("answers") as steps:
+            found = sweep.run(loaded, processor, questions, chosen, out, name=model, progress=steps, **sizes)
+        console.say(f"wrote {out}")
+        _show(sweep.without_answers(found), _sweep_table, json)
 
 
-def _print(result: dict[str, Any]) -> None:
-    untrimmed, trimmed = result["untrimmed"], result["trimmed"]
+def _questions(data: Path | None, quick: bool, on_error: str) -> dataset.Dataset:
+    if on_error not in dataset.ON_ERROR:
+        raise typer.BadParameter(f"--on-error {on_error} must be one of {', '.join(dataset.ON_ERROR)}.")
+    if data is None:
+        return dataset.embedded(quick)
+    with _progress("rows") as steps:
+        found = dataset.read(data, progress=lambda row: steps(row, None))
+    for complaint in found.complaints():
+        console.say(complaint)
+    found = found.usable(on_error)
+    return found.first_of_each_kind(heldout.QUICK) if quick else found
+
+
+def _draw(result: Path, folder: Path | None, json: bool) -> None:
+    files = pages.write(sweep.read(result), folder or result.with_suffix(""))
+    if json:
+        console.print_json({"files": list(map(str, files))})
+    else:
+        typer.echo("\n".join(map(str, files)))
+
+
+def _single(name: str, values: list[Any] | None) -> Any:
+    if values and len(values) > 1:
+        raise typer.BadParameter(f"several {name} are compared with --out FILE.json; without it give one.")
+    return values[0] if values else None
+
+
+def _require(missing: str, **given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise typer.BadParameter(f"--{name.replace('_', '-')} goes with {missing}.")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Steps]:
+    """A bar on stderr while the block runs, where somebody watches."""
+    screen = console.progress_console()
+    if not screen.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=screen, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _show(result: Mapping[str, Any], table: Callable[[Mapping[str, Any]], Table], json: bool) -> None:
+    if json:
+        console.print_json(dict(result))
+    else:
+        console.print_rich(table(result))
+
+
+def _grid(*header: str) -> Table:
     table = Table.grid(padding=(0, 3))
-    for _ in range(5):
-        table.add_column(justify="left" if not table.columns else "right")
-    table.add_row("kind", "questions", "untrimmed", "trimmed", "kept")
+    for _ in header:
+        table.add_column(justify="right" if table.columns else "left")
+    table.add_row(*header)
+    return table
+
+
+def _pair_table(result: Mapping[str, Any]) -> Table:
+    untrimmed, trimmed = result["untrimmed"], result["trimmed"]
+    table = _grid("kind", "questions", "untrimmed", "trimmed", "kept")
     for kind, count in result["questions_per_kind"].items():
         accuracies = [f"{one['accuracy']['kinds'][kind]:.1%}" for one in (untrimmed, trimmed)]
         table.add_row(kind, str(count), *accuracies, f"{trimmed['kept_fraction']['kinds'][kind]:.1%}")
     overall = [f"{one['accuracy']['overall']:.1%}" for one in (untrimmed, trimmed)]
     table.add_row("overall", str(result["questions"]), *overall, f"{trimmed['kept_fraction']['overall']:.1%}")
-    console.print_rich(table)
+    return table
+
+
+def _sweep_table(result: Mapping[str, Any]) -> Table:
+    table = _grid("setting", "kept", "accuracy", "95 % band", "unchanged", "KL")
+    for row in result["summary"]:
+        cell = row["overall"]
+        accuracy = cell["accuracy"]
+        band = f"{accuracy['low']:.1%} to {accuracy['high']:.1%}"
+        shares = [f"{cell['kept_fraction']:.1%}", f"{accuracy['mean']:.1%}", band, f"{cell['unchanged']['mean']:.1%}"]
+        table.add_row(row["group"], *shares, f"{cell['kl']:.2g}")
+    return table

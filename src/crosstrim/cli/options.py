@@ -9,6 +9,7 @@ import typer
 from crosstrim import environment
 from crosstrim.config import TrimConfig
 from crosstrim.loading import load
+from crosstrim.policies import POLICIES
 
 DEFAULT_K = 0.25
 
@@ -69,10 +70,12 @@ Keep = Annotated[
 Lossless = Annotated[
     bool, typer.Option("--lossless", help="Drop only what nothing can see (padding); the answer stays the same.")
 ]
-Policy = Annotated[
-    str,
-    typer.Option("--policy", metavar="NAME", help="Which features come first: union, the paper's rule, or random."),
-]
+POLICY_HELP = (
+    "Which features come first: union is the paper's rule; there are also "
+    + ", ".join(sorted(set(POLICIES) - {"union"}))
+    + "."
+)
+Policy = Annotated[str, typer.Option("--policy", metavar="NAME", help=POLICY_HELP)]
 RatingRows = Annotated[
     str,
     typer.Option("--rating-rows", metavar="all|last_turn", help="Which text rates the features."),

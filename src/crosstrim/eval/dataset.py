@@ -29,6 +29,9 @@ IMAGE_TOKEN = "<|image|>"
 ALL = "all"
 """The kind of every question when a file has no column `kind`."""
 
+ON_ERROR = ("stop", "skip")
+"""What may happen when rows cannot be asked."""
+
 Progress = Callable[[int], None]
 
 
@@ -105,7 +108,7 @@ class Dataset:
         """This dataset, unless rows cannot be asked and that is to stop the run, or none is left.
 
         Args:
-            on_error: "stop", or "skip" to go on without those rows.
+            on_error: "stop", or "skip" to go on without those rows (`ON_ERROR`).
 
         Raises:
             DatasetError: it names their numbers.

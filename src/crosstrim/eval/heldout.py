@@ -129,7 +129,7 @@ def _answer(
     if handle is None:
         score.kept += [1.0] * len(batch)
     else:
-        score.kept += [images[0].kept / images[0].visible for images in handle.report().samples]
+        score.kept += [images[0].kept_fraction for images in handle.report().samples]
 
 
 def _kinds(questions: Sequence[Question]) -> list[str]:

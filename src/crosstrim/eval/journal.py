@@ -134,5 +134,7 @@ def _lock(file: BinaryIO, path: Path) -> None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         raise ResultError(f"{path} is being written by another run; wait for it, or give another --out.") from error
+    except OSError:
+        return  # some network file systems have no locks

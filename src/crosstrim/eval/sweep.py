@@ -110,6 +110,11 @@ def read(path: Path) -> dict[str, Any]:
     return result
 
 
+def without_answers(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result's numbers and everything they depend on, which fits a screen."""
+    return {name: value for name, value in result.items() if name not in ("items", "predictions")}
+
+
 def _answer_rest(
     answerer: _Answerer, dataset: Dataset, batch_size: int, journal: Journal, progress: Progress
 ) -> None:

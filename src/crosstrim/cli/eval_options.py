@@ -1,0 +1,98 @@
+"""The options that only `crosstrim eval` has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crosstrim.cli import options
+from crosstrim.eval import heldout, settings, sweep
+
+REPEAT = "Repeat it to compare, with --out."
+
+Quick = Annotated[
+    bool, typer.Option("--quick", help=f"Ask only {heldout.QUICK} questions of each kind and tile layout.")
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FILE.json",
+        help="Compare trims, and write every answer to this file. After a kill the same command goes on.",
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="FILE", help="Ask the questions of a .jsonl or .parquet file; with --out."),
+]
+OnError = Annotated[
+    str,
+    typer.Option(
+        "--on-error",
+        metavar="stop|skip",
+        help="Whether rows of --data that cannot be asked end the run or stay out.",
+    ),
+]
+Ks = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--k",
+        metavar="SHARE",
+        help="Every head of the first cross-attention layer keeps this share of the image features, and the union "
+        f"over heads stays. Default: {options.DEFAULT_K}, without --out. {REPEAT}",
+    ),
+]
+Keeps = Annotated[
+    list[Any] | None,
+    typer.Option(
+        "--keep",
+        metavar="SHARE|COUNT",
+        parser=options.parse_keep,
+        help="Keep exactly this share (0.5, 1.0) or number (2048) of each image's visible features, in place of --k. "
+        f"{REPEAT} Then the default is {', '.join(map(str, settings.KEEPS))}.",
+    ),
+]
+Policies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        metavar="NAME",
+        help=f"{options.POLICY_HELP} {REPEAT} Then there is also {settings.ORACLE}, which looks ahead, and the "
+        f"default is {', '.join(settings.POLICIES)}.",
+    ),
+]
+FirstLayer = Annotated[
+    str | None,
+    typer.Option(
+        "--first-layer",
+        metavar="trimmed|whole|both",
+        help="What becomes of the first cross-attention layer's own cache; with --out.",
+    ),
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        "--seeds", metavar="COUNT", min=1, help=f"How often random draws; with --out. Default: {settings.SEEDS}."
+    ),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", metavar="COUNT", min=1, help="Questions per batch.")]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        metavar="COUNT",
+        min=1,
+        help=f"Where to cut answers off; with --out. Default: {heldout.MAX_NEW_TOKENS}, with --data "
+        f"{sweep.MAX_NEW_TOKENS}.",
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE.json", help="Run nothing: draw what an earlier --out wrote."),
+]
+To = Annotated[
+    Path | None,
+    typer.Option("--to", metavar="FOLDER", help="Where --report writes. Default: FILE without its ending."),
+]

@@ -1,0 +1,202 @@
+"""A finished result as a page of tables and as figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from crosstrim.errors import MissingExtraError, ResultError
+from crosstrim.eval.metrics import RESAMPLES
+from crosstrim.eval.settings import LOSSLESS, ORACLE, UNTRIMMED
+
+Result = Mapping[str, Any]
+Row = Mapping[str, Any]
+
+FIGURES = {"accuracy": "accuracy", "unchanged": "answers unchanged by trimming"}
+"""What is drawn against the kept fraction, each into a file of that name."""
+
+_MARKERS = "osD^vP*X<>"
+
+
+def write(result: Result, folder: Path) -> list[Path]:
+    """Write report.md and its figures into a folder, which is made if there is none.
+
+    Args:
+        result: of `sweep.run` or `sweep.read`.
+        folder: where to; files of these names are replaced.
+
+    Returns:
+        The files.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ResultError: a file cannot be written.
+    """
+    plot = _pyplot()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files = []
+        for metric, name in FIGURES.items():
+            figure = draw(result, metric, name, plot)
+            files.append(folder / f"{metric}.png")
+            figure.savefig(files[-1], dpi=150)
+            plot.close(figure)
+        page = folder / "report.md"
+        page.write_text(markdown(result), encoding="utf-8")
+    except OSError as error:
+        raise ResultError(f"{folder} cannot be written to: {error.strerror}.") from error
+    return [page, *files]
+
+
+def markdown(result: Result) -> str:
+    """The page: what was run, a table over all questions with the Pareto front, one table per kind."""
+    dataset, model = result["dataset"], result["model"]
+    facts = {
+        "model": f"{model['name']}, {model['dtype']}, {model['cross_attention_layers']} cross-attention layers",
+        "questions": f"{dataset['questions']} of {dataset['name']}",
+        "left out": f"{len(dataset['left_out'])} rows that could not be asked",
+        "answers": f"greedy, at most {result['generation']['max_new_tokens']} tokens",
+        "versions": ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
+        "repairs": ", ".join(name for name, on in result["compat"].items() if on) or "none",
+    }
+    lines = ["# Accuracy against kept image features", "", *(f"- {name}: {fact}" for name, fact in facts.items()), ""]
+    lines += [
+        f"In brackets are 95 % bootstrap bands over questions ({RESAMPLES} resamples, the same for all settings). "
+        "*kept* is a share of the visible features, *cache* the share of their keys and values that all "
+        "cross-attention layers hold together once the prompt is read. *unchanged* counts answers equal to the "
+        "untrimmed model's. *KL* is the divergence of the first token's distribution from the untrimmed model's, in "
+        "nats.",
+        "",
+        *(f"![{name}]({metric}.png)\n" for metric, name in FIGURES.items()),
+        "## All questions",
+        "",
+        "A check marks the Pareto front: no other setting is at least as accurate with no more cache, and better in "
+        "one of the two. The oracle and the untrimmed model do not compete.",
+        "",
+        *_table(result["summary"], lambda row: row["overall"], mark_front=True),
+    ]
+    kinds = result["summary"][0]["kinds"]
+    for kind, cell in kinds.items() if len(kinds) > 1 else ():
+        lines += ["", f"## {kind}", "", f"{cell['questions']} questions.", ""]
+        lines += _table(result["summary"], lambda row, kind=kind: row["kinds"][kind])  # type: ignore[misc]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[Row], cell_of: Callable[[Row], Row], mark_front: bool = False) -> list[str]:
+    header = ["setting", "kept", "cache", "accuracy", "against untrimmed", "unchanged", "KL"]
+    lines = [header + ["Pareto"] * mark_front]
+    lines.append(["---"] + ["---:"] * (len(lines[0]) - 1))
+    for row in rows:
+        cell = cell_of(row)
+        seeds = f" ({row['seeds']} seeds)" if row["seeds"] > 1 else ""
+        cells = [
+            row["group"] + seeds,
+            f"{100 * cell['kept_fraction']:.1f}",
+            f"{100 * cell['cache_fraction']:.1f}",
+            _banded(cell["accuracy"]),
+            _banded(cell["accuracy_change"], sign="+"),
+            _banded(cell["unchanged"]),
+            f"{cell['kl']:.2g}",
+        ]
+        lines.append(cells + [("✓" if row["pareto"] else "")] * mark_front)
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _banded(estimate: Mapping[str, float], sign: str = "") -> str:
+    mean, low, high = (100 * estimate[name] for name in ("mean", "low", "high"))
+    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def draw(result: Result, metric: str, name: str, plot: Any) -> Any:
+    """A figure with a panel for all questions and one per kind: a metric against the kept fraction, in per cent.
+
+    Args:
+        result: of `sweep.run` or `sweep.read`.
+        metric: "accuracy" or "unchanged".
+        name: what to call it.
+        plot: matplotlib.pyplot.
+
+    Returns:
+        A matplotlib figure.
+    """
+    rows = result["summary"]
+    kinds = list(rows[0]["kinds"])
+    panels: dict[str, Callable[[Row], Row]] = {"all questions": lambda row: row["overall"]}
+    if len(kinds) > 1:
+        panels |= {kind: lambda row, kind=kind: row["kinds"][kind] for kind in kinds}
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    size = (4.2 * across, 3.4 * down + 0.9)
+    figure, grid = plot.subplots(down, across, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    styles = _styles(rows, plot)
+    for axes, (title, cell_of) in zip(grid.flat, panels.items(), strict=False):
+        axes.set_title(f"{title} ({cell_of(rows[0])['questions']})")
+        _draw_panel(axes, rows, cell_of, metric, styles)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    figure.supxlabel("kept image features (% of the visible ones)")
+    figure.supylabel(f"{name} (%)")
+    lines, curves = grid.flat[0].get_legend_handles_labels()
+    entries = _legend(lines, curves, plot)
+    columns = min(5, len(entries))
+    figure.legend(handles=entries, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
+    return figure
+
+
+def _legend(lines: Sequence[Any], curves: Sequence[str], plot: Any) -> list[Any]:
+    """One entry per policy, and one for what dashes mean."""
+    entries = {curve.partition(",")[0]: line for line, curve in reversed(list(zip(lines, curves, strict=True)))}
+    for policy, line in entries.items():
+        line.set_label(policy)
+    dashed = [plot.Line2D([], [], color="0.4", linestyle="--", label="dashed: first layer's cache left whole")]
+    return list(reversed(entries.values())) + dashed * any("," in curve for curve in curves)
+
+
+def _draw_panel(
+    axes: Any, rows: Sequence[Row], cell_of: Callable[[Row], Row], metric: str, styles: Mapping[str, Any]
+) -> None:
+    """Lines with shaded bands; the untrimmed model is a level line, and the lossless trim would be a point on it."""
+    reference = cell_of(rows[0])[metric]
+    if metric != "unchanged":
+        axes.axhline(100 * reference["mean"], color="0.4", linewidth=1, linestyle=":", label=UNTRIMMED)
+        axes.axhspan(100 * reference["low"], 100 * reference["high"], color="0.4", alpha=0.12, linewidth=0)
+    for curve, style in styles.items():
+        cells = sorted((cell_of(row) for row in rows if row["curve"] == curve), key=lambda one: one["kept_fraction"])
+        kept = [100 * cell["kept_fraction"] for cell in cells]
+        mean, low, high = ([100 * cell[metric][name] for cell in cells] for name in ("mean", "low", "high"))
+        axes.plot(kept, mean, label=curve, linewidth=1.4, markersize=4, **style)
+        axes.fill_between(kept, low, high, color=style["color"], alpha=0.13, linewidth=0)
+    drawn = [cell_of(row)["kept_fraction"] for row in rows if row["curve"] in styles]
+    axes.set_xlim(0, min(100, 100 * max(drawn, default=1) + 5))
+    axes.grid(alpha=0.25)
+
+
+def _styles(rows: Sequence[Row], plot: Any) -> dict[str, dict[str, Any]]:
+    """Colour and marker say the policy; a dashed line, that the first layer's cache stays whole."""
+    curves = {row["curve"]: row["trim_first_layer"] for row in rows if row["curve"] not in (UNTRIMMED, LOSSLESS)}
+    policies = list(dict.fromkeys(curve.partition(",")[0] for curve in curves))
+    colours = plot.get_cmap("tab10").colors
+    styles = {}
+    for curve, trims_first_layer in curves.items():
+        policy = curve.partition(",")[0]
+        place = policies.index(policy)
+        styles[curve] = {
+            "color": "black" if policy == ORACLE else colours[place % len(colours)],
+            "marker": _MARKERS[place % len(_MARKERS)],
+            "linestyle": "-" if trims_first_layer else "--",
+        }
+    return styles
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtraError(
+            "drawing a report needs matplotlib, which is not installed: pip install 'crosstrim[viz]'."
+        ) from error
+    matplotlib.use("agg", force=False)
+    from matplotlib import pyplot
+
+    return pyplot

@@ -1,0 +1,96 @@
+"""What is on disk after a kill, and what it refuses to be continued with."""
+
+from __future__ import annotations
+
+import pytest
+
+from crosstrim.errors import ResultError
+from crosstrim.eval.journal import Journal, write_whole
+
+HEADER = {"format": 1, "versions": {"torch": "2.12.0"}, "settings": ["a", "b"], "model": {"name": "mini"}}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.json.journal"
+
+
+def fill(path, *records):
+    with Journal(path, HEADER) as journal:
+        for record in records:
+            journal.append(record)
+
+
+def records(path):
+    with Journal(path, HEADER) as journal:
+        return list(journal.records)
+
+
+def test_records_come_back(path):
+    fill(path, {"a": 1}, {"a": 2})
+    assert records(path) == [{"a": 1}, {"a": 2}]
+    fill(path, {"a": 3})
+    assert records(path) == [{"a": 1}, {"a": 2}, {"a": 3}]
+
+
+def test_a_record_is_on_disk_when_append_returns(path):
+    with Journal(path, HEADER) as journal:
+        before = path.stat().st_size
+        journal.append({"a": 1})
+        assert path.read_bytes()[before:] == b'{"a": 1}\n'
+
+
+def test_wherever_a_kill_cuts_only_the_last_line_is_lost(path):
+    fill(path, {"a": 1}, {"text": "é\n"})
+    whole = path.read_bytes()
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        expected = [{"a": 1}, {"text": "é\n"}][: max(0, whole[:cut].count(b"\n") - 1)]
+        assert records(path) == expected
+        fill(path, {"a": 3})
+        assert records(path) == [*expected, {"a": 3}]
+
+
+def test_damage_in_the_middle_is_told(path):
+    fill(path, {"a": 1}, {"a": 2})
+    path.write_bytes(path.read_bytes().replace(b'{"a": 1}', b'{"a": 1'))
+    with pytest.raises(ResultError, match="is damaged; delete it to start anew"):
+        records(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"versions": {"torch": "2.13.0"}}, r"versions\.torch \(2\.12\.0 there, 2\.13\.0 here\)"),
+        ({"settings": ["a"]}, r"settings \(2 there, 1 here\)"),
+        ({"settings": ["a", "c"]}, "with other settings; run it"),
+        ({"model": {"name": "mini", "dtype": "x"}}, r"model\.dtype \(None there, x here\)"),
+        ({"format": 2}, r"format \(1 there, 2 here\)"),
+    ],
+)
+def test_another_run_is_refused_by_name(path, change, words):
+    fill(path, {"a": 1})
+    before = path.read_bytes()
+    with pytest.raises(ResultError, match=words):
+        Journal(path, {**HEADER, **change})
+    assert path.read_bytes() == before
+
+
+def test_two_at_once_are_refused(path):
+    pytest.importorskip("fcntl")
+    with Journal(path, HEADER), pytest.raises(ResultError, match="is being written by another run"):
+        Journal(path, HEADER)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ResultError, match="cannot be written: No such file"):
+        Journal(tmp_path / "no" / "a.journal", HEADER)
+
+
+def test_a_result_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "run.json"
+    write_whole(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_whole(path, {"a": object()})
+    assert path.read_text() == '{"a": 1}\n'
+    assert list(tmp_path.iterdir()) == [path]

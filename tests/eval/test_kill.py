@@ -1,0 +1,68 @@
+"""A process that is killed at random moments: nothing is computed twice, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+KILLS = 4
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def begin(checkpoint, write, rows, tmp_path):
+    questions = write([{**row, "id": f"{row['id']}-{copy}"} for row in rows for copy in range(2)])
+
+    def call(out, log):
+        command = [sys.executable, "-m", "tests.eval.killed", checkpoint, questions, tmp_path / out, tmp_path / log]
+        return subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE)
+
+    return call
+
+
+def lines(path):
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def await_first_line(log, process, before=0):
+    while len(lines(log)) == before and process.poll() is None:
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(begin, tmp_path):
+    undisturbed = begin("other.json", "other.log")
+    await_first_line(tmp_path / "other.log", undisturbed)
+    started = time.monotonic()
+    _, complaints = undisturbed.communicate(timeout=300)
+    assert undisturbed.returncode == 0, complaints.decode()
+    longest = (time.monotonic() - started) / (KILLS + 1)
+    batches = lines(tmp_path / "other.log")
+    log, journal, moments = tmp_path / "run.log", tmp_path / "run.json.journal", random.Random(3)
+    done = 0
+    for _ in range(KILLS):
+        before = len(lines(log))
+        process = begin("run.json", "run.log")
+        await_first_line(log, process, before)
+        time.sleep(moments.uniform(0, longest))
+        process.kill()
+        process.communicate(timeout=60)
+        on_disk = journal.read_bytes().count(b"\n") - 1
+        begun = lines(log)[before:]
+        assert begun == batches[done : done + len(begun)], "a batch that was on disk was computed again"
+        assert done + len(begun) - 1 <= on_disk <= done + len(begun), "a batch that was computed is not on disk"
+        done = on_disk
+    assert 0 < done < len(batches), "the kills came too early or too late to show anything"
+    before = len(lines(log))
+    assert begin("run.json", "run.log").wait(timeout=300) == 0
+    assert lines(log)[before:] == batches[done:]
+    found, expected = (json.loads((tmp_path / name).read_text()) for name in ("run.json", "other.json"))
+    for name in expected.keys() - {"seconds"}:
+        assert found[name] == expected[name]
+    assert not journal.exists()

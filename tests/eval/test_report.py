@@ -1,0 +1,122 @@
+"""The page and the figures of a result."""
+
+from __future__ import annotations
+
+import builtins
+import re
+from collections import Counter
+
+import pytest
+from PIL import Image
+
+from crosstrim.errors import MissingExtraError, ResultError
+from crosstrim.eval import metrics, report, settings, summary
+
+CHOSEN = settings.expand(["union", "random", "oracle"], keep=[0.25, 0.5], first_layer="both", seeds=2)
+
+
+@pytest.fixture(scope="module")
+def result():
+    """Eight questions of two kinds; a setting answers as many of them rightly as it keeps eighths, and one more."""
+    items = [{"kind": "count" if number < 4 else "read", "visible": 8} for number in range(8)]
+    predictions = {"untrimmed": {"answer": ["x"] * 8, "right": [True] * 8}}
+    for setting in CHOSEN:
+        eighths = int(8 * setting.config.keep)
+        right = eighths + 1 - (setting.policy == "random:1") + (setting.policy == "oracle")
+        predictions[setting.label] = {
+            "answer": ["x"] * right + ["y"] * (8 - right),
+            "right": [True] * right + [False] * (8 - right),
+            "kept": [eighths] * 8,
+            "kl": [0.25] * 8,
+        }
+    return {
+        "dataset": {"name": "toy", "questions": 8, "left_out": ["row"]},
+        "model": {"name": "tiny", "dtype": "float32", "cross_attention_layers": 4},
+        "generation": {"max_new_tokens": 4},
+        "versions": {"torch": "2"},
+        "compat": {"vision": True, "other": False},
+        "summary": summary.summarise(items, predictions, CHOSEN, 4),
+    }
+
+
+def test_numbers_by_hand(result):
+    rows = {row["group"]: row for row in result["summary"]}
+    union = rows["union keep=0.5"]
+    assert union["overall"]["accuracy"]["mean"] == 5 / 8
+    assert union["overall"]["accuracy_change"]["mean"] == -3 / 8
+    assert union["overall"]["unchanged"]["mean"] == 5 / 8
+    assert (union["kinds"]["count"]["accuracy"], union["kinds"]["count"]["questions"]) == (
+        {"mean": 1, "low": 1, "high": 1},
+        4,
+    )
+    assert union["kinds"]["read"]["accuracy"]["mean"] == 1 / 4
+    assert rows["random keep=0.5"]["overall"]["accuracy"]["mean"] == pytest.approx(4.5 / 8)
+    assert rows["random keep=0.5"]["seeds"] == 2
+    assert rows["union keep=0.25, whole first layer"]["overall"]["cache_fraction"] == (1 + 3 * 0.25) / 4
+
+
+def test_the_pareto_front_by_hand(result):
+    front = {row["group"] for row in result["summary"] if row["pareto"]}
+    assert front == {"union keep=0.25", "union keep=0.5"}
+
+
+def test_equals_share_the_front():
+    cell = {"cache_fraction": 0.5, "accuracy": {"mean": 0.5}}
+    rows = [{"group": name, "curve": name, "overall": cell} for name in ("union", "grid", "untrimmed")]
+    assert summary.front(rows) == {"union", "grid"}
+
+
+def test_the_page(result):
+    page = report.markdown(result)
+    lines = page.splitlines()
+    assert "- left out: 1 rows that could not be asked" in lines
+    assert "- repairs: vision" in lines
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    (header,) = (row for row in rows if "Pareto" in row)
+    (found,) = (row for row in rows if row[0] == "union keep=0.5" and len(row) == len(header))
+    row = dict(zip(header, found, strict=True))
+    assert (row["kept"], row["cache"], row["KL"], row["Pareto"]) == ("50.0", "50.0", "0.25", "✓")
+    assert re.fullmatch(r"62\.5 \[\d+\.\d, \d+\.\d\]", row["accuracy"])
+    assert row["against untrimmed"].startswith("-37.5 [-")
+    assert Counter(row[0] for row in rows)["random keep=0.25 (2 seeds)"] == 3  # all questions, and each kind
+    assert str(metrics.RESAMPLES) in page
+
+
+def test_figures_are_against_the_kept_share(result):
+    figure = report.draw(result, "accuracy", "accuracy", report._pyplot())
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == ["all questions (8)", "count (4)", "read (4)"]
+    lines = {line.get_label(): line for line in panels[0].get_lines()}
+    assert list(lines["union"].get_xdata()) == [25, 50]
+    assert list(lines["union"].get_ydata()) == [37.5, 62.5]
+    assert (lines["union"].get_linestyle(), lines["union, whole first layer"].get_linestyle()) == ("-", "--")
+    assert lines["union"].get_color() == lines["union, whole first layer"].get_color()
+    assert "kept" in figure.get_supxlabel()
+
+
+def test_files(result, tmp_path):
+    files = report.write(result, tmp_path / "new" / "page")
+    assert [path.name for path in files] == ["report.md", "accuracy.png", "unchanged.png"]
+    for path in files[1:]:
+        assert path.name in files[0].read_text(encoding="utf-8")
+        assert min(Image.open(path).size) > 300
+
+
+def test_a_folder_that_is_a_file(result, tmp_path):
+    (tmp_path / "page").write_text("")
+    with pytest.raises(ResultError, match="cannot be written to"):
+        report.write(result, tmp_path / "page")
+
+
+def test_without_matplotlib(result, tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name == "matplotlib":
+            raise ImportError
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtraError, match=r"pip install 'crosstrim\[viz\]'"):
+        report.write(result, tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,272 @@
+"""A run from end to end on the tiny model, interrupted and not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from crosstrim import TrimConfig, answering
+from crosstrim.errors import ResultError
+from crosstrim.eval import dataset, oracle, settings, sweep
+from crosstrim.eval.batches import Encoder
+from crosstrim.hooks import trim
+
+TOKENS = 4
+CHOSEN = settings.expand(["union", "random", "oracle"], keep=[0.3, 1.0], first_layer="both", seeds=2, lossless=True)
+
+
+@pytest.fixture
+def questions(write, rows):
+    return dataset.read(write(rows))
+
+
+@pytest.fixture
+def run(loaded, questions, tmp_path):
+    def call(out="run.json", chosen=CHOSEN, **options):
+        options = {"name": "tiny", "batch_size": 5, "max_new_tokens": TOKENS, **options}
+        return sweep.run(*loaded, questions, chosen, tmp_path / out, **options)
+
+    return call
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The batches that were computed, as tuples of ids."""
+    batches = []
+    answer = sweep._Answerer.answer
+
+    def watched(self, batch):
+        batches.append(tuple(item.id for item in batch))
+        return answer(self, batch)
+
+    monkeypatch.setattr(sweep._Answerer, "answer", watched)
+    return batches
+
+
+def timeless(result):
+    return {name: value for name, value in result.items() if name != "seconds"}
+
+
+def test_answers_are_those_of_asking_one_by_one(run, loaded, questions):
+    result = run()
+    model, processor = loaded
+    for index, item in enumerate(questions.items):
+        assert result["items"][index]["id"] == item.id
+        for setting in (None, *CHOSEN):
+            if setting is None or setting.policy != "oracle":
+                config = setting and setting.config
+                asked = answering.ask(model, processor, item.open(), item.question, config, max_new_tokens=TOKENS)
+                found = result["predictions"][setting.label if setting else "untrimmed"]
+                assert found["answer"][index] == asked.answer
+                if asked.report:
+                    assert found["kept"][index] == asked.report.kept
+                    assert result["items"][index]["visible"] == asked.report.visible
+
+
+def test_the_file_holds_what_is_returned_and_all_it_depends_on(run, tmp_path):
+    result = run()
+    assert json.loads((tmp_path / "run.json").read_text()) == result == sweep.read(tmp_path / "run.json")
+    assert [path.suffix for path in tmp_path.glob("run*")] == [".json"]
+    assert result["dataset"]["questions_per_kind"] == {"count": 4, "read": 4, "where": 4}
+    assert result["generation"] == {"max_new_tokens": TOKENS, "do_sample": False, "batch_size": 5}
+    assert set(result["versions"]) == {"crosstrim", "transformers", "torch", "python", "device"}
+    assert all(result["compat"].values())
+    assert [one["label"] for one in result["settings"]] == [one.label for one in CHOSEN]
+    assert set(result["predictions"]) == {"untrimmed", *(one.label for one in CHOSEN)}
+
+
+def test_nothing_dropped_means_nothing_changed(run):
+    rows = {row["group"]: row["overall"] for row in run()["summary"]}
+    for group in ("lossless", "union keep=1.0", "random keep=1.0", "oracle keep=1.0, whole first layer"):
+        assert rows[group]["kl"] == pytest.approx(0, abs=1e-9)
+        assert rows[group]["unchanged"]["mean"] == 1
+        assert rows[group]["kept_fraction"] == rows[group]["cache_fraction"] == 1
+    for group in ("union keep=0.3", "random keep=0.3", "oracle keep=0.3"):
+        assert rows[group]["kl"] > 1e-4
+    assert rows["untrimmed"]["accuracy_change"] == {"mean": 0, "low": 0, "high": 0}
+
+
+def test_the_cache_counts_the_first_layer(run):
+    rows = {row["group"]: row["overall"] for row in run()["summary"]}
+    kept = rows["union keep=0.3"]["kept_fraction"]
+    assert 0.3 <= kept < 0.36
+    assert rows["union keep=0.3"]["cache_fraction"] == kept
+    whole = rows["union keep=0.3, whole first layer"]
+    assert whole["kept_fraction"] == kept
+    assert whole["cache_fraction"] == pytest.approx((1 + 2 * kept) / 3, abs=1e-5)
+
+
+def test_seeds_are_averaged_question_by_question(run):
+    result = run()
+    (row,) = (row for row in result["summary"] if row["group"] == "random keep=0.3")
+    drawn = [result["predictions"][f"random:{seed} keep=0.3"] for seed in range(2)]
+    untrimmed = result["predictions"]["untrimmed"]["answer"]
+    same = [one == other for draw in drawn for one, other in zip(draw["answer"], untrimmed, strict=True)]
+    assert row["seeds"] == 2
+    assert row["overall"]["unchanged"]["mean"] == pytest.approx(sum(same) / len(same), abs=1e-5)
+    assert row["overall"]["kl"] == pytest.approx(sum(sum(draw["kl"]) for draw in drawn) / len(same), rel=1e-4)
+
+
+def test_pictures_are_encoded_once(loaded, run):
+    encoded = []
+    hook = loaded[0].model.vision_model.register_forward_pre_hook(
+        lambda module, args, kwargs: encoded.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    try:
+        run()
+    finally:
+        hook.remove()
+    assert sum(encoded) == 4
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopping(after):
+    """A progress that raises once so many settings have answered a batch."""
+    calls = iter(range(after + 1))
+
+    def progress(done, total):
+        if next(calls) == after:
+            raise Stopped
+
+    return progress
+
+
+def test_an_interrupted_run_goes_on_where_it_was(run, computed, tmp_path):
+    chosen = settings.expand(["union", "oracle"], keep=[0.3])
+    expected = run("other.json", chosen, batch_size=2)
+    batches = list(computed)
+    done = 0
+    for after, whole in [(1, 0), (3, 0), (5, 1), (2, 0), (8, 2)]:  # a batch is answered three times
+        computed.clear()
+        with pytest.raises(Stopped):
+            run(chosen=chosen, batch_size=2, progress=stopping(after))
+        assert computed == batches[done : done + whole + 1]
+        done += whole
+        assert len((tmp_path / "run.json.journal").read_bytes().splitlines()) == 1 + done
+    computed.clear()
+    assert timeless(run(chosen=chosen, batch_size=2)) == timeless(expected)
+    assert computed == batches[done:]
+
+
+def test_a_finished_run_computes_nothing_again(run, computed):
+    first = run()
+    computed.clear()
+    assert run() == first
+    assert computed == []
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 4}, r"generation\.batch_size \(5 there, 4 here\)"),
+        ({"chosen": CHOSEN[:2]}, rf"settings \({len(CHOSEN)} there, 2 here\)"),
+        ({"name": "other"}, r"model\.name \(tiny there, other here\)"),
+    ],
+)
+def test_a_run_of_something_else_is_not_continued(run, tmp_path, finished, options, words):
+    if finished:
+        run()
+    else:
+        with pytest.raises(ZeroDivisionError):
+            run(progress=lambda done, total: done and 1 / 0)
+    before = {path: path.read_bytes() for path in tmp_path.glob("run*")}
+    with pytest.raises(ResultError, match=words):
+        run(**options)
+    assert {path: path.read_bytes() for path in tmp_path.glob("run*")} == before
+
+
+def test_other_weights_are_another_model(run, loaded):
+    run()
+    weight = loaded[0].lm_head.weight
+    with torch.no_grad():
+        weight += 1
+    try:
+        with pytest.raises(ResultError, match=r"model\.sha256_of_samples"):
+            run()
+    finally:
+        with torch.no_grad():
+            weight -= 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"summary": [], "format": 0}'])
+def test_what_is_no_result(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ResultError, match=r"is no JSON|is no result|has format 0"):
+        sweep.read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "no/a.json", ""])
+def test_where_no_result_can_go(tmp_path, name):
+    with pytest.raises(ResultError, match=r"cannot hold a result|does not exist"):
+        sweep.check_path(tmp_path / name)
+
+
+def test_the_oracle_reads_attention_off_the_later_layers(loaded, questions):
+    """Against the weights that transformers itself returns, for each sample alone."""
+    model, processor = loaded
+    batch = questions.items[:4]
+    pictures = {item.picture: item for item in batch}
+    encoder = Encoder(model, processor)
+    arguments = [item.picture for item in batch], [item.question for item in batch], lambda one: pictures[one].open()
+    with encoder.inputs(*arguments) as inputs:
+        answers = answering.generate(model, processor, inputs, max_new_tokens=TOKENS).tokens
+        votes = oracle.votes(model, inputs, answers)
+    model.set_attn_implementation("eager")
+    try:
+        for index, item in enumerate(batch):
+            alone = answering.encode(processor, [item.open()], [item.question])
+            ids = torch.cat([alone["input_ids"], answers[index : index + 1]], dim=1)
+            mask = alone["cross_attention_mask"]
+            mask = torch.cat([mask, mask[:, -1:].expand(-1, TOKENS, -1, -1)], dim=1)
+            with torch.no_grad():
+                output = model(
+                    **{
+                        **alone,
+                        "input_ids": ids,
+                        "cross_attention_mask": mask,
+                        "attention_mask": torch.ones_like(ids),
+                    },
+                    output_attentions=True,
+                )
+            image_row = alone["input_ids"][0].tolist().index(model.config.image_token_index)
+            layers = model.config.text_config.cross_attention_layers[1:]
+            attention = torch.stack([output.attentions[layer][0, :, image_row:].sum(1) for layer in layers])
+            torch.testing.assert_close(votes[index, 0], attention.mean((0, 1)), atol=1e-4, rtol=1e-4)
+    finally:
+        model.set_attn_implementation("sdpa")
+
+
+def test_the_oracle_forgets_what_comes_after_the_end(loaded, questions, monkeypatch):
+    model, processor = loaded
+    item = questions.items[0]
+    with Encoder(model, processor).inputs([item.picture], [item.question], lambda _: item.open()) as inputs:
+        answers = answering.generate(model, processor, inputs, max_new_tokens=TOKENS).tokens
+        short = oracle.votes(model, inputs, answers[:, :2])
+        end = 2
+        monkeypatch.setattr(model.generation_config, "eos_token_id", [end, 59])
+        padded = torch.cat([answers[:, :2], torch.tensor([[end, 0, 0]])], dim=1)
+        assert end not in answers
+        torch.testing.assert_close(oracle.votes(model, inputs, padded), short)
+
+
+def test_given_votes_decide(loaded, questions):
+    from crosstrim.policies import Given
+
+    model, processor = loaded
+    item = questions.items[1]
+    votes = torch.arange(68.0).flip(0)[None, None]
+    report = answering.ask(
+        model, processor, item.open(), item.question, TrimConfig(keep=5, policy=Given(votes)), max_new_tokens=1
+    ).report
+    assert report.samples[0][0].kept_indices == (0, 1, 2, 3, 4)
+    with (
+        pytest.raises(ValueError, match="do not fit 1 samples of 68 image features"),
+        trim(model, TrimConfig(keep=5, policy=Given(votes[..., :3]))),
+    ):
+        answering.generate(model, processor, answering.encode(processor, [item.open()], ["?"]), max_new_tokens=1)
