@@ -124,9 +124,7 @@ def describe_some(scene: Scene, rng: np.random.Generator) -> Question:
     return Question(CAPTION_PROMPT, caption, "describe")
 
 
-def lesson(
-    scene: Scene, amount: int, rng: np.random.Generator, whole: tuple[str, ...] = WHOLE
-) -> list[Question]:
+def lesson(scene: Scene, amount: int, rng: np.random.Generator, whole: tuple[str, ...] = WHOLE) -> list[Question]:
     """Return what one training step asks about one picture: captions, the `whole` kinds, the rest lookups."""
     captions = max(1, amount // 4)
     questions = [describe_some(scene, rng) for _ in range(captions)]

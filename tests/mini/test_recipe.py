@@ -11,14 +11,14 @@ import torch
 pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
 
-from PIL import Image  # noqa: E402
-from recipes.mini import attention, language, pictures, questions, vision  # noqa: E402
-from recipes.mini.__main__ import make  # noqa: E402
-from recipes.mini.evaluate import load, read_rows  # noqa: E402
-from recipes.mini.model import build_model  # noqa: E402
-from recipes.mini.settings import LAYOUTS, SMOKE  # noqa: E402
-from recipes.mini.tokenizer import build_processor  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+from PIL import Image
+from recipes.mini import attention, language, pictures, questions, vision
+from recipes.mini.__main__ import make
+from recipes.mini.evaluate import load, read_rows
+from recipes.mini.model import build_model
+from recipes.mini.settings import LAYOUTS, SMOKE
+from recipes.mini.tokenizer import build_processor
+from safetensors.torch import load_file
 
 
 def test_packed_training_gives_the_logits_of_single_prompts() -> None:
