@@ -47,7 +47,9 @@ def evaluate(
         whole_first_layer=whole_first_layer,
     )
     loaded, processor = options.load_model(model, dtype, device)
-    with Progress(console=console.progress_console(), transient=True) as bar:
+    screen = console.progress_console()
+    # Where nobody watches, even an empty bar would leave a line.
+    with Progress(console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task("questions")
         result = heldout.evaluate(
             loaded,
