@@ -14,7 +14,7 @@ from transformers import MllamaForConditionalGeneration, PreTrainedTokenizerFast
 
 from . import attention
 from .pictures import IGNORE, scene
-from .questions import MOSTLY_WHOLE, WHOLE, Question, lesson
+from .questions import MOSTLY_READING, MOSTLY_WHOLE, WHOLE, Question, lesson
 from .settings import LAYOUTS, Settings
 from .tokenizer import CHAT_TEMPLATE, build_tokenizer
 from .training import Stage
@@ -79,7 +79,8 @@ def draw(settings: Settings, stage: int, step: int, crowds: int = 0) -> dict[str
     """
     rng = np.random.default_rng([settings.seed, stage, step])
     scenes = [scene("train", LAYOUTS[rng.integers(len(LAYOUTS))], rng) for _ in range(settings.language_batch)]
-    whole = MOSTLY_WHOLE if crowds else WHOLE
+    late = MOSTLY_READING if step >= settings.reading_from else MOSTLY_WHOLE
+    whole = late if crowds else WHOLE
     packed = pack([lesson(item, settings.segments, rng, whole) for item in scenes])
     scenes += [draw_crowd(rng) for _ in range(crowds)]
     return image_inputs(scenes) | labels_of(scenes) | packed

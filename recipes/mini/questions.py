@@ -24,6 +24,9 @@ WHOLE = ("count", "read")
 MOSTLY_WHOLE = ("count", "count", "read", "read", "read")
 """What a lesson asks of the whole picture once lookups are learned: these kinds are learned last."""
 
+MOSTLY_READING = ("count", "count", "read", "read", "read", "read", "read", "read")
+"""And in the end, since reading is learned last of all."""
+
 KINDS = LOOKUPS + WHOLE
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -124,11 +127,9 @@ def describe_some(scene: Scene, rng: np.random.Generator) -> Question:
     return Question(CAPTION_PROMPT, caption, "describe")
 
 
-def lesson(
-    scene: Scene, amount: int, rng: np.random.Generator, whole: tuple[str, ...] = WHOLE
-) -> list[Question]:
+def lesson(scene: Scene, amount: int, rng: np.random.Generator, whole: tuple[str, ...] = WHOLE) -> list[Question]:
     """Return what one training step asks about one picture: captions, the `whole` kinds, the rest lookups."""
-    captions = max(1, amount // 4)
+    captions = 1 if whole == MOSTLY_READING else max(1, amount // 4)
     questions = [describe_some(scene, rng) for _ in range(captions)]
     questions += [ask(scene, kind, rng) for kind in whole]
     while len(questions) < amount:

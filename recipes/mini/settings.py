@@ -38,6 +38,7 @@ class Settings:
     vision_batch: int = 8
     language_steps: int = 600
     joint_steps: int = 2500
+    reading_from: int = 1200
     language_batch: int = 8
     joint_crowds: int = 4
     segments: int = 14

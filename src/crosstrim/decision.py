@@ -68,7 +68,7 @@ class Decision:
             saliency=scores[..., -new_count:],
             visible=visible,
             keys=step.keys,
-            values=step.values.unflatten(-1, (step.keys.shape[1], -1)).transpose(1, 2),
+            values=step.values.reshape(*step.keys.transpose(1, 2).shape[:3], -1).transpose(1, 2),
             budget=budget_of(visible.unflatten(-1, (-1, self._model.features_per_image)), **self._knobs),
             features_per_image=self._model.features_per_image,
             features_per_tile=self._model.features_per_tile,

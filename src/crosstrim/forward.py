@@ -25,7 +25,7 @@ class ForwardPass:
         prompt: without a cache, the earlier pass whose selection this one reuses.
         queries: [B, Hq, T, D] of the leader, when it scores.
         keys: [B, Hkv, N new, D] of the leader, when it scores.
-        values: [B, N new, Hkv * D] of the leader, when it scores.
+        values: of the leader, when it scores: [B * images * tiles, features per tile, Hkv * D], as v_proj gives them.
         wide: the states in which all new features stay beside what was kept before.
         visible: [B, T, N] bool over what the leader attends to, when there are new images.
         appended: what the new images were trimmed to, once the leader has decided.

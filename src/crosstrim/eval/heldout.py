@@ -17,7 +17,7 @@ from crosstrim.report import versions
 MAX_NEW_TOKENS = 12
 """Longer than any right answer."""
 
-QUICK = 4
+QUICK = 2
 """Questions of each kind and tile layout that a quick run asks."""
 
 Question = dict[str, Any]

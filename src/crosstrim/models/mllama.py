@@ -111,7 +111,7 @@ def user_turn_ids(tokenizer: Any) -> tuple[int, ...] | None:
 
 
 def attention_inputs(layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """The modules that give q [B, Hq, T, D] and k [B, Hkv, N, D] as attention gets them, and v [B, N, Hkv * D]."""
+    """The modules that give q [B, Hq, T, D] and k [B, Hkv, N, D] as attention gets them, and v as v_proj does."""
     cross_attention = cast(Any, layer).cross_attn
     return cross_attention.q_norm, cross_attention.k_norm, cross_attention.v_proj
 

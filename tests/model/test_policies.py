@@ -1,0 +1,48 @@
+"""Policies on a running model: what they are shown, and that each of them can decide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+import crosstrim
+from crosstrim.policies import POLICIES, Evidence
+from tests import tiny
+from tests.tiny import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Spy:
+    """Remembers its evidence and likes nothing in particular."""
+
+    seen: list[Evidence] = field(default_factory=list)
+
+    def __call__(self, evidence: Evidence) -> torch.Tensor:
+        self.seen.append(evidence)
+        return torch.zeros_like(evidence.saliency)
+
+
+@pytest.fixture
+def inputs():
+    return tiny.inputs([3, Image(2, seed=1), 6], [Image(4, seed=2), 4])
+
+
+def test_evidence_has_the_keys_and_values_that_the_layer_caches(model, inputs):
+    spy = Spy()
+    with crosstrim.trim(model, keep=1.0, policy=spy, trim_first_layer=False), torch.no_grad():
+        cache = model(**inputs).past_key_values
+    (evidence,) = spy.seen
+    leader = cache.layers[tiny.CROSS_LAYERS[0]]
+    torch.testing.assert_close(evidence.keys, leader.keys)
+    torch.testing.assert_close(evidence.values, leader.values)
+    assert evidence.visible.sum(1).tolist() == [2 * tiny.FEATURES_PER_TILE, 4 * tiny.FEATURES_PER_TILE]
+    assert (evidence.features_per_image, evidence.features_per_tile) == (68, 17)
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_every_policy_keeps_its_budget_in_a_batch(model, inputs, policy):
+    with crosstrim.trim(model, keep=9, policy=policy) as trimmed:
+        model.generate(**inputs, max_new_tokens=2)
+        assert [images[0].kept for images in trimmed.report().samples] == [9, 9]
