@@ -128,8 +128,12 @@ def draw(result: Result, metric: str, name: str, plot: Any) -> Any:
     across = min(len(panels), 3)
     down = -(-len(panels) // across)
     size = (4.2 * across, 3.4 * down + 0.9)
-    figure, grid = plot.subplots(down, across, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure, grid = plot.subplots(
+        down, across, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
     styles = _styles(rows, plot)
+    kept = [cell_of(row)["kept_fraction"] for cell_of in panels.values() for row in rows if row["curve"] in styles]
+    grid[0, 0].set_xlim(0, min(100, 100 * max(kept, default=1) + 5))
     for axes, (title, cell_of) in zip(grid.flat, panels.items(), strict=False):
         axes.set_title(f"{title} ({cell_of(rows[0])['questions']})")
         _draw_panel(axes, rows, cell_of, metric, styles)
@@ -167,8 +171,6 @@ def _draw_panel(
         mean, low, high = ([100 * cell[metric][name] for cell in cells] for name in ("mean", "low", "high"))
         axes.plot(kept, mean, label=curve, linewidth=1.4, markersize=4, **style)
         axes.fill_between(kept, low, high, color=style["color"], alpha=0.13, linewidth=0)
-    drawn = [cell_of(row)["kept_fraction"] for row in rows if row["curve"] in styles]
-    axes.set_xlim(0, min(100, 100 * max(drawn, default=1) + 5))
     axes.grid(alpha=0.25)
 
 
