@@ -7,7 +7,7 @@ import torch
 from crosstrim.errors import InputError
 
 # Scores of one chunk of text rows; the softmax makes a second tensor of the same size.
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 16 * 2**20
 
 
 def saliency(
