@@ -40,7 +40,7 @@ help:
 
 demo: .venv/.installed
 	@mkdir -p build
-	.venv/bin/crosstrim ask example "What digit is at the top left?" --k 0.25 --compare --overlay build/overlay.png
+	.venv/bin/crosstrim ask cat "What colour is the 2?" --k 0.05 --compare --overlay build/overlay.png
 	@echo "build/overlay.png is the picture; what is grey in it was dropped after the first cross-attention layer."
 
 test: .venv/.installed

@@ -201,7 +201,9 @@ def evaluate_trims(model: MllamaForConditionalGeneration, processor: MllamaProce
             results[name] = score(rows, answers(model, processor, rows))
             samples = handle.report().to_dict()["samples"]
         images = [image for sample in samples for image in sample["images"]]
-        results[name]["kept"] = round(sum(i["kept"] for i in images) / sum(i["visible"] for i in images), 3)
+        results[name]["kept_in_last_batch"] = round(
+            sum(i["kept"] for i in images) / sum(i["visible"] for i in images), 3
+        )
     results["keep=0.07 union, first layer too"] = _strict(model, processor, rows, "union")
     for seed in _RANDOM_SEEDS:
         results[f"keep=0.07 random (seed {seed}), first layer too"] = _strict(model, processor, rows, Random(seed))

@@ -26,7 +26,7 @@ def test_doctor_tells_versions_and_findings(run):
     }
     assert [finding["name"] for finding in found["compat"]] == [one.name for one in crosstrim.compat.check()]
     assert not any(finding["repaired"] for finding in found["compat"])
-    assert {"dev", "viz"} <= set(found["extras"])
+    assert {"dev", "recipe"} <= set(found["extras"])
 
 
 def test_doctor_looks_at_a_model(run, checkpoint):
@@ -51,10 +51,10 @@ def test_people_read_the_same(run, checkpoint):
 
 
 def test_an_extra_that_is_missing_is_told(run, monkeypatch):
-    monkeypatch.setattr(environment, "_is_installed", lambda requirement: requirement.name != "matplotlib")
-    assert environment.extras()["viz"] is False
+    monkeypatch.setattr(environment, "_is_installed", lambda requirement: requirement.name != "scikit-image")
+    assert environment.extras()["recipe"] is False
     text = run("doctor").stdout
-    assert "not installed: pip install 'crosstrim[viz]'" in text
+    assert "not installed: pip install 'crosstrim[recipe]'" in text
 
 
 def test_a_model_that_is_not_there_is_an_error(run):

@@ -1,10 +1,28 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
+import crosstrim
 from tests.docs import pages, results
 
 
 @pytest.mark.parametrize("name", results.PAGES)
 def test_what_is_shown_is_what_was_measured(name):
     assert pages.text(name) == results.written(name), "run `python -m tests.docs.results`"
+
+
+def test_both_files_measured_the_same_model_on_the_same_questions():
+    report = json.loads(pages.text(results.HELDOUT))
+    for line in pages.text(results.SWEEP).splitlines():
+        sweep = json.loads(line)
+        assert sweep["questions_per_kind"] == report["questions"]
+        assert sweep["versions"]["crosstrim"] == report["versions"]["crosstrim"] == crosstrim.__version__
+        assert all(sweep["compat"].values())
+        untrimmed = 100 * sweep["untrimmed"]["accuracy"]["overall"]
+        assert untrimmed == pytest.approx(report["results"]["untrimmed"]["all"], abs=0.1)
+        for name, accuracy in sweep["trimmed"]["accuracy"]["kinds"].items():
+            twin = results.Row.of_sweep(sweep).name
+            if twin in report["results"]:
+                assert 100 * accuracy == pytest.approx(report["results"][twin]["kinds"][name], abs=0.5)
