@@ -57,7 +57,9 @@ def test_an_interruption_ends_with_130_and_no_file(tmp_path):
     picture, target = tmp_path / "picture.png", tmp_path / "overlay.png"
     os.mkfifo(picture)  # whose other end tells when the program has begun to read
     command = [PROGRAM, "ask", picture, "what?", "--overlay", target]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=listen_to_interruptions
+    )
     writer = opened_for_writing(picture)
     try:
         process.send_signal(signal.SIGINT)
@@ -68,6 +70,11 @@ def test_an_interruption_ends_with_130_and_no_file(tmp_path):
     assert process.returncode == 130
     assert (printed, complained) == (b"", b"")
     assert list(tmp_path.iterdir()) == [picture]
+
+
+def listen_to_interruptions() -> None:
+    """What a background job of a shell starts is deaf to Ctrl-C until it says otherwise."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def opened_for_writing(pipe: Path) -> int:
