@@ -28,7 +28,8 @@ the method works as described, not how it does on Llama-3.2-Vision.
 """
 _COMPAT = """\
 Per cent of {count} held-out questions answered exactly right, untrimmed, greedy
-([mini-heldout.json](../{heldout})). The model was trained with both of these repairs on; *without* leaves one off.
+([mini-heldout.json](../{heldout})).
+The model was trained with both of these repairs on; *without* leaves one off.
 
 {table}
 
