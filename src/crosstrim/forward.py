@@ -101,7 +101,7 @@ def check_rows(mask: torch.Tensor, tokens: torch.Tensor, cache: Any) -> None:
         InputError: the mask is for neither T rows nor all rows so far.
     """
     rows, past = tokens.shape[1], 0 if cache is None else int(cache.get_seq_length())
-    if mask.shape[1] not in (rows, past + rows) and mask.shape[1] < past + rows:
+    if mask.shape[1] != rows and mask.shape[1] < past + rows:
         import transformers
 
         raise InputError(
