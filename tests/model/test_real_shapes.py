@@ -8,7 +8,10 @@ from transformers.models.mllama.configuration_mllama import MllamaConfig, Mllama
 from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration
 
 import crosstrim
-from crosstrim import compat
+from crosstrim import compat, memory
+from crosstrim.errors import UnsupportedModelError
+from crosstrim.models import mllama
+from tests import tiny
 
 MIB = 2**20
 SIZES = {
@@ -18,7 +21,7 @@ SIZES = {
 }
 
 
-def on_meta(name):
+def configuration(name):
     hidden, feed_forward, layers, heads, cross, _ = SIZES[name]
     text = MllamaTextConfig(
         vocab_size=128256,
@@ -36,9 +39,12 @@ def on_meta(name):
         vision_output_dim=7680,
         intermediate_layers_indices=[3, 7, 15, 23, 30],
     )
-    config = MllamaConfig(vision_config=vision, text_config=text, image_token_index=128256)
+    return MllamaConfig(vision_config=vision, text_config=text, image_token_index=128256, dtype=torch.bfloat16)
+
+
+def on_meta(name):
     with torch.device("meta"):
-        return MllamaForConditionalGeneration._from_config(config, dtype=torch.bfloat16).eval()
+        return MllamaForConditionalGeneration._from_config(configuration(name), dtype=torch.bfloat16).eval()
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -87,3 +93,30 @@ def test_prefill_and_a_decode_step_at_half_the_features(name):
 
 def kv_bytes(cache, indices):
     return sum(cache.layers[index].keys.nbytes + cache.layers[index].values.nbytes for index in indices)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_shapes_known_by_name_are_those_of_the_configurations(name):
+    known = memory.SHAPES[name.lower()]
+    assert mllama.shape_of(configuration(name), known.name) == known
+    assert memory.image_kv_bytes(known) == pytest.approx(SIZES[name][5] * MIB, rel=0.002)
+    assert memory.image_kv_bytes(known, 1601) * 4 == memory.image_kv_bytes(known)
+    assert round(memory.image_kv_bytes(known) / memory.text_kv_bytes(known)) == 1601
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_arithmetic_is_what_a_cache_holds(dtype):
+    model = tiny.build(dtype=dtype)
+    shape = mllama.shape_of(tiny.config(dtype), "tiny")
+    batch = tiny.inputs([3, tiny.Image(2), 5])
+    with torch.no_grad():
+        cache = model(**batch).past_key_values
+    text = [index for index in range(len(cache.layers)) if index not in tiny.CROSS_LAYERS]
+    assert memory.image_kv_bytes(shape) == kv_bytes(cache, tiny.CROSS_LAYERS)
+    assert memory.text_kv_bytes(shape, batch["input_ids"].shape[1]) == kv_bytes(cache, text)
+    assert shape.weight_bytes == sum(one.nbytes for one in model.parameters())
+
+
+def test_another_configuration_is_refused():
+    with pytest.raises(UnsupportedModelError, match="'mllama_text_model'; needed is 'mllama'"):
+        mllama.shape_of(configuration("11B").text_config, "text")

@@ -39,7 +39,8 @@ def test_the_core_knows_nothing_of_what_is_built_on_it():
     code = """
 import importlib, sys
 core = ["config", "policies", "saliency", "selection", "state", "rows", "decision", "forward", "hooks", "report"]
-for name in core + ["compat", "errors", "loading", "models.mllama", "models.cache", "models.tiles", "models.vision"]:
+core += ["memory", "compat", "errors", "loading"]
+for name in core + ["models.mllama", "models.cache", "models.tiles", "models.vision"]:
     importlib.import_module(f"crosstrim.{name}")
 upper = ["crosstrim.cli", "crosstrim.eval", "crosstrim.viz", "crosstrim.answering", "crosstrim.environment"]
 assert not [name for name in upper if name in sys.modules]

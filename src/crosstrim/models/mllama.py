@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from crosstrim.errors import UnsupportedModelError
+from crosstrim.memory import ModelShape
 
 # `<|start_header_id|>user<|end_header_id|>` in the vocabulary that every Llama-3.2-Vision checkpoint shares.
 LLAMA_VOCABULARY_SIZE = 128256
@@ -124,3 +125,37 @@ def attention_scale(layer: nn.Module) -> float:
 def as_sequence(features: torch.Tensor, batch_size: int) -> torch.Tensor:
     """[B * images * tiles, features per tile, hidden], as the vision tower gives them, to [B, N, hidden]."""
     return features.reshape(batch_size, -1, features.shape[-1])
+
+
+def shape_of(config: Any, name: str) -> ModelShape:
+    """The numbers of a model on which its memory depends, in the dtype its configuration names; no weight is made.
+
+    Args:
+        config: an `MllamaConfig`.
+        name: what to call the model.
+
+    Raises:
+        UnsupportedModelError: it is the configuration of something else.
+    """
+    from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration
+
+    if getattr(config, "model_type", None) != "mllama":
+        raise UnsupportedModelError(
+            f"{name} has a configuration of type {getattr(config, 'model_type', None)!r}; needed is 'mllama'."
+        )
+    text, vision = config.text_config, config.vision_config
+    with torch.device("meta"):
+        empty = MllamaForConditionalGeneration._from_config(config)
+    return ModelShape(
+        name=name,
+        text_layers=text.num_hidden_layers,
+        cross_layers=sum(index < text.num_hidden_layers for index in text.cross_attention_layers),
+        hidden_size=text.hidden_size,
+        query_heads=text.num_attention_heads,
+        key_value_heads=text.num_key_value_heads,
+        head_size=text.hidden_size // text.num_attention_heads,
+        features_per_tile=1 + (vision.image_size // vision.patch_size) ** 2,
+        tiles_per_image=vision.max_num_tiles,
+        parameters=sum(parameter.numel() for parameter in empty.parameters()),
+        bytes_per_element=(config.dtype or torch.float32).itemsize,
+    )
