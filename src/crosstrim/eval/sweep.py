@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,21 +10,18 @@ from typing import Any
 
 import torch
 
-from crosstrim import answering, compat
+from crosstrim import answering
 from crosstrim.errors import ResultError
-from crosstrim.eval import metrics, oracle, summary
+from crosstrim.eval import metrics, oracle, provenance, summary
 from crosstrim.eval.batches import Encoder
 from crosstrim.eval.dataset import Dataset, Item
 from crosstrim.eval.journal import Journal, Record, check_same, write_whole
 from crosstrim.eval.settings import ORACLE, UNTRIMMED, Setting
 from crosstrim.hooks import trim
-from crosstrim.models import mllama
 from crosstrim.policies import Given
-from crosstrim.report import versions
 
 FORMAT = 1
 MAX_NEW_TOKENS = 32
-_SAMPLED = 64  # values of each weight that tell one model from another
 
 Progress = Callable[[int, int], None]
 
@@ -181,39 +177,14 @@ def _header(
     model: Any, name: str, dataset: Dataset, settings: Sequence[Setting], batch_size: int, max_new_tokens: int
 ) -> dict[str, Any]:
     """Everything the answers depend on."""
-    located = mllama.locate(model)
     return {
         "format": FORMAT,
-        "dataset": {
-            "name": dataset.name,
-            "sha256": dataset.sha256,
-            "questions": len(dataset.items),
-            "questions_per_kind": dataset.kinds,
-            "left_out": dataset.complaints(),
-        },
-        "model": {
-            "name": name,
-            "sha256_of_samples": _fingerprint(model),
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "cross_attention_layers": len(located.cross_layers),
-            "features_per_image": located.features_per_image,
-        },
+        "dataset": provenance.of_dataset(dataset),
+        "model": provenance.of_model(model, name),
         "generation": {"max_new_tokens": max_new_tokens, "do_sample": False, "batch_size": batch_size},
         "settings": [setting.to_dict() for setting in settings],
-        "versions": versions(str(model.device)),
-        "compat": {finding.name: finding.repaired for finding in compat.check(model)},
+        **provenance.of_software(model),
     }
-
-
-def _fingerprint(model: torch.nn.Module) -> str:
-    """A hash over some values of every weight, which is quick and still tells two checkpoints apart."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
-        if not weight.is_meta:  # offloaded to disk
-            step = max(1, weight.numel() // _SAMPLED)
-            digest.update(weight.detach().flatten()[::step].cpu().double().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _result(
