@@ -35,7 +35,7 @@ def open_image(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         InputError: there is no picture, it is damaged, in another format, empty, or too large.
     """
     name = _name(source)
-    file = _bytes(source, name)
+    file = io.BytesIO(read(source))
     Image.init()
     try:
         with warnings.catch_warnings():
@@ -81,8 +81,16 @@ def _name(source: str | os.PathLike[str] | BinaryIO) -> str:
     return str(source) if isinstance(source, str | os.PathLike) else str(getattr(source, "name", "the picture"))
 
 
-def _bytes(source: str | os.PathLike[str] | BinaryIO, name: str) -> BinaryIO:
-    """The whole source, in memory, so that no file stays open."""
+def read(source: str | os.PathLike[str] | BinaryIO) -> bytes:
+    """The whole source, so that no file stays open.
+
+    Args:
+        source: as of `open_image`.
+
+    Raises:
+        InputError: there is nothing to read.
+    """
+    name = _name(source)
     if isinstance(source, str | os.PathLike) and source != "-":
         content = _file_bytes(Path(source).expanduser(), name)
     elif source == "-":
@@ -95,7 +103,7 @@ def _bytes(source: str | os.PathLike[str] | BinaryIO, name: str) -> BinaryIO:
         content = source.read()  # type: ignore[union-attr]
     if not content:
         raise InputError(f"{name} is empty; a picture was expected.")
-    return io.BytesIO(content)
+    return content
 
 
 def _file_bytes(path: Path, name: str) -> bytes:

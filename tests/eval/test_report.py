@@ -83,7 +83,7 @@ def test_the_page(result):
 
 
 def test_figures_are_against_the_kept_share(result):
-    figure = report.draw(result, "accuracy", "accuracy", report._pyplot())
+    figure = report.draw(result, "accuracy", "accuracy", report.pyplot())
     panels = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title() for axes in panels] == ["all questions (8)", "count (4)", "read (4)"]
     lines = {line.get_label(): line for line in panels[0].get_lines()}

@@ -7,15 +7,20 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import typer
 from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from typer.core import TyperGroup
 
 from crosstrim.errors import CrosstrimError
+
+Steps = Callable[[int, int | None], None]
+"""Called with how much is done, and of how much where that is known."""
 
 
 class Group(TyperGroup):
@@ -55,9 +60,26 @@ def print_rich(*results: RenderableType) -> None:
         console.print(result)
 
 
-def progress_console() -> Console:
-    """Where progress is drawn."""
-    return Console(file=sys.stderr)
+def grid(*header: str) -> Table:
+    """A table without lines, its first column to the left and the others to the right."""
+    table = Table.grid(padding=(0, 3))
+    for _ in header:
+        table.add_column(justify="right" if table.columns else "left")
+    table.add_row(*header)
+    return table
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Steps]:
+    """A bar on stderr while the block runs, where somebody watches."""
+    screen = Console(file=sys.stderr)
+    if not screen.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=screen, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextlib.contextmanager

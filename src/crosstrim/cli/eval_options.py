@@ -1,4 +1,4 @@
-"""The options that only `crosstrim eval` has."""
+"""The options of `crosstrim eval`, and what others share of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from crosstrim.cli import options
-from crosstrim.eval import heldout, settings, sweep
+from crosstrim.cli import console, options
+from crosstrim.eval import dataset, heldout, settings, sweep
 
 REPEAT = "Repeat it to compare, with --out."
 
@@ -96,3 +96,17 @@ To = Annotated[
     Path | None,
     typer.Option("--to", metavar="FOLDER", help="Where --report writes. Default: FILE without its ending."),
 ]
+
+
+def questions(data: Path | None, on_error: str, quick: bool = False) -> dataset.Dataset:
+    """Those of --data or of the embedded benchmark; rows that cannot be asked are told, and may end the run."""
+    if on_error not in dataset.ON_ERROR:
+        raise typer.BadParameter(f"--on-error {on_error} must be one of {', '.join(dataset.ON_ERROR)}.")
+    if data is None:
+        return dataset.embedded(quick)
+    with console.progress("rows") as steps:
+        found = dataset.read(data, progress=lambda row: steps(row, None))
+    for complaint in found.complaints():
+        console.say(complaint)
+    found = found.usable(on_error)
+    return found.first_of_each_kind(heldout.QUICK) if quick else found

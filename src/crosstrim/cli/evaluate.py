@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from crosstrim.cli import console, eval_options, options
-from crosstrim.eval import dataset, heldout, settings, sweep
+from crosstrim.eval import heldout, settings, sweep
 from crosstrim.eval import report as pages
-
-Steps = Callable[[int, int | None], None]
 
 
 def evaluate(
@@ -64,7 +60,7 @@ def evaluate(
             **trims,
         )
         loaded, processor = load()
-        with _progress("questions") as steps:
+        with console.progress("questions") as steps:
             found = heldout.evaluate(loaded, processor, config, quick=quick, batch_size=batch_size, progress=steps)
         _show({"model": model, **found}, _pair_table, json)
     else:
@@ -74,27 +70,14 @@ def evaluate(
             policy or (), k=k or (), keep=keep or (), first_layer=cache, seeds=seeds or settings.SEEDS, **trims
         )
         sweep.check_path(out)
-        questions = _questions(data, quick, on_error)
+        questions = eval_options.questions(data, on_error, quick)
         limit = max_new_tokens or (heldout.MAX_NEW_TOKENS if data is None else sweep.MAX_NEW_TOKENS)
         loaded, processor = load()
         sizes = {"batch_size": batch_size, "max_new_tokens": limit}
-        with _progress("answers") as steps:
+        with console.progress("answers") as steps:
             found = sweep.run(loaded, processor, questions, chosen, out, name=model, progress=steps, **sizes)
         console.say(f"wrote {out}")
         _show(sweep.without_answers(found), _sweep_table, json)
-
-
-def _questions(data: Path | None, quick: bool, on_error: str) -> dataset.Dataset:
-    if on_error not in dataset.ON_ERROR:
-        raise typer.BadParameter(f"--on-error {on_error} must be one of {', '.join(dataset.ON_ERROR)}.")
-    if data is None:
-        return dataset.embedded(quick)
-    with _progress("rows") as steps:
-        found = dataset.read(data, progress=lambda row: steps(row, None))
-    for complaint in found.complaints():
-        console.say(complaint)
-    found = found.usable(on_error)
-    return found.first_of_each_kind(heldout.QUICK) if quick else found
 
 
 def _draw(result: Path, folder: Path | None, json: bool) -> None:
@@ -117,19 +100,6 @@ def _require(missing: str, **given: Any) -> None:
             raise typer.BadParameter(f"--{name.replace('_', '-')} goes with {missing}.")
 
 
-@contextmanager
-def _progress(what: str) -> Iterator[Steps]:
-    """A bar on stderr while the block runs, where somebody watches."""
-    screen = console.progress_console()
-    if not screen.is_terminal:
-        yield lambda done, total: None
-        return
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=screen, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def _show(result: Mapping[str, Any], table: Callable[[Mapping[str, Any]], Table], json: bool) -> None:
     if json:
         console.print_json(dict(result))
@@ -137,17 +107,9 @@ def _show(result: Mapping[str, Any], table: Callable[[Mapping[str, Any]], Table]
         console.print_rich(table(result))
 
 
-def _grid(*header: str) -> Table:
-    table = Table.grid(padding=(0, 3))
-    for _ in header:
-        table.add_column(justify="right" if table.columns else "left")
-    table.add_row(*header)
-    return table
-
-
 def _pair_table(result: Mapping[str, Any]) -> Table:
     untrimmed, trimmed = result["untrimmed"], result["trimmed"]
-    table = _grid("kind", "questions", "untrimmed", "trimmed", "kept")
+    table = console.grid("kind", "questions", "untrimmed", "trimmed", "kept")
     for kind, count in result["questions_per_kind"].items():
         accuracies = [f"{one['accuracy']['kinds'][kind]:.1%}" for one in (untrimmed, trimmed)]
         table.add_row(kind, str(count), *accuracies, f"{trimmed['kept_fraction']['kinds'][kind]:.1%}")
@@ -157,7 +119,7 @@ def _pair_table(result: Mapping[str, Any]) -> Table:
 
 
 def _sweep_table(result: Mapping[str, Any]) -> Table:
-    table = _grid("setting", "kept", "accuracy", "95 % band", "unchanged", "KL")
+    table = console.grid("setting", "kept", "accuracy", "95 % band", "unchanged", "KL")
     for row in result["summary"]:
         cell = row["overall"]
         accuracy = cell["accuracy"]

@@ -20,6 +20,7 @@ from crosstrim import mini
 from crosstrim.errors import DatasetError, InputError, MissingExtraError
 from crosstrim.eval import heldout
 from crosstrim.images import open_image
+from crosstrim.images import read as read_picture
 
 REQUIRED = ("image", "question", "answers")
 OPTIONAL = ("id", "kind")
@@ -124,6 +125,10 @@ class Dataset:
             raise DatasetError(f"{self.name} holds no question that can be asked.")
         return self
 
+    def first(self, count: int) -> Dataset:
+        """At most `count` questions."""
+        return replace(self, items=self.items[:count])
+
     def first_of_each_kind(self, count: int) -> Dataset:
         """At most `count` questions of each kind."""
         taken: Counter[str] = Counter()
@@ -140,6 +145,20 @@ def embedded(quick: bool = False) -> Dataset:
     checks = _Checks(Path(), "line")
     items = [checks.item(number, row) for number, row in enumerate(heldout.select(mini.heldout(), quick), 1)]
     return Dataset("mini-heldout", "line", _together(items))
+
+
+def single(source: str, question: str) -> Dataset:
+    """One question about one picture, without an answer.
+
+    Args:
+        source: as of `crosstrim.images.open_image`.
+        question: what to ask.
+
+    Raises:
+        InputError: the picture or the question cannot be used.
+    """
+    row = {"image": {"bytes": read_picture(source)}, "question": question, "answers": "?"}
+    return Dataset(source, "line", (replace(_Checks(Path(), "line").item(1, row), answers=()),))
 
 
 def read(path: Path, progress: Progress = lambda row: None) -> Dataset:

@@ -38,10 +38,10 @@ def of_model(model: Any, name: str) -> dict[str, Any]:
     }
 
 
-def of_software(model: Any) -> dict[str, Any]:
-    """Versions, the device, and which repairs of transformers were on."""
+def of_software(model: Any = None) -> dict[str, Any]:
+    """Versions, the device, and which repairs of transformers were on; without a model nothing ran, on no device."""
     return {
-        "versions": versions(str(model.device)),
+        "versions": versions("none" if model is None else str(model.device)),
         "compat": {finding.name: finding.repaired for finding in compat.check(model)},
     }
 

@@ -33,7 +33,7 @@ def write(result: Result, folder: Path) -> list[Path]:
         MissingExtraError: matplotlib is not installed.
         ResultError: a file cannot be written.
     """
-    plot = _pyplot()
+    plot = pyplot()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files = []
@@ -191,12 +191,17 @@ def _styles(rows: Sequence[Row], plot: Any) -> dict[str, dict[str, Any]]:
     return styles
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib.pyplot, drawing to files.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError as error:
         raise MissingExtraError(
-            "drawing a report needs matplotlib, which is not installed: pip install 'crosstrim[viz]'."
+            "drawing figures needs matplotlib, which is not installed: pip install 'crosstrim[viz]'."
         ) from error
     matplotlib.use("agg", force=False)
     from matplotlib import pyplot

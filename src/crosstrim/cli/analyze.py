@@ -1,0 +1,108 @@
+"""`crosstrim analyze`: the paper's observations, sparse attention, layers that agree, and KV bytes, on your model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crosstrim import images
+from crosstrim.cli import console, eval_options, options
+from crosstrim.eval import analysis, analysis_report, dataset
+from crosstrim.memory import SHAPES
+
+
+def analyze(
+    image: Annotated[
+        str | None,
+        typer.Argument(metavar="IMAGE", help="A picture, - for stdin, or an example (see: crosstrim examples)."),
+    ] = None,
+    question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="What to ask about it.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FILE", help="Read the questions of a .jsonl or .parquet file."),
+    ] = None,
+    on_error: eval_options.OnError = "stop",
+    questions: Annotated[
+        int | None,
+        typer.Option(
+            "--questions",
+            metavar="COUNT",
+            min=1,
+            help=f"How many questions to read, from the first on. Default: {analysis.QUESTIONS}.",
+        ),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            "--shape",
+            metavar="|".join(SHAPES),
+            help="Load nothing: compute the KV bytes of that Llama-3.2-Vision from its shape.",
+        ),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="FOLDER", help="Write analysis.json, analysis.md and figures to this folder."),
+    ] = None,
+    batch_size: eval_options.BatchSize = 32,
+    model: options.Model = "mini",
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Show how sparse a model's cross-attention is, how far its layers agree, and what its KV cache holds.
+
+    Reads prompts with the untrimmed model: one question about one picture, those of --data, or the first of the
+    embedded mini's held-out questions. Answers are neither needed nor given.
+
+    Try: crosstrim analyze example "Read all the digits."
+    """
+    sources = {"IMAGE": image, "--data": data, "--shape": shape}
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) > 1:
+        raise typer.BadParameter(f"{' and '.join(given)} are two things to look at; give one of them.")
+    if given in (["IMAGE"], ["--shape"]) and questions is not None:
+        raise typer.BadParameter(f"--questions goes with --data or the embedded questions, not with {given[0]}.")
+    if shape is not None and shape not in SHAPES:
+        raise typer.BadParameter(f"--shape {shape} must be one of {', '.join(SHAPES)}.")
+    asked = _asked(image, question, data, on_error, questions) if shape is None else None
+    if to is not None:
+        analysis_report.prepare(to)
+    if asked is None:
+        result = analysis.of_shape(SHAPES[str(shape)])
+    else:
+        loaded, processor = options.load_model(model, dtype, device)
+        with console.progress("questions") as steps:
+            result = analysis.run(loaded, processor, asked, name=model, batch_size=batch_size, progress=steps)
+    if to is not None:
+        for file in analysis_report.write(result, to):
+            console.say(f"wrote {file}")
+    if json:
+        console.print_json(result)
+    else:
+        _print(result)
+
+
+def _asked(
+    image: str | None, question: str | None, data: Path | None, on_error: str, questions: int | None
+) -> dataset.Dataset:
+    """What to read, cut to as many questions as are wanted."""
+    if image is not None:
+        if question is None:
+            raise typer.BadParameter("IMAGE goes with a QUESTION: attention is what the text pays to the picture.")
+        return dataset.single(images.find(image), question)
+    found = eval_options.questions(data, on_error)
+    count = len(found.items)
+    if data is not None and questions is None and count > analysis.QUESTIONS:
+        console.say(f"reads the first {analysis.QUESTIONS} of {count} questions; --questions {count} reads all.")
+    return found.first(questions or analysis.QUESTIONS)
+
+
+def _print(result: Mapping[str, Any]) -> None:
+    for number, table in enumerate(analysis_report.tables(result)):
+        grid = console.grid(*table.header)
+        for row in table.rows:
+            grid.add_row(*row)
+        console.print_rich(*[""] * (number > 0), table.title, "", grid, "", table.note)

@@ -1,0 +1,289 @@
+"""An analysis as tables, as a page and as figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from crosstrim.errors import ResultError
+from crosstrim.eval.journal import write_whole
+from crosstrim.eval.kv_table import UNTRIMMED
+from crosstrim.eval.report import pyplot
+from crosstrim.report import format_bytes
+
+Result = Mapping[str, Any]
+
+_MOST_NAMED = 10
+"""Layers up to which a figure writes every number."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table for people.
+
+    Attributes:
+        title: what it shows.
+        header: of its columns.
+        rows: cells, as many as the header has.
+        note: how to read it.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, and refuse before any work is done what `write` could not do.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ResultError: the folder cannot be made.
+    """
+    pyplot()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultError(f"{folder} cannot be written to: {error.strerror}.") from error
+
+
+def write(result: Result, folder: Path) -> list[Path]:
+    """Write analysis.json, analysis.md and its figures into a folder, which is made if there is none.
+
+    Args:
+        result: of `analysis.run` or `analysis.of_shape`.
+        folder: where to; files of these names are replaced.
+
+    Returns:
+        The files.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ResultError: a file cannot be written.
+    """
+    prepare(folder)
+    plot = pyplot()
+    data, page = folder / "analysis.json", folder / "analysis.md"
+    write_whole(data, result)
+    files = [data, page]
+    drawers = {"sparsity": draw_sparsity, "agreement": draw_agreement} if "layers" in result else {}
+    try:
+        for name, drawer in {**drawers, "memory": draw_memory}.items():
+            figure = drawer(result, plot)
+            files.append(folder / f"{name}.png")
+            figure.savefig(files[-1], dpi=150)
+            plot.close(figure)
+        page.write_text(markdown(result, [file.name for file in files[2:]]), encoding="utf-8")
+    except OSError as error:
+        raise ResultError(f"{folder} cannot be written to: {error.strerror}.") from error
+    return files
+
+
+def markdown(result: Result, figures: list[str]) -> str:
+    """The page: what was run, every table, every figure."""
+    facts = {"versions": ", ".join(f"{name} {version}" for name, version in result["versions"].items())}
+    if "layers" in result:
+        model, dataset = result["model"], result["dataset"]
+        facts["model"] = f"{model['name']}, {model['dtype']}"
+        facts["questions"] = f"{dataset['questions']} of {dataset['name']}"
+        facts["repairs"] = ", ".join(name for name, on in result["compat"].items() if on) or "none"
+    lines = ["# What the model attends to, and what its cache holds", ""]
+    lines += [f"- {name}: {fact}" for name, fact in facts.items()]
+    for table in tables(result):
+        lines += ["", f"## {table.title}", "", *markdown_table(table), "", table.note]
+    lines += ["", "## Figures", "", *(f"![{Path(name).stem}]({name})\n" for name in figures)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def markdown_table(table: Table) -> list[str]:
+    """The table's lines in Markdown."""
+    dashes = ("---", *["---:"] * (len(table.header) - 1))
+    return [f"| {' | '.join(cells)} |" for cells in (table.header, dashes, *table.rows)]
+
+
+def tables(result: Result) -> Iterator[Table]:
+    """The result's numbers for people; shares in per cent."""
+    if "layers" in result:
+        yield _sparsity(result)
+        if len(result["layers"]) > 1:
+            yield _agreement(result)
+            yield _first_layer(result)
+    yield _memory(result["memory"])
+
+
+def _sparsity(result: Result) -> Table:
+    masses = list(result["sparsity"][0]["together"])
+    rows = []
+    for one in result["sparsity"]:
+        together = [_percent(one["together"][mass]) for mass in masses]
+        heads = [one["heads"][mass] for mass in masses]
+        spread = [f"{_percent(mean(of))} ({_percent(min(of))} to {_percent(max(of))})" for of in heads]
+        rows.append((str(one["layer"]), *together, *spread))
+    names = [f"{_percent(float(mass), 0)} %" for mass in masses]
+    return Table(
+        "Sparsity",
+        ("layer", *names, *[f"{name}, one head" for name in names]),
+        tuple(rows),
+        f"The fewest visible features, in per cent of {result['visible_features']:.0f} on average, that hold this "
+        "share of the layer's attention: all heads together, and one head alone (mean, lowest and highest head).",
+    )
+
+
+def _agreement(result: Result) -> Table:
+    layers, agreement = result["layers"], result["agreement"]
+    matrices = {f"top {_percent(float(top), 0)} %": matrix for top, matrix in agreement["overlap"].items()}
+    correlation, places = agreement["rank_correlation"], range(len(layers))
+    rows = [
+        (
+            f"{layers[0]} and {layers[place]}",
+            *[_percent(one[0][place]) for one in matrices.values()],
+            f"{correlation[0][place]:.2f}",
+        )
+        for place in places[1:]
+    ]
+    every = [
+        mean(matrix[a][b] for a in places for b in places[a + 1 :]) for matrix in (*matrices.values(), correlation)
+    ]
+    rows.append(("all pairs, mean", *[_percent(one) for one in every[:-1]], f"{every[-1]:.2f}"))
+    rows.append(("chance", *[_percent(one) for one in agreement["chance"].values()], "0.00"))
+    return Table(
+        "Agreement between layers",
+        ("layers", *matrices, "rank correlation"),
+        tuple(rows),
+        "Overlap of the two layers' top sets, |A ∩ B| / size in per cent, and Spearman's rank correlation over all "
+        "visible features; attention averaged over heads.",
+    )
+
+
+def _first_layer(result: Result) -> Table:
+    settings = result["first_layer"]
+    rows = []
+    for place, one in enumerate(settings[0]["later"]):
+        cells = [setting["later"][place] for setting in settings]
+        rows.append((str(one["layer"]), *[f"{_percent(cell['held'])} ({_percent(cell['most'])})" for cell in cells]))
+    rows.append(("chance", *[_percent(setting["kept"]) for setting in settings]))
+    return Table(
+        "What the first layer's union holds of later attention",
+        ("layer", *[f"k={setting['k']}, keeps {_percent(setting['kept'])} %" for setting in settings]),
+        tuple(rows),
+        "Share of the later layer's attention, in per cent, on the features that the first layer's union keeps; in "
+        "brackets the most that as many features could hold. A random set would hold its own share, the last row.",
+    )
+
+
+def _memory(memory: Mapping[str, Any]) -> Table:
+    tiers = list(memory["features"])
+    rows = [
+        (
+            str(row["batch"]),
+            str(row["text_tokens"]),
+            format_bytes(row["text_bytes"]),
+            *[f"{format_bytes(row['image_bytes'][tier])} ({row['ratio'][tier]:.3g}x)" for tier in tiers],
+        )
+        for row in memory["rows"]
+    ]
+    shape = memory["shape"]
+    return Table(
+        f"KV bytes of {shape['name']}, computed",
+        ("batch", "text tokens", "text KV", *[f"image KV, {tier}" for tier in tiers]),
+        tuple(rows),
+        f"One image a sample, {shape['bytes_per_element']} bytes a number; in brackets image KV over text KV. Text "
+        f"is cached by {shape['text_layers'] - shape['cross_layers']} of {shape['text_layers']} layers, the image by "
+        f"the other {shape['cross_layers']}. keep is of an image that fills all {shape['tiles_per_image']} tiles.",
+    )
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f}"
+
+
+def draw_sparsity(result: Result, plot: Any) -> Any:
+    """Per layer the share of features that holds each mass: a bar for all heads together, a dot per head."""
+    figure, axes = plot.subplots(figsize=(max(5, 0.5 * len(result["layers"]) + 3), 3.6), layout="constrained")
+    masses = list(result["sparsity"][0]["together"])
+    for number, (mass, colour) in enumerate(zip(masses, plot.get_cmap("tab10").colors, strict=False)):
+        for place, one in enumerate(result["sparsity"]):
+            across = place + 0.25 * (number - (len(masses) - 1) / 2)
+            label = f"{_percent(float(mass), 0)} % of the attention" if place == 0 else None
+            axes.bar(across, 100 * one["together"][mass], width=0.22, color=colour, alpha=0.35, label=label)
+            heads = [100 * head for head in one["heads"][mass]]
+            axes.plot([across] * len(heads), heads, ".", color=colour, markersize=4)
+    axes.set_xticks(range(len(result["layers"])), result["layers"])
+    axes.set(xlabel="cross-attention layer", ylabel="visible features (%)", ylim=(0, 100))
+    axes.set_title("features that hold the attention: together (bars), one head (dots)", fontsize=9)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+    return figure
+
+
+def draw_agreement(result: Result, plot: Any) -> Any:
+    """Top-set overlap and rank correlation of every pair of layers, and what the first layer's union holds."""
+    top = list(result["agreement"]["overlap"])[1]
+    chance = _percent(result["agreement"]["chance"][top])
+    figure, grid = plot.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    titles = {
+        f"overlap of the top {_percent(float(top), 0)} % (chance: {chance} %)": result["agreement"]["overlap"][top],
+        "rank correlation": result["agreement"]["rank_correlation"],
+    }
+    for axes, (title, matrix) in zip(grid, titles.items(), strict=False):
+        _draw_matrix(axes, result["layers"], matrix)
+        axes.set_title(title, fontsize=9)
+    _draw_held(grid[2], result, plot)
+    return figure
+
+
+def _draw_matrix(axes: Any, layers: list[int], matrix: list[list[float]]) -> None:
+    shown = axes.imshow(matrix, vmin=min(0, *map(min, matrix)), vmax=1, cmap="viridis")
+    axes.set_xticks(range(len(layers)), layers)
+    axes.set_yticks(range(len(layers)), layers)
+    axes.set(xlabel="layer", ylabel="layer")
+    axes.figure.colorbar(shown, ax=axes, shrink=0.8)
+    if len(layers) <= _MOST_NAMED:
+        for row, values in enumerate(matrix):
+            for column, value in enumerate(values):
+                colour = "black" if value > 0.6 else "white"
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
+
+
+def _draw_held(axes: Any, result: Result, plot: Any) -> None:
+    kept = [100 * setting["kept"] for setting in result["first_layer"]]
+    later = result["layers"][1:]
+    axes.plot([0, 100], [0, 100], color="0.5", linestyle=":", linewidth=1, label="chance")
+    for place, layer in enumerate(later):
+        cells = [setting["later"][place] for setting in result["first_layer"]]
+        colour = plot.get_cmap("viridis")(place / len(later))
+        axes.plot(
+            kept,
+            [100 * cell["held"] for cell in cells],
+            marker="o",
+            markersize=4,
+            color=colour,
+            label=f"layer {layer}",
+        )
+        axes.plot(kept, [100 * cell["most"] for cell in cells], linestyle="--", linewidth=1, color=colour)
+    axes.set(xlabel="kept by the first layer's union (%)", ylabel="later attention held (%)", xlim=(0, 100))
+    axes.set_ylim(0, 100)
+    axes.set_title("dashed: the most that as many features hold", fontsize=9)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8 if len(later) <= _MOST_NAMED else 5, loc="lower right")
+
+
+def draw_memory(result: Result, plot: Any) -> Any:
+    """Image KV over text KV against the length of the text, one line for each tier."""
+    memory = result["memory"]
+    first_batch = memory["rows"][0]["batch"]
+    rows = [row for row in memory["rows"] if row["batch"] == first_batch]
+    figure, axes = plot.subplots(figsize=(5.6, 3.6), layout="constrained")
+    for tier in memory["features"]:
+        style = "-" if tier == UNTRIMMED else "--"
+        ratios = [row["ratio"][tier] for row in rows]
+        axes.plot([row["text_tokens"] for row in rows], ratios, style, marker="o", markersize=4, label=tier)
+    axes.axhline(1, color="0.5", linewidth=1, linestyle=":")
+    axes.set(xscale="log", yscale="log", xlabel="text tokens a sample", ylabel="image KV / text KV")
+    axes.set_title(f"{memory['shape']['name']}, one image a sample, any batch size, computed", fontsize=9)
+    axes.legend(frameon=False, fontsize=8)
+    axes.grid(alpha=0.25)
+    return figure
