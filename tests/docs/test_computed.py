@@ -68,3 +68,24 @@ def test_the_readme_agrees(column, request):
     assert len(rows) == len(shares)
     for row in rows:
         assert number(row[model]) == round(image_kv(column) / MIB * shares[row["image KV of one picture"]])
+
+
+def test_kv_of_image_and_text(column, request):
+    model = request.node.callspec.params["column"]
+    units = {"KiB": 2**10, "MiB": MIB, "GiB": 2**30, "TiB": 2**40}
+    self_layers = number(column["text layers"]) - number(column["cross-attention layers"])
+    token = 2 * number(column["key/value heads"]) * number(column["head size"]) * 2 * self_layers
+    shares = {"untrimmed": 1, "one tile, padding gone": 1 / 4, "keep=0.5": 1 / 2, "keep=0.25": 1 / 4}
+    found = [rows for rows in pages.tables("docs/analysis.md") if rows[0][0] == "batch"]
+    header, *rows = found[["11B", "90B"].index(model)]
+    assert len(rows) == 12
+    for row in rows:
+        cells = dict(zip(header, row, strict=True))
+        text = number(cells["batch"]) * number(cells["text tokens"]) * token
+        for name, share in shares.items():
+            size, unit, ratio = cells[f"image KV, {name}"].split()
+            image = number(cells["batch"]) * share * image_kv(column)
+            assert float(size) * units[unit] == pytest.approx(image, rel=5e-3)
+            assert float(ratio.strip("()x")) == pytest.approx(image / text, rel=5e-3)
+        size, unit = cells["text KV"].split()
+        assert float(size) * units[unit] == pytest.approx(text, rel=5e-3)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import crosstrim
+from crosstrim.eval import dataset, provenance
 from tests.docs import pages, results
 
 
@@ -26,3 +27,14 @@ def test_both_files_measured_the_same_model_on_the_same_questions():
             twin = results.Row.of_sweep(sweep).name
             if twin in report["results"]:
                 assert 100 * accuracy == pytest.approx(report["results"][twin]["kinds"][name], abs=0.5)
+
+
+def test_the_analysis_is_of_the_embedded_model_and_agrees_with_the_sweep():
+    found = json.loads(pages.text(results.ANALYSIS))
+    assert found["dataset"]["sha256"] == dataset.embedded().sha256
+    assert found["model"] == provenance.of_model(crosstrim.load("mini")[0], "mini")
+    assert all(found["compat"].values())
+    sweeps = [json.loads(line) for line in pages.text(results.SWEEP).splitlines()]
+    kept = {one["config"]["k"]: one["trimmed"]["kept_fraction"]["overall"] for one in sweeps if one["config"]["k"]}
+    unions = {one["k"]: one["kept"] for one in found["first_layer"]}
+    assert unions == pytest.approx({k: kept[k] for k in unions}, abs=1e-3)

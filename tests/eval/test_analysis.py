@@ -155,7 +155,10 @@ def test_padding_on_either_side_neither_rates_nor_is_seen(pad):
     model = tiny.build()
     located = mllama.locate(model)
     samples, seeds = [[2, tiny.Image(1), 3], [5, tiny.Image(2, seed=1), 9], [4, tiny.Image(4, seed=2), 1]], [0, 1, 2]
-    batch = watch.run(located, located.cross_layers, tiny.inputs(*samples, seeds=seeds, pad=pad))
+    inputs = tiny.inputs(*samples, seeds=seeds, pad=pad)
+    padding = inputs["attention_mask"] == 0
+    inputs["cross_attention_mask"][padding] = 1  # whatever padding could see must not count
+    batch = watch.run(located, located.cross_layers, inputs)
     assert len(batch.scores) == len(LAYERS)
     for number, (sample, seed) in enumerate(zip(samples, seeds, strict=True)):
         alone = watch.run(located, located.cross_layers, tiny.inputs(sample, seeds=[seed]))

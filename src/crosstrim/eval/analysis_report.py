@@ -10,7 +10,6 @@ from typing import Any
 
 from crosstrim.errors import ResultError
 from crosstrim.eval.journal import write_whole
-from crosstrim.eval.kv_table import UNTRIMMED
 from crosstrim.eval.report import pyplot
 from crosstrim.report import format_bytes
 
@@ -18,6 +17,8 @@ Result = Mapping[str, Any]
 
 _MOST_NAMED = 10
 """Layers up to which a figure writes every number."""
+
+_LINES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)
@@ -277,12 +278,15 @@ def draw_memory(result: Result, plot: Any) -> Any:
     first_batch = memory["rows"][0]["batch"]
     rows = [row for row in memory["rows"] if row["batch"] == first_batch]
     figure, axes = plot.subplots(figsize=(5.6, 3.6), layout="constrained")
-    for tier in memory["features"]:
-        style = "-" if tier == UNTRIMMED else "--"
+    lengths = [row["text_tokens"] for row in rows]
+    for number, tier in enumerate(memory["features"]):
         ratios = [row["ratio"][tier] for row in rows]
-        axes.plot([row["text_tokens"] for row in rows], ratios, style, marker="o", markersize=4, label=tier)
+        # Tiers may hold the same number of features, and then their lines must show through each other.
+        axes.plot(lengths, ratios, _LINES[number % len(_LINES)], marker="o", markersize=4, label=tier)
     axes.axhline(1, color="0.5", linewidth=1, linestyle=":")
     axes.set(xscale="log", yscale="log", xlabel="text tokens a sample", ylabel="image KV / text KV")
+    axes.set_xticks(lengths, lengths)
+    axes.minorticks_off()
     axes.set_title(f"{memory['shape']['name']}, one image a sample, any batch size, computed", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.25)

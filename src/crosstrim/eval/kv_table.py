@@ -14,15 +14,12 @@ BATCHES = (1, 8, 32, 128)
 TEXT_TOKENS = (128, 1024, 8192)
 """Prompt and answer together."""
 
-UNTRIMMED = "untrimmed"
-"""The tier in which every feature is cached, padding included."""
-
 
 def tiers(shape: ModelShape) -> dict[str, int]:
     """Features that the cache holds of one image; `keep` is of an image that fills all tiles."""
     features = shape.features_per_image
     kept = {f"keep={share}": int(share_of(share, torch.tensor(features))) for share in (0.5, 0.25)}
-    return {UNTRIMMED: features, "one tile, padding gone": shape.features_per_tile, **kept}
+    return {"untrimmed": features, "one tile, padding gone": shape.features_per_tile, **kept}
 
 
 def compute(shape: ModelShape) -> dict[str, Any]:
