@@ -20,7 +20,7 @@ from crosstrim.models import mllama
 from crosstrim.selection import select
 
 FORMAT = 1
-QUESTIONS = 256
+QUESTIONS = 128
 """How many are read when nobody says."""
 
 MASSES = (0.5, 0.9, 0.99)
