@@ -31,7 +31,7 @@ _RANDOM_SEEDS = (0, 1, 2)
 RESULTS = Path("evaluation/results/mini-heldout.json")
 _TRIMS: dict[str, dict[str, Any]] = {
     "k=0.25": {"k": 0.25},
-    "keep=0.07 union": {"keep": _KEEP},
+    "keep=0.07 union": {"keep": _KEEP, "policy": "union"},
     "keep=0.07 random": {"keep": _KEEP, "policy": Random(_RANDOM_SEEDS[0])},
 }
 _REPAIRS: dict[str, tuple[str, ...]] = {

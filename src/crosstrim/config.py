@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from crosstrim import policies
 from crosstrim.errors import ConfigError
@@ -26,7 +26,8 @@ class TrimConfig:
         keep: exactly this much of each image stays: a share (a float in (0, 1]) of its visible features, or a
             number of features (an int >= 1), rounded up, never more than are visible. Ours.
         policy: which features come first: a name of `crosstrim.policies`, with its number after a colon where it
-            takes one ("mass:0.9"), or a callable with the same interface.
+            takes one ("mass:0.9"), or a callable with the same interface. None becomes "union", the paper's, with
+            `k`, and "contribution", ours, with `keep`.
         k_base: what `k` is a share of: "visible" features, or "all", padding included. Ours.
         rating_rows: which text rows score the features: "all" that see one, or only those of the "last_turn",
             after the last image or the last user turn. Ours.
@@ -38,7 +39,7 @@ class TrimConfig:
 
     k: float | None = None
     keep: float | int | None = None
-    policy: str | policies.Policy = "union"
+    policy: str | policies.Policy | None = None
     k_base: Literal["visible", "all"] = "visible"
     rating_rows: Literal["all", "last_turn"] = "all"
     trim_first_layer: bool = True
@@ -59,13 +60,18 @@ class TrimConfig:
             raise ConfigError(f"trim_first_layer={self.trim_first_layer!r} must be True or False.")
         if self.user_turn_ids is not None:
             object.__setattr__(self, "user_turn_ids", tuple(self.user_turn_ids))
-        policies.resolve(self.policy)
+        if self.policy is None:
+            object.__setattr__(self, "policy", policies.PAPER if self.keep is None else policies.BUDGETED)
+        self.voters()
 
     @property
     def lossless(self) -> bool:
         """Whether only invisible features go."""
-        decides_alone = hasattr(policies.resolve(self.policy), "chosen")
-        return self.k is None and self.keep is None and not decides_alone
+        return self.k is None and self.keep is None and not hasattr(self.voters(), "chosen")
+
+    def voters(self) -> policies.Policy:
+        """The policy itself, where `policy` may be its name."""
+        return policies.resolve(cast(Any, self.policy))  # None was replaced
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain JSON types, with a format version."""

@@ -28,7 +28,7 @@ class Decision:
     def __init__(self, config: TrimConfig, model: mllama.Mllama) -> None:
         self._config = config
         self._model = model
-        self._policy = policies.resolve(config.policy)
+        self._policy = config.voters()
         self._knobs: dict[str, Any] = {"k": config.k, "keep": config.keep, "k_base": config.k_base}
 
     def lossless(self, step: ForwardPass, new_count: int, blind_rows_leak: bool) -> LayerStates:

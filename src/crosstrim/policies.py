@@ -10,13 +10,13 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
+from crosstrim import greedy
 from crosstrim.errors import ConfigError, InputError
 
 
@@ -180,8 +180,8 @@ class Mass:
 class MaximalMarginalRelevance:
     """Relevance minus redundancy: greedily the feature with the best mean attention less its likeness to those taken.
 
-    Likeness is the cosine between the leader's keys (sketched, see `_sketch`). Relevance is the mean saliency as a
-    share of the image's largest.
+    Likeness is the largest cosine between the leader's keys (see `crosstrim.greedy`). Relevance is the mean saliency
+    as a share of the image's largest.
 
     Attributes:
         balance: weight of relevance in [0, 1]; the rest weighs redundancy.
@@ -189,54 +189,69 @@ class MaximalMarginalRelevance:
 
     balance: float = 0.5
 
+    def __post_init__(self) -> None:
+        _check_balance(self.balance)
+
     def __call__(self, evidence: Evidence) -> torch.Tensor:
         """Return minus the place in which each feature is taken."""
-        return _greedily(evidence, self._take)
+        return _greedily(evidence, partial(greedy.marginal_relevance, balance=self.balance))
 
-    def _take(self, relevance: torch.Tensor, sketch: torch.Tensor, count: int) -> torch.Tensor:
-        gain = self.balance * relevance
-        redundancy = torch.full_like(relevance, -1.0)
-        taken = torch.empty(count, dtype=torch.long, device=relevance.device)
-        for place in range(count):
-            best = (gain - (1 - self.balance) * redundancy).argmax()
-            taken[place] = best
-            torch.maximum(redundancy, sketch @ sketch[best], out=redundancy)
-            gain[best] = -torch.inf
-        return taken
+
+@dataclass(frozen=True)
+class Contribution:
+    """Maximal marginal relevance of what features add to the layer's output, which is attention times value. Ours.
+
+    As `MaximalMarginalRelevance`, but relevance is the saliency times the value's norm, averaged over heads, and
+    likeness is the cosine between values: two features are redundant when they add the same, whatever attracts the
+    attention to them, and one that draws attention but adds nothing (an attention sink) is not relevant.
+
+    Attributes:
+        balance: weight of relevance in [0, 1]; the rest weighs redundancy.
+    """
+
+    balance: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_balance(self.balance)
+
+    def __call__(self, evidence: Evidence) -> torch.Tensor:
+        """Return minus the place in which each feature is taken."""
+        added = replace(evidence, saliency=Value()(evidence), keys=evidence.values)
+        return _greedily(added, partial(greedy.marginal_relevance, balance=self.balance))
 
 
 @dataclass(frozen=True)
 class DeterminantalPointProcess:
     """Greedy MAP of a determinantal point process whose quality is the saliency (as in CDPruner, arXiv 2506.10967).
 
-    The kernel is q_i * exp((cos_ij - 1) / width) * q_j with cos over the sketched keys; the exponential keeps it of
-    full rank. The greedy algorithm is the incremental Cholesky one of Chen et al. (arXiv 1709.05135).
-
     Attributes:
-        width: how alike two features must be to count as the same; smaller forgives more.
+        width: how alike two features must be to count as the same, above 0; smaller forgives more.
     """
 
     width: float = 0.3
 
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ConfigError(f"width={self.width!r} must be above 0.")
+
     def __call__(self, evidence: Evidence) -> torch.Tensor:
         """Return minus the place in which each feature is taken."""
-        return _greedily(evidence, self._take)
+        return _greedily(evidence, partial(greedy.determinantal, width=self.width))
 
-    def _take(self, relevance: torch.Tensor, sketch: torch.Tensor, count: int) -> torch.Tensor:
-        quality = relevance.clamp_min(1e-6)
-        variance = quality.square()
-        rows = relevance.new_zeros(count, len(relevance))
-        taken = torch.empty(count, dtype=torch.long, device=relevance.device)
-        for place in range(count):
-            best = variance.argmax()
-            taken[place] = best
-            alike = torch.exp((sketch @ sketch[best] - 1) / self.width) * quality * quality[best]
-            known = rows[:place, best] @ rows[:place]
-            row = (alike - known) / variance[best].clamp_min(1e-20).sqrt()
-            rows[place] = row
-            variance = variance - row.square()
-            variance[taken[: place + 1]] = -torch.inf
-        return taken
+
+def _check_balance(balance: float) -> None:
+    if not 0 <= balance <= 1:
+        raise ConfigError(f"balance={balance!r} must be a weight from 0 to 1.")
+
+
+def _greedily(evidence: Evidence, take: greedy.Take) -> torch.Tensor:
+    """Votes [B, 1, N] from a greedy choice within each image."""
+    size = evidence.features_per_image
+
+    keys = evidence.keys.unflatten(2, (-1, size)).transpose(1, 2).flatten(0, 1)  # [B * I, Hkv, F, D], a copy if I > 1
+    relevance, visible = evidence.saliency.mean(1).view(-1, size), evidence.visible.view(-1, size)
+    votes = greedy.order(relevance, visible, keys, evidence.budget.flatten(), take)
+    return votes.view(len(evidence.visible), 1, -1)
 
 
 @dataclass(frozen=True)
@@ -268,50 +283,6 @@ class Pyramid:
         return tuple(round(1 - step * place, 9) for place in range(followers))
 
 
-POOL = 4
-"""Greedy policies choose among this many times the budget, the most relevant ones: the rest could not win."""
-
-SKETCH = 64
-"""Dimensions that keys are projected to before they are compared, when they have more."""
-
-
-def _greedily(evidence: Evidence, take: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
-    """Votes [B, 1, N] from a greedy choice within each image; what it does not reach follows by relevance."""
-    batch, _, count = evidence.saliency.shape
-    size = evidence.features_per_image
-    relevance = evidence.saliency.mean(1).masked_fill(~evidence.visible, -1.0)
-    votes = torch.empty_like(relevance)
-    for sample in range(batch):
-        for image in range(count // size):
-            span = slice(image * size, (image + 1) * size)
-            own = relevance[sample, span]
-            order = own.argsort(descending=True, stable=True)
-            seen = int(evidence.visible[sample, span].sum())
-            budget = min(int(evidence.budget[sample, image]), seen)
-            pool = order[: min(seen, POOL * budget)].sort().values  # by index, so that ties go to the lower one
-            scale = own.max().clamp_min(1e-30)
-            taken = pool[take(own[pool] / scale, _sketch(evidence.keys[sample, :, span][:, pool]), budget)]
-            rest = torch.full_like(own, True, dtype=torch.bool).index_fill_(0, taken, False)
-            order = torch.cat([taken, order[rest[order]]])
-            places = torch.arange(size, dtype=votes.dtype, device=votes.device)
-            votes[sample, span] = torch.empty_like(places).index_copy_(0, order, -places)
-    return votes.unsqueeze(1)
-
-
-def _sketch(keys: torch.Tensor) -> torch.Tensor:
-    """Unit vectors [N, S] whose products approximate the cosines between features' keys [Hkv, N, D].
-
-    The keys of all heads stand side by side, each head's scaled to unit length; more than `SKETCH` dimensions are
-    projected at random (Johnson-Lindenstrauss), with a fixed seed.
-    """
-    joined = F.normalize(keys.float(), dim=-1).transpose(0, 1).flatten(1)
-    if joined.shape[1] > SKETCH:
-        generator = torch.Generator().manual_seed(0)
-        projection = torch.randn(joined.shape[1], SKETCH, generator=generator)
-        joined = joined @ projection.to(joined.device)
-    return F.normalize(joined, dim=-1)
-
-
 @lru_cache(maxsize=4)
 def _even_order(patches: int) -> torch.Tensor:
     """[patches] float: place of each patch of a square tile in an order that covers it evenly at any length."""
@@ -330,6 +301,7 @@ def _even_order(patches: int) -> torch.Tensor:
 
 
 POLICIES: dict[str, Callable[..., Policy]] = {
+    "contribution": Contribution,
     "dpp": DeterminantalPointProcess,
     "grid": Grid,
     "mass": Mass,
@@ -340,6 +312,13 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "union": Union,
     "value": Value,
 }
+
+
+PAPER = "union"
+"""What decides when nobody says what shall: with `k`, which is the paper's knob and defined by its rule ..."""
+
+BUDGETED = "contribution"
+"""... and with the exact budget `keep`, where the rule that lost least in our measurements does."""
 
 
 def resolve(policy: str | Policy) -> Policy:

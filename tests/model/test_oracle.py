@@ -67,13 +67,13 @@ def test_lossless_is_exact_on_an_unrepaired_model_too(raw_model, batch):
         {"k": 0.05},
         {"k": 0.2, "trim_first_layer": False},
         {"k": 0.1, "k_base": "all"},
-        {"keep": 0.3},
-        {"keep": 7},
+        {"keep": 0.3, "policy": "union"},
+        {"keep": 7, "policy": "union"},
     ],
     ids=str,
 )
 def test_trimmed_equals_the_untrimmed_model_with_dropped_features_masked(model, batch, options):
-    knobs = {name: value for name, value in options.items() if name != "trim_first_layer"}
+    knobs = {name: value for name, value in options.items() if name not in ("trim_first_layer", "policy")}
     kept = oracle.kept_features(model, batch, **knobs)
     with crosstrim.trim(model, **options) as trimmed:
         tokens, logits = generate(model, batch)

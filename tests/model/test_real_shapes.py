@@ -78,7 +78,7 @@ def test_prefill_and_a_decode_step_at_half_the_features(name):
         untrimmed = kv_bytes(model(**prompt).past_key_values, indices)
         followers_read.clear()
         scores.clear()
-        with crosstrim.trim(model, keep=0.5):
+        with crosstrim.trim(model, keep=0.5, policy="union"):
             cache = model(**prompt).past_key_values
             held = kv_bytes(cache, indices)
             out = model(input_ids=token, cross_attention_mask=mask, past_key_values=cache)

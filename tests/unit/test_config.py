@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -59,3 +60,24 @@ def test_from_dict_refuses_what_it_does_not_know():
 def test_keep_of_one_is_a_count_and_of_one_point_zero_a_share():
     assert isinstance(TrimConfig(keep=1).keep, int)
     assert isinstance(TrimConfig(keep=1.0).keep, float)
+
+
+def test_without_a_policy_k_is_the_papers_and_keep_is_ours():
+    assert TrimConfig(k=0.25).policy == "union"
+    assert TrimConfig(keep=0.25).policy == TrimConfig(keep=7).policy == "contribution"
+    assert TrimConfig(keep=0.25, policy="union").policy == "union"
+    assert TrimConfig.from_dict({"keep": 0.25}) == TrimConfig(keep=0.25)
+    assert TrimConfig().lossless
+
+
+@pytest.mark.parametrize(
+    ("policy", "words"),
+    [
+        ("mmr:1.5", "balance=1.5 must be a weight from 0 to 1"),
+        ("contribution:-1", "balance=-1.0 must be a weight from 0 to 1"),
+        ("dpp:0", "width=0.0 must be above 0"),
+    ],
+)
+def test_a_policys_number_has_its_limits(policy, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        TrimConfig(keep=0.5, policy=policy)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosstrim import policies, select
+from crosstrim import greedy, policies, select
 from crosstrim.errors import ConfigError
 from crosstrim.policies import Evidence
 
@@ -75,7 +77,7 @@ def pool_of(one, sample):
     seen = one.visible[sample].nonzero().flatten().tolist()
     relevance = one.saliency[sample].double().mean(0)
     budget = min(int(one.budget[sample, 0]), len(seen))
-    ranked = sorted(seen, key=lambda n: (-relevance[n].item(), n))[: policies.POOL * budget]
+    ranked = sorted(seen, key=lambda n: (-relevance[n].item(), n))[: greedy.POOL * budget]
     keys = one.keys[sample].double()
     unit = keys / keys.norm(dim=-1, keepdim=True)
     cosine = torch.einsum("hnd,hmd->nm", unit, unit) / len(unit)
@@ -123,6 +125,48 @@ def test_dpp_equals_brute_force(seed, budget, width):
         assert votes[sample, 0].argsort(descending=True)[: len(expected)].tolist() == expected
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 9))
+def test_contribution_is_mmr_of_attention_times_value(seed, budget):
+    one = evidence(seed, budget=budget)
+    votes = policies.Contribution()(one)
+    added = torch.zeros_like(one.saliency)
+    for sample, head, feature in product(range(2), range(4), range(IMAGE)):
+        value = one.values[sample, head // 2, feature]
+        added[sample, head, feature] = (one.saliency[sample, head, feature] * value).norm()
+    for sample in range(2):
+        expected = mmr_by_loops(replace(one, saliency=added, keys=one.values), sample, 0.5)
+        assert votes[sample, 0].argsort(descending=True)[: len(expected)].tolist() == expected
+
+
+def references(one):
+    return mmr_by_loops(one, 0, 0.5), dpp_by_determinants(one, 0, 0.3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.lists(st.integers(1, 9), min_size=4, max_size=4), st.sampled_from([1, 3000, 2**28]))
+def test_images_with_budgets_of_their_own_are_chosen_from_as_if_alone(seed, budgets, chunk_bytes):
+    """Two samples of two images, each with its own budget and its own number of visible features."""
+    one = evidence(seed, images=2)
+    one.visible[0, 3:IMAGE] = False
+    one = replace(one, budget=torch.tensor(budgets).view(2, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(greedy, "CHUNK_BYTES", chunk_bytes)
+        votes = policies.MaximalMarginalRelevance()(one), policies.DeterminantalPointProcess()(one)
+    for sample in range(2):
+        for image in range(2):
+            span = slice(image * IMAGE, (image + 1) * IMAGE)
+            alone = replace(
+                one,
+                **{name: getattr(one, name)[sample : sample + 1, ..., span] for name in ("saliency", "visible")},
+                **{name: getattr(one, name)[sample : sample + 1, :, span] for name in ("keys", "values")},
+                budget=one.budget[sample : sample + 1, image : image + 1],
+            )
+            for together, expected in zip(votes, references(alone), strict=True):
+                got = together[sample, 0, span].argsort(descending=True, stable=True)[: len(expected)]
+                assert got.tolist() == expected
+
+
 def test_diversity_leaves_out_twins():
     """Two features with the same key: the greedy policies take one of them, the plain ranking both."""
     one = evidence(batch=1, budget=2)
@@ -140,8 +184,8 @@ def test_sketching_keeps_cosines_roughly():
     keys = torch.randn(8, 50, 128, generator=generator)
     unit = torch.nn.functional.normalize(keys, dim=-1)
     exact = torch.einsum("hnd,hmd->nm", unit, unit) / 8
-    sketch = policies._sketch(keys)
-    assert sketch.shape == (50, policies.SKETCH)
+    sketch = greedy.sketch(keys.unsqueeze(0), torch.arange(50).unsqueeze(0))[0]
+    assert sketch.shape == (50, greedy.SKETCH)
     assert (sketch @ sketch.T - exact).abs().mean() < 0.15
 
 

@@ -55,7 +55,7 @@ def evaluate(
         config = options.trim_config(
             k=_single("--k", k),
             keep=_single("--keep", keep),
-            policy=_single("--policy", policy) or "union",
+            policy=_single("--policy", policy),
             whole_first_layer=whole_first_layer,
             **trims,
         )

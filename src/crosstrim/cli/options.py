@@ -9,7 +9,7 @@ import typer
 from crosstrim import environment
 from crosstrim.config import TrimConfig
 from crosstrim.loading import load
-from crosstrim.policies import POLICIES
+from crosstrim.policies import BUDGETED, PAPER, POLICIES
 
 DEFAULT_K = 0.25
 
@@ -71,11 +71,10 @@ Lossless = Annotated[
     bool, typer.Option("--lossless", help="Drop only what nothing can see (padding); the answer stays the same.")
 ]
 POLICY_HELP = (
-    "Which features come first: union is the paper's rule; there are also "
-    + ", ".join(sorted(set(POLICIES) - {"union"}))
-    + "."
+    f"Which features come first: {PAPER} is the paper's rule and the default with --k, {BUDGETED} the default with "
+    f"--keep; there are also {', '.join(sorted(set(POLICIES) - {PAPER, BUDGETED}))}."
 )
-Policy = Annotated[str, typer.Option("--policy", metavar="NAME", help=POLICY_HELP)]
+Policy = Annotated[str | None, typer.Option("--policy", metavar="NAME", help=POLICY_HELP)]
 RatingRows = Annotated[
     str,
     typer.Option("--rating-rows", metavar="all|last_turn", help="Which text rates the features."),
@@ -97,7 +96,7 @@ def trim_config(
     k: float | None,
     keep: float | int | None,
     lossless: bool,
-    policy: str,
+    policy: str | None,
     rating_rows: str,
     k_base: str,
     whole_first_layer: bool,

@@ -10,8 +10,8 @@ from crosstrim import policies
 from crosstrim.config import TrimConfig
 from crosstrim.errors import ConfigError
 
-POLICIES = ("union", "grid", "random")
-"""What runs when no policy is named: the paper's rule beside two that do not look at the question."""
+POLICIES = ("union", "contribution", "grid", "random")
+"""What runs when no policy is named: the paper's rule and ours, beside two that do not look at the question."""
 
 KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5)
 """How much is kept when neither `k` nor `keep` is given."""

@@ -1,0 +1,149 @@
+"""Greedy choices that trade relevance against likeness, for all images of a batch at once. Pure tensors.
+
+One step takes one feature in every image, so the number of steps is the largest budget and not their sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+POOL = 4
+"""A greedy choice is among this many times the budget, the most relevant ones: the rest could not win."""
+
+SKETCH = 64
+"""Dimensions that keys are projected to before they are compared, when they have more."""
+
+CHUNK_BYTES = 256 * 2**20
+"""How much the images that are worked on at once may take."""
+
+Take = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+"""From relevance [R, P] (minus infinity where a row's pool has ended), unit vectors [R, P, S] and a count of steps to
+the places [R, steps] that each of R images takes, in order. A row may go on after its pool is empty."""
+
+
+def order(
+    relevance: torch.Tensor, visible: torch.Tensor, keys: torch.Tensor, budget: torch.Tensor, take: Take
+) -> torch.Tensor:
+    """Votes by the place in which each feature is taken; what is not taken follows by relevance.
+
+    Args:
+        relevance: [R, F] float32, not negative, for each of R images.
+        visible: [R, F] bool.
+        keys: [R, Hkv, F, D]; likeness is the cosine between the keys of all heads, side by side (see `sketch`).
+        budget: [R] int64, how many features each image takes.
+        take: the rule.
+
+    Returns:
+        [R, F] float32, the first one taken highest.
+    """
+    budget = budget.minimum(visible.sum(-1))
+    ranked = relevance.masked_fill(~visible, -1.0).argsort(dim=-1, descending=True, stable=True)
+    size = ranked.shape[1]
+    places = torch.arange(size, device=ranked.device)
+    votes = torch.empty_like(relevance).scatter_(-1, ranked, -(places + size).to(relevance.dtype).expand_as(ranked))
+    steps = int(budget.max()) if budget.numel() else 0
+    pooled = min(POOL * steps, size)
+    inside = places[:pooled] < (POOL * budget).minimum(visible.sum(-1)).unsqueeze(-1)
+    pool = ranked[:, :pooled].masked_fill(~inside, size - 1).sort(dim=-1).values  # so that ties go to the lower index
+    inside = inside.sort(dim=-1, descending=True).values
+    scale = relevance.masked_fill(~visible, 0.0).amax(-1, keepdim=True).clamp_min(1e-30)
+    wanted = (relevance.gather(-1, pool) / scale).masked_fill(~inside, -torch.inf)
+    rows = max(1, CHUNK_BYTES // max(1, 4 * pooled * (steps + SKETCH + keys.shape[-1])))
+    for start in range(0, len(votes) if steps else 0, rows):
+        chunk = slice(start, start + rows)
+        unit = sketch(keys[chunk], pool[chunk])
+        taken = pool[chunk].gather(-1, take(wanted[chunk], unit, steps))
+        late = places[:steps] >= budget[chunk].unsqueeze(-1)
+        # What a row takes beyond its budget, to keep its mates company, is not chosen: it stays where it was.
+        place = torch.where(late, votes[chunk].gather(-1, taken), -places[:steps].to(votes.dtype))
+        votes[chunk] = votes[chunk].scatter_reduce(-1, taken, place, "amax")
+    return votes
+
+
+def marginal_relevance(relevance: torch.Tensor, unit: torch.Tensor, steps: int, balance: float) -> torch.Tensor:
+    """Again and again take the feature with the best relevance less its likeness to those taken.
+
+    Maximal marginal relevance, Carbonell and Goldstein 1998.
+
+    Args:
+        relevance: [R, P], at most 1.
+        unit: [R, P, S].
+        steps: how many to take.
+        balance: weight of relevance in [0, 1]; the rest weighs the largest cosine to a taken feature.
+
+    Returns:
+        [R, steps] int64.
+    """
+    gain = balance * relevance
+    redundancy = torch.full_like(relevance, -1.0)
+    taken = torch.empty(len(gain), steps, dtype=torch.long, device=gain.device)
+    for place in range(steps):
+        best = (gain - (1 - balance) * redundancy).argmax(-1, keepdim=True)
+        taken[:, place] = best[:, 0]
+        torch.maximum(redundancy, _likeness(unit, best), out=redundancy)
+        gain.scatter_(-1, best, -torch.inf)
+    return taken
+
+
+def determinantal(relevance: torch.Tensor, unit: torch.Tensor, steps: int, width: float) -> torch.Tensor:
+    """Greedy MAP of a determinantal point process, by the incremental Cholesky of Chen et al. (arXiv 1709.05135).
+
+    The kernel is q_i * exp((cos_ij - 1) / width) * q_j; the exponential keeps it of full rank.
+
+    Args:
+        relevance: [R, P], the quality q.
+        unit: [R, P, S].
+        steps: how many to take.
+        width: how alike two features must be to count as the same; smaller forgives more.
+
+    Returns:
+        [R, steps] int64.
+    """
+    quality = relevance.clamp_min(1e-6)
+    variance = quality.square().masked_fill(relevance == -torch.inf, -torch.inf)
+    rows = relevance.new_zeros(len(quality), steps, quality.shape[1])
+    taken = torch.empty(len(quality), steps, dtype=torch.long, device=quality.device)
+    for place in range(steps):
+        best = variance.argmax(-1, keepdim=True)
+        taken[:, place] = best[:, 0]
+        alike = torch.exp((_likeness(unit, best) - 1) / width) * quality * quality.gather(-1, best)
+        before = rows[:, :place]
+        at_best = before.gather(-1, best.unsqueeze(1).expand(-1, place, 1))
+        known = (at_best.transpose(1, 2) @ before).squeeze(1)
+        rows[:, place] = (alike - known) / variance.gather(-1, best).clamp_min(1e-20).sqrt()
+        variance = (variance - rows[:, place].square()).scatter(-1, best, -torch.inf)
+    return taken
+
+
+def sketch(keys: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
+    """Unit vectors whose products approximate the cosines between the keys of some features.
+
+    The keys of all heads stand side by side, each head's scaled to unit length; more than `SKETCH` dimensions are
+    projected at random (Johnson-Lindenstrauss), with a fixed seed.
+
+    Args:
+        keys: [R, Hkv, F, D].
+        pool: [R, P] int64, which features.
+
+    Returns:
+        [R, P, S] float32.
+    """
+    heads, size = keys.shape[1], keys.shape[-1]
+    index = pool.unsqueeze(-1).expand(-1, -1, size)
+    each = (F.normalize(keys[:, head].gather(1, index).float(), dim=-1) for head in range(heads))
+    if heads * size <= SKETCH:
+        return F.normalize(torch.cat(list(each), dim=-1), dim=-1)
+    projection = torch.randn(heads, size, SKETCH, generator=torch.Generator().manual_seed(0)).to(keys.device)
+    projected = torch.zeros(*pool.shape, SKETCH, device=keys.device)
+    for head, unit in enumerate(each):  # one after the other: side by side they would be as large as the keys
+        projected += unit @ projection[head]
+    return F.normalize(projected, dim=-1)
+
+
+def _likeness(unit: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """[R, P]: cosines of every feature with the one at `best` [R, 1]."""
+    chosen = unit.gather(1, best.unsqueeze(-1).expand(-1, 1, unit.shape[-1]))
+    return (unit @ chosen.transpose(1, 2)).squeeze(-1)
