@@ -168,7 +168,8 @@ def test_overlay_paints_what_the_report_says(ask, picture, tmp_path):
         (["--keep", "nan"], "keep=nan must be a share"),
         (
             ["--policy", "onion"],
-            "policy='onion' is unknown; there are contribution, dpp, grid, mass, mean, mmr, pyramid, random, union, value.",
+            "policy='onion' is unknown; there are contribution, dpp, grid, mass, mean, mmr, pyramid, random, union, "
+            "value.",
         ),
         (["--rating-rows", "some"], "rating_rows='some' must be one of 'all', 'last_turn'."),
         (["--k-base", "some"], "k_base='some' must be one of 'visible', 'all'."),
