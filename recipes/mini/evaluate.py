@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from tqdm import tqdm
 from transformers import MllamaForConditionalGeneration, MllamaProcessor
 
 import crosstrim
-from crosstrim import compat, mini
+from crosstrim import FeatureCache, compat, mini
+from crosstrim.models import vision
 from crosstrim.policies import Random
 
 from .questions import LOOKUPS
@@ -54,27 +54,6 @@ def read_rows(path: Path) -> Rows:
     return [{**row, "image": str(path.parent / row["image"])} for row in rows]
 
 
-@contextlib.contextmanager
-def _each_picture_encoded_once(model: MllamaForConditionalGeneration, pictures: list[str]) -> Iterator[None]:
-    """Let the vision encoder run once per distinct picture of a batch; the features are the same, only sooner."""
-    vision = model.model.vision_model
-    distinct = sorted(set(pictures))
-    first = torch.tensor([pictures.index(picture) for picture in distinct])
-    back = torch.tensor([distinct.index(picture) for picture in pictures])
-    encode = vision.forward
-
-    def forward(pixel_values: Tensor, aspect_ratio_ids: Tensor, aspect_ratio_mask: Tensor, **kwargs: Any) -> Any:
-        output = encode(pixel_values[first], aspect_ratio_ids[first], aspect_ratio_mask[first], **kwargs)
-        output.last_hidden_state = output.last_hidden_state[back]
-        return output
-
-    vision.forward = forward
-    try:
-        yield
-    finally:
-        del vision.forward
-
-
 def _inputs(processor: MllamaProcessor, rows: Rows, pictures: list[str]) -> dict[str, Tensor]:
     prompts = [
         processor.apply_chat_template(
@@ -105,11 +84,12 @@ def answers(
         before: Called with the inputs of each batch before its generation.
     """
     texts: list[str] = []
+    features = FeatureCache()
     shown = _other_pictures(rows) if blind else [row["image"] for row in rows]
     for start in tqdm(range(0, len(rows), _BATCH), desc="answers", mininterval=5, leave=False):
         part = slice(start, start + _BATCH)
         inputs = _inputs(processor, rows[part], shown[part])
-        with _each_picture_encoded_once(model, shown[part]):
+        with vision.given(model, features.features(model, inputs)):
             before(inputs)
             output = model.generate(**inputs, max_new_tokens=_NEW_TOKENS)
         texts += processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -2,12 +2,26 @@
 
 from crosstrim import compat, errors
 from crosstrim.config import TrimConfig
+from crosstrim.features import FeatureCache
 from crosstrim.hooks import TrimHandle, trim
 from crosstrim.loading import load
 from crosstrim.report import TrimReport
 from crosstrim.saliency import saliency
 from crosstrim.selection import select
+from crosstrim.session import Session
 
 __version__ = "0.1.0"
 
-__all__ = ["TrimConfig", "TrimHandle", "TrimReport", "compat", "errors", "load", "saliency", "select", "trim"]
+__all__ = [
+    "FeatureCache",
+    "Session",
+    "TrimConfig",
+    "TrimHandle",
+    "TrimReport",
+    "compat",
+    "errors",
+    "load",
+    "saliency",
+    "select",
+    "trim",
+]

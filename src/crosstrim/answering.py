@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from PIL import Image
 
 from crosstrim.config import TrimConfig
 from crosstrim.errors import ConfigError, InputError
 from crosstrim.hooks import trim
 from crosstrim.models import mllama
 from crosstrim.report import TrimReport
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _WARM_UP = 2
 """Tokens: one of prefill and one of decoding, which are slower the first time."""
@@ -81,16 +83,16 @@ def ask(
         raise ConfigError(f"max_new_tokens={max_new_tokens!r} must be at least 1.")
     inputs = encode(processor, [picture], [question]).to(model.device)
     if config is None:
-        return _answer(model, processor, inputs, max_new_tokens)
+        return answer(model, processor, inputs, max_new_tokens)
     with trim(model, for_tokenizer(config, processor.tokenizer)) as trimmed:
         untrimmed = None
         if compare:
             with trimmed.disabled():
                 generate(model, processor, inputs, max_new_tokens=_WARM_UP)
-                untrimmed = _answer(model, processor, inputs, max_new_tokens)
+                untrimmed = answer(model, processor, inputs, max_new_tokens)
             generate(model, processor, inputs, max_new_tokens=_WARM_UP)
-        answer = _answer(model, processor, inputs, max_new_tokens)
-        return replace(answer, report=trimmed.report(), untrimmed=untrimmed)
+        trimmed_answer = answer(model, processor, inputs, max_new_tokens)
+        return replace(trimmed_answer, report=trimmed.report(), untrimmed=untrimmed)
 
 
 def for_tokenizer(config: TrimConfig, tokenizer: Any) -> TrimConfig:
@@ -106,7 +108,7 @@ def encode(processor: Any, pictures: Sequence[Image.Image], questions: Sequence[
     Raises:
         InputError: a question is empty, or names an image token.
     """
-    prompts = [_prompt(processor, question) for question in questions]
+    prompts = [chat_prompt(processor, question) for question in questions]
     return processor(
         images=[[picture] for picture in pictures],
         text=prompts,
@@ -117,15 +119,38 @@ def encode(processor: Any, pictures: Sequence[Image.Image], questions: Sequence[
     )
 
 
-def _prompt(processor: Any, question: str) -> str:
+Turn = tuple[str, str]
+"""A question and its answer."""
+
+
+def chat_prompt(processor: Any, question: str, images: int = 1, turns: Sequence[Turn] = ()) -> str:
+    """The text of a conversation about `images` pictures that goes on with `question`.
+
+    Args:
+        processor: of `crosstrim.load`.
+        question: what is asked now.
+        images: how many pictures the conversation opens with.
+        turns: what was asked and answered before.
+
+    Raises:
+        InputError: the question is empty or names an image token, or there are turns and no chat template.
+    """
     if not question.strip():
         raise InputError("the question is empty; ask something about the picture.")
     if processor.image_token in question:
         raise InputError(f"the question contains {processor.image_token}, which stands for the picture.")
     if processor.chat_template is None:
-        return f"{processor.image_token}{question}"  # base models complete a text; the processor adds the rest
-    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-    return cast(str, processor.apply_chat_template([message], add_generation_prompt=True))
+        if turns:
+            raise InputError("this model has no chat template and cannot go on with a conversation; ask anew.")
+        # Base models complete a text; the processor adds the rest.
+        return f"{processor.image_token * images}{question}"
+    said = [text for turn in turns for text in turn] + [question]
+    messages = [
+        {"role": ("user", "assistant")[place % 2], "content": [{"type": "text", "text": text}]}
+        for place, text in enumerate(said)
+    ]
+    messages[0]["content"] = [{"type": "image"}] * images + [{"type": "text", "text": said[0]}]
+    return cast(str, processor.apply_chat_template(messages, add_generation_prompt=True))
 
 
 @dataclass(frozen=True)
@@ -172,6 +197,7 @@ def generate(model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], *, 
     return Generation([text.strip() for text in texts], new, logits[0], seconds)
 
 
-def _answer(model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], max_new_tokens: int) -> Answer:
+def answer(model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], max_new_tokens: int) -> Answer:
+    """Answer the one prompt in `inputs` greedily, the model as it is."""
     generated = generate(model, processor, inputs, max_new_tokens=max_new_tokens)
     return Answer(answer=generated.texts[0], tokens=generated.tokens.shape[1], seconds=generated.seconds)

@@ -103,6 +103,26 @@ class TrimConfig:
         return cls(**values)
 
 
+def resolve(config: TrimConfig | None, options: Mapping[str, Any], call: str) -> TrimConfig:
+    """The config that a caller gave as an object or as options.
+
+    Args:
+        config: the object, or None.
+        options: fields of `TrimConfig`.
+        call: the beginning of the call that took them, such as "trim(model", for the message.
+
+    Raises:
+        ConfigError: both were given, or `config` is none, or an option is out of range or unknown.
+    """
+    if config is not None and options:
+        raise ConfigError(
+            f"give either a TrimConfig or options, not both (got {', '.join(sorted(options))} as well)."
+        )
+    if config is not None and not isinstance(config, TrimConfig):
+        raise ConfigError(f"expected a TrimConfig, got {config!r}; did you mean {call}, k={config!r})?")
+    return config or TrimConfig.from_dict(options)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

@@ -16,12 +16,11 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from crosstrim import compat
-from crosstrim.config import TrimConfig
+from crosstrim.config import TrimConfig, resolve
 from crosstrim.decision import Decision
 from crosstrim.errors import (
     AlreadyTrimmedError,
     CompatWarning,
-    ConfigError,
     CrosstrimError,
     CrosstrimWarning,
     InputError,
@@ -61,10 +60,7 @@ class TrimHandle:
         self._disabled: ContextVar[bool] = ContextVar("crosstrim_disabled", default=False)
         self._latest: _Outcome | None = None
         self._hooks: list[RemovableHandle] = []
-        if any(
-            isinstance(getattr(hook, "__self__", None), TrimHandle)
-            for hook in self._model.model._forward_pre_hooks.values()
-        ):
+        if is_trimmed(self._model.model):
             raise AlreadyTrimmedError(
                 f"this {type(model).__name__} is trimmed already; call remove() on the handle that trim() "
                 "returned, or leave its with block, before trimming again."
@@ -342,6 +338,11 @@ class TrimHandle:
         return _Outcome(states, held, per_feature * states[0].kept.numel())
 
 
+def is_trimmed(model: nn.Module) -> bool:
+    """Whether a trim is on this module, which `mllama.locate` found as the model."""
+    return any(isinstance(getattr(hook, "__self__", None), TrimHandle) for hook in model._forward_pre_hooks.values())
+
+
 def trim(model: nn.Module, config: TrimConfig | None = None, **options: Any) -> TrimHandle:
     """Keep only the image features that the question needs, from the next generation on.
 
@@ -365,13 +366,7 @@ def trim(model: nn.Module, config: TrimConfig | None = None, **options: Any) -> 
     Warns:
         CompatWarning: the installed transformers departs from Meta's reference and the model was not repaired.
     """
-    if config is not None and options:
-        raise ConfigError(
-            f"give either a TrimConfig or options, not both (got {', '.join(sorted(options))} as well)."
-        )
-    if config is not None and not isinstance(config, TrimConfig):
-        raise ConfigError(f"expected a TrimConfig, got {config!r}; did you mean trim(model, k={config!r})?")
-    config = config or TrimConfig.from_dict(options)
+    config = resolve(config, options, "trim(model")
     unrepaired = [finding.name for finding in compat.check(model) if finding.open]
     if unrepaired:
         warnings.warn(

@@ -7,7 +7,8 @@ import sys
 
 import crosstrim
 
-PUBLIC = ["TrimConfig", "TrimHandle", "TrimReport", "compat", "errors", "load", "saliency", "select", "trim"]
+PUBLIC = ["FeatureCache", "Session", "TrimConfig", "TrimHandle", "TrimReport"]
+PUBLIC += ["compat", "errors", "load", "saliency", "select", "trim"]
 
 
 def test_public_names():
@@ -24,7 +25,7 @@ warnings.simplefilter("error", UserWarning)
 import crosstrim
 heavy = ["typer", "rich", "matplotlib", "accelerate", "torchvision", "triton", "sklearn", "skimage", "ray"]
 heavy += ["transformers.models.mllama.modeling_mllama", "transformers.modeling_utils"]
-heavy += ["crosstrim.cli", "crosstrim.eval", "crosstrim.viz", "crosstrim.images", "crosstrim.answering"]
+heavy += ["crosstrim.cli", "crosstrim.eval", "crosstrim.viz", "crosstrim.images", "PIL"]
 loaded = [name for name in heavy if name in set(sys.modules) - already]
 assert not loaded, loaded
 assert not torch.cuda.is_initialized()
@@ -42,7 +43,7 @@ core = ["config", "policies", "saliency", "selection", "state", "rows", "decisio
 core += ["memory", "compat", "errors", "loading"]
 for name in core + ["models.mllama", "models.cache", "models.tiles", "models.vision"]:
     importlib.import_module(f"crosstrim.{name}")
-upper = ["crosstrim.cli", "crosstrim.eval", "crosstrim.viz", "crosstrim.answering", "crosstrim.environment"]
+upper = ["crosstrim.cli", "crosstrim.eval", "crosstrim.viz", "crosstrim.images", "crosstrim.environment"]
 assert not [name for name in upper if name in sys.modules]
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)

@@ -6,15 +6,15 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from PIL import Image
 
 from crosstrim import answering
+from crosstrim.features import FeatureCache
 from crosstrim.models import vision
 
 
 class Encoder:
-    """Makes a model's inputs, and keeps the features of a batch's pictures in case the next batch asks on.
+    """Makes a model's inputs, and keeps the features of the pictures in case the next batch asks on.
 
     Args:
         model: of `crosstrim.load`.
@@ -24,7 +24,7 @@ class Encoder:
     def __init__(self, model: Any, processor: Any) -> None:
         self._model = model
         self._processor = processor
-        self._features: dict[str, torch.Tensor] = {}
+        self._cache = FeatureCache()
 
     @contextlib.contextmanager
     def inputs(
@@ -39,13 +39,6 @@ class Encoder:
         """
         opened = {name: opener(name) for name in dict.fromkeys(pictures)}
         inputs = answering.encode(self._processor, [opened[name] for name in pictures], questions)
-        inputs = inputs.to(self._model.device)
-        self._features = {name: one for name, one in self._features.items() if name in opened}
-        new = [name for name in opened if name not in self._features]
-        if new:
-            rows = torch.tensor([pictures.index(name) for name in new], device=self._model.device)
-            names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
-            features = vision.encode(self._model, {name: inputs[name][rows] for name in names})
-            self._features.update(zip(new, features, strict=True))
-        with vision.given(self._model, torch.stack([self._features[name] for name in pictures])):
-            yield inputs
+        features = self._cache.features(self._model, inputs)
+        with vision.given(self._model, features):
+            yield inputs.to(self._model.device)

@@ -77,7 +77,9 @@ def locate(model: nn.Module) -> Mllama:
     supported = "crosstrim supports MllamaForConditionalGeneration (Llama-3.2-Vision 11B and 90B, and 'mini')"
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"expected a loaded model, got {name}; {supported}.")
-    found = [module for module in model.modules() if isinstance(module, MllamaModel)]
+    # Searching thousands of modules takes milliseconds, and a bare model is no haystack.
+    bare = [model.model] if isinstance(model, MllamaForConditionalGeneration) else []
+    found = [module for module in bare or model.modules() if isinstance(module, MllamaModel)]
     if len(found) != 1:
         problem = "holds no Mllama with a vision tower" if not found else f"holds {len(found)} Mllama models"
         raise UnsupportedModelError(f"{name} {problem}; {supported}.")

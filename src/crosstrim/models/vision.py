@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -10,6 +11,9 @@ import torch
 from torch import nn
 
 from crosstrim.models import mllama
+
+INPUTS = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
+"""What the processor makes of pictures."""
 
 
 @torch.no_grad()
@@ -24,8 +28,7 @@ def encode(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor
         [B, images * tiles, features per tile, hidden].
     """
     inner = cast(Any, mllama.locate(model).model)
-    names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
-    states = inner.vision_model(**{name: inputs[name] for name in names}).last_hidden_state
+    states = inner.vision_model(**{name: inputs[name] for name in INPUTS}).last_hidden_state
     states = inner.multi_modal_projector(states)
     return cast(torch.Tensor, states.reshape(states.shape[0], -1, *states.shape[-2:]))
 
@@ -34,13 +37,16 @@ def encode(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor
 def given(model: nn.Module, features: torch.Tensor) -> Iterator[None]:
     """Inside the block, forward passes that bring pixel_values read `features` in place of encoding them.
 
+    That holds for the calling thread; passes of other threads keep their own pictures.
+
     Args:
         model: a loaded Mllama, trimmed or not.
         features: of `encode`, one row for each sample of every such pass.
     """
+    thread = threading.get_ident()
 
     def swap(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if kwargs.get("pixel_values") is not None:
+        if kwargs.get("pixel_values") is not None and threading.get_ident() == thread:
             kwargs["pixel_values"] = None
             kwargs["cross_attention_states"] = features.flatten(0, 1)
         return args, kwargs
