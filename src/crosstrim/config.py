@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from crosstrim import policies
 from crosstrim.errors import ConfigError
+from crosstrim.quantisation import KV_DTYPES
 
 CONFIG_VERSION = 1
 
@@ -35,6 +36,8 @@ class TrimConfig:
             It attends to everything at prefill either way. Ours.
         user_turn_ids: token ids that open a user turn, for rating_rows="last_turn". None takes Llama-3.2's own
             when the model has that vocabulary, and otherwise goes by the last image alone.
+        kv_dtype: how the kept keys and values are held in the cache: "int8" or "fp8", with a scale per feature and
+            head, or None for the model's own dtype. Ours.
     """
 
     k: float | None = None
@@ -44,6 +47,7 @@ class TrimConfig:
     rating_rows: Literal["all", "last_turn"] = "all"
     trim_first_layer: bool = True
     user_turn_ids: tuple[int, ...] | None = None
+    kv_dtype: Literal["int8", "fp8"] | None = None
 
     def __post_init__(self) -> None:
         if self.k is not None and self.keep is not None:
@@ -56,6 +60,7 @@ class TrimConfig:
             _check_budget(self.keep)
         _check_choice("k_base", self.k_base, ("visible", "all"))
         _check_choice("rating_rows", self.rating_rows, ("all", "last_turn"))
+        _check_choice("kv_dtype", self.kv_dtype, (None, *KV_DTYPES))
         if not isinstance(self.trim_first_layer, bool):
             raise ConfigError(f"trim_first_layer={self.trim_first_layer!r} must be True or False.")
         if self.user_turn_ids is not None:
@@ -143,6 +148,6 @@ def _check_budget(keep: object) -> None:
         )
 
 
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}.")

@@ -326,7 +326,7 @@ class TrimHandle:
         if self._evicts_afterwards:
             for index, state in zip(self._model.layer_indices[1:], step.appended[1:], strict=True):
                 caches.keep_newest(step.cache, index, state)
-        caches.adopt(step.cache, self._model.layer_indices, step.after)
+        caches.adopt(step.cache, self._model.layer_indices, step.after, self.config.kv_dtype)
         self._latest = self._outcome(step.cache)
 
     def _outcome(self, cache: Any) -> _Outcome | None:

@@ -8,6 +8,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
 from crosstrim.errors import UnsupportedCacheError
+from crosstrim.models.eight_bit import EightBitLayer
 from crosstrim.state import LayerStates, TrimState
 
 
@@ -52,6 +53,14 @@ class ImageLayer(DynamicLayer):  # type: ignore[misc]
             self.state = self.state.batch(lambda tensor: tensor[indices.to(tensor.device)])
 
 
+class EightBitImageLayer(ImageLayer, EightBitLayer):
+    """The same in eight bits per number."""
+
+    def __init__(self, layer: DynamicLayer, state: TrimState | None, kv_dtype: str) -> None:
+        super().__init__(layer, state)
+        self.kv_dtype = kv_dtype
+
+
 def check(cache: Cache | None, layer_indices: tuple[int, ...]) -> None:
     """Refuse a cache whose image features could not be trimmed, before anything is written to it.
 
@@ -67,7 +76,7 @@ def check(cache: Cache | None, layer_indices: tuple[int, ...]) -> None:
             kind = type(layer)
         else:
             layer, kind = None, getattr(cache, "layer_class_to_replicate", None) or DynamicLayer
-        if kind not in (DynamicLayer, ImageLayer):
+        if kind not in (DynamicLayer, ImageLayer, EightBitImageLayer):
             raise UnsupportedCacheError(
                 f"{type(cache).__name__} keeps the image features of layer {index} in a {kind.__name__}, whose "
                 "length is fixed or whose content is packed; crosstrim trims a DynamicCache. Leave "
@@ -105,20 +114,26 @@ def keep_newest(cache: Cache, index: int, state: TrimState) -> None:
     layer.keys, layer.values = shrink(layer.keys), shrink(layer.values)
 
 
-def adopt(cache: Cache, layer_indices: tuple[int, ...], states: LayerStates) -> None:
-    """Turn the cross-attention layers of `cache` into `ImageLayer`s, each carrying its own of `states`."""
+def adopt(cache: Cache, layer_indices: tuple[int, ...], states: LayerStates, kv_dtype: str | None) -> None:
+    """Turn the cross-attention layers of `cache` into `ImageLayer`s, each carrying its own of `states`.
+
+    With a `kv_dtype` they hold eight bits per number. A layer that was adopted before stays of its kind.
+    """
     for index, state in zip(layer_indices, states, strict=True):
         layer = cache.layers[index]
-        if isinstance(layer, ImageLayer):
-            layer.state = state
-        else:
-            cache.layers[index] = ImageLayer(layer, state)
+        if not isinstance(layer, ImageLayer):
+            layer = EightBitImageLayer(layer, state, kv_dtype) if kv_dtype else ImageLayer(layer, state)
+            cache.layers[index] = layer
+        layer.state = state
+        if isinstance(layer, EightBitImageLayer):
+            layer.pack()
 
 
 def bytes_of(cache: Cache, layer_indices: tuple[int, ...]) -> int:
     """Bytes of the keys and values that the cross-attention layers really hold."""
     layers = [cache.layers[index] for index in layer_indices]
-    return sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in (layer.keys, layer.values))
+    held = [layer.held() if isinstance(layer, EightBitLayer) else (layer.keys, layer.values) for layer in layers]
+    return sum(tensor.numel() * tensor.element_size() for tensors in held for tensor in tensors)
 
 
 def bytes_per_feature(cache: Cache, layer_indices: tuple[int, ...]) -> int:
