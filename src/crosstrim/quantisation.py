@@ -14,6 +14,11 @@ KV_DTYPES = tuple(_CODES)
 """Names of the formats: symmetric integers, and float8 e4m3."""
 
 
+def share_of_bytes(kv_dtype: str | None, row: int, dtype: torch.dtype) -> float:
+    """Bytes of rows of `row` numbers held as `kv_dtype`, scale included, as a share of those in `dtype`."""
+    return 1.0 if kv_dtype is None else (row + 2) / (row * dtype.itemsize)
+
+
 @dataclass(frozen=True)
 class Quantised:
     """A tensor whose last dimension shares a scale: code x scale is the number.

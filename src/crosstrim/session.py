@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     Picture = Image.Image | str | os.PathLike[str]
 
 # Sessions of one model take turns: each puts its own trim on the model while it answers.
-_turns: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
-_turns_lock = threading.Lock()
+_locks: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
+_locks_lock = threading.Lock()
 
 
 class Session:
@@ -80,6 +80,7 @@ class Session:
         self._images = _prepare(processor, images)
         self._pictures = digests(self._images)
         self._turns: list[answering.Turn] = []
+        self._speaking = threading.Lock()  # a turn is asked and remembered before the next one is asked
 
     @property
     def turns(self) -> tuple[answering.Turn, ...]:
@@ -116,9 +117,10 @@ class Session:
 
         Args, returns and raises as `ask`; InputError also for a second turn without a chat template.
         """
-        answer = self._answer(question, self._turns, max_new_tokens)
-        self._turns.append((question, answer.answer))
-        return answer
+        with self._speaking:
+            answer = self._answer(question, self._turns, max_new_tokens)
+            self._turns.append((question, answer.answer))
+            return answer
 
     def _answer(self, question: str, turns: Sequence[answering.Turn], max_new_tokens: int) -> answering.Answer:
         if max_new_tokens < 1:
@@ -126,7 +128,7 @@ class Session:
         images = self._images["aspect_ratio_ids"].shape[1]
         prompt = answering.chat_prompt(self._processor, question, images, turns)
         inputs = prompts.text_inputs(self._processor, prompt, self._images["aspect_ratio_mask"]) | self._images
-        with _turn_of(self._located):
+        with _lock_of(self._located):
             self._refuse_trimmed()
             begun = time.perf_counter()
             features = self.cache.features(self._model, self._images, self._pictures)
@@ -144,9 +146,9 @@ class Session:
             )
 
 
-def _turn_of(model: nn.Module) -> threading.Lock:
-    with _turns_lock:
-        return _turns.setdefault(model, threading.Lock())
+def _lock_of(model: nn.Module) -> threading.Lock:
+    with _locks_lock:
+        return _locks.setdefault(model, threading.Lock())
 
 
 def _prepare(processor: Any, images: Any) -> Any:

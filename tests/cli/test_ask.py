@@ -109,6 +109,8 @@ def test_lossless_answers_as_the_untrimmed_model(ask, checkpoint, picture):
         (["--k-base", "all"], {"k": 0.25, "k_base": "all"}, None),
         (["--whole-first-layer"], {"k": 0.25, "trim_first_layer": False}, None),
         (["--rating-rows", "last_turn"], {"k": 0.25, "rating_rows": "last_turn"}, None),
+        (["--kv-dtype", "fp8"], {"k": 0.25, "kv_dtype": "fp8"}, None),
+        (["--kv-dtype", "model"], {"k": 0.25}, None),
     ],
 )
 def test_every_option_reaches_the_trim(ask, arguments, config, kept):
@@ -192,6 +194,7 @@ def test_refusals_take_one_line_and_no_work(ask, arguments, words):
         (["--k", "0.5", "--keep", "0.5"], "--k and --keep are two ways to say how much stays"),
         (["--keep", "1", "--lossless"], "--keep and --lossless are two ways to say how much stays"),
         (["--keep", "half"], "'half' is neither a share such as 0.5 nor a number such as 2048"),
+        (["--kv-dtype", "int4"], "'int4' must be one of model, int8, fp8"),
         (["--max-new-tokens", "0"], "Invalid value for '--max-new-tokens'"),
         (["--unknown"], "No such option: --unknown"),
     ],

@@ -55,6 +55,17 @@ def test_people_read_a_table(sweep):
     assert lines[1].split()[1:3] == ["100.0%", "0.0%"]
 
 
+def test_the_caches_format_is_compared(sweep):
+    result = sweep("--policy", "grid", "--keep", "0.5", "--kv-dtype", "model", "--kv-dtype", "int8", "--json").json
+    rows = {row["group"]: row["overall"] for row in result["summary"]}
+    full, packed = rows["grid keep=0.5"], rows["grid keep=0.5, int8 cache"]
+    assert packed["kept_fraction"] == full["kept_fraction"] == full["cache_fraction"]
+    head_size = result["model"]["head_size"]
+    assert head_size == 8
+    expected = full["cache_fraction"] * (head_size + 2) / (head_size * 4)
+    assert packed["cache_fraction"] == pytest.approx(expected, abs=1e-5)
+
+
 def test_the_same_command_again_only_reads(sweep, tmp_path, monkeypatch):
     first = sweep("--policy", "grid", "--keep", "0.5", "--json")
     before = (tmp_path / "run.json").read_bytes()
@@ -101,6 +112,7 @@ def test_a_page_is_drawn_from_a_finished_run(sweep, run, tmp_path):
     [
         (["--k", "0.1", "--k", "0.2"], "several --k are compared with --out FILE.json; without it give one."),
         (["--policy", "grid", "--policy", "union"], "several --policy are compared with --out"),
+        (["--kv-dtype", "int8", "--kv-dtype", "fp8"], "several --kv-dtype are compared with --out"),
         (["--data", "a.jsonl"], "--data goes with --out FILE.json."),
         (["--first-layer", "both"], "--first-layer goes with --out FILE.json."),
         (["--seeds", "5"], "--seeds goes with --out FILE.json."),

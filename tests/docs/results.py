@@ -17,7 +17,8 @@ from tests.docs import pages
 HELDOUT = "evaluation/results/mini-heldout.json"
 SWEEP = "evaluation/results/mini-sweep.jsonl"
 ANALYSIS = "evaluation/results/mini-analysis.json"
-PAGES = ("README.md", "docs/compat.md", "docs/analysis.md")
+KV_DTYPES = "evaluation/results/mini-kv-dtype.json"
+PAGES = ("README.md", "docs/compat.md", "docs/analysis.md", "docs/performance.md")
 
 _README = """\
 **On "mini"**, measured: per cent of {count} held-out questions answered exactly right, greedy
@@ -56,6 +57,16 @@ union holds {held} % of the later layers' attention with {kept} % of the feature
 Computed from the published shapes, not measured.
 
 {computed}
+"""
+_KV_DTYPES = """\
+On {count} of mini's held-out questions, in per cent ([mini-kv-dtype.json](../{kv_dtypes})).
+*Cache* is the share of the visible features' float32 keys and values that is held, *right* counts right answers,
+*unchanged* those that are the untrimmed model's.
+
+{table}
+
+Mini's heads are small, so the scales weigh more than on the real models. Its answers have few tokens, and the first
+of them never reads a rounded number: this says little about long answers.
 """
 
 
@@ -116,11 +127,24 @@ def rows_of_compat(measured: dict[str, Any]) -> list[Row]:
     return [Row.of_heldout(name, measured[name]) for name in names]
 
 
+def rows_of_kv_dtypes(result: dict[str, Any]) -> list[list[str]]:
+    rows = [["", "cache", "right", "right, read", "unchanged"]]
+    for row in result["summary"]:
+        overall, read = row["overall"], row["kinds"]["read"]
+        shares = overall["cache_fraction"], *(one["accuracy"]["mean"] for one in (overall, read))
+        shares = *shares, overall["unchanged"]["mean"]
+        rows.append([row["group"], *(f"{100 * share:.1f}" for share in shares)])
+    return rows
+
+
 def _table(rows: list[Row], with_kept: bool) -> str:
     header = ["", *(["kept"] if with_kept else []), "lookups", "count", "read", "all questions"]
-    lines = [header, *[row.cells(with_kept) for row in rows]]
-    lines = ["| " + " | ".join(cells) + " |" for cells in lines]
-    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+    return _lines([header, *[row.cells(with_kept) for row in rows]])
+
+
+def _lines(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def part_of_analysis(found: dict[str, Any]) -> str:
@@ -164,6 +188,10 @@ def written(name: str) -> str:
         part = _README.format(table=_table(rows_of_the_readme(report["results"]), with_kept=True), **facts)
     elif name == "docs/analysis.md":
         part = part_of_analysis(json.loads(pages.text(ANALYSIS)))
+    elif name == "docs/performance.md":
+        kv = json.loads(pages.text(KV_DTYPES))
+        count, table = kv["dataset"]["questions"], _lines(rows_of_kv_dtypes(kv))
+        part = _KV_DTYPES.format(count=count, kv_dtypes=KV_DTYPES, table=table)
     else:
         part = _COMPAT.format(table=_table(rows_of_compat(report["results"]), with_kept=False), **facts)
     begin, end = "<!-- results -->", "<!-- end of results -->"

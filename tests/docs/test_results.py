@@ -16,6 +16,9 @@ def test_what_is_shown_is_what_was_measured(name):
 
 def test_both_files_measured_the_same_model_on_the_same_questions():
     report = json.loads(pages.text(results.HELDOUT))
+    kv_dtypes = json.loads(pages.text(results.KV_DTYPES))
+    assert kv_dtypes["versions"]["crosstrim"] == report["versions"]["crosstrim"]
+    assert all(kv_dtypes["compat"].values())
     for line in pages.text(results.SWEEP).splitlines():
         sweep = json.loads(line)
         assert sweep["questions_per_kind"] == report["questions"]

@@ -20,6 +20,13 @@ def test_snippets_run(name, tmp_path, monkeypatch, capsys):
 
 def test_the_readme_shows_what_was_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
     for _, code in pages.snippets("README.md"):
-        exec(code, {"__name__": "__main__"})
-    assert "visible image features" in capsys.readouterr().out
+        exec(code, names)
+    first, *asked = capsys.readouterr().out.strip().splitlines()[1:]
+    assert "visible image features" in first
+    assert len(asked) == len(names["example"]["questions"])  # the session's
+    assert all(
+        any(text in line for text in one["answers"])
+        for one, line in zip(names["example"]["questions"], asked, strict=True)
+    )

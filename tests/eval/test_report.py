@@ -94,6 +94,17 @@ def test_figures_are_against_the_kept_share(result):
     assert "kept" in figure.get_supxlabel()
 
 
+def test_lines_say_how_the_cache_is_held(result):
+    for row in result["summary"]:
+        row["curve"] += ", int8 cache" * (row["curve"] in ("union", "lossless"))
+    figure = report.draw(result, "accuracy", "accuracy", report.pyplot())
+    lines = {line.get_label(): line.get_linestyle() for line in figure.axes[0].get_lines()}
+    assert (lines["union"], lines["union, whole first layer"]) == (":", "--")
+    assert "lossless, int8 cache" not in lines
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[-2:] == ["dashed: first layer's cache left whole", "dotted: cache in eight bits"]
+
+
 def test_files(result, tmp_path):
     files = report.write(result, tmp_path / "new" / "page")
     assert [path.name for path in files] == ["report.md", "accuracy.png", "unchanged.png"]

@@ -29,6 +29,18 @@ def test_the_first_layer():
     assert whole.config == TrimConfig(keep=0.5, policy="grid", trim_first_layer=False)
 
 
+def test_the_caches_format():
+    found = expand(["grid"], keep=[0.5], kv_dtypes=(None, "int8"), first_layer="both", lossless=True)
+    assert [one.label for one in found] == [
+        *("lossless", "lossless, int8 cache", "grid keep=0.5", "grid keep=0.5, int8 cache"),
+        *("grid keep=0.5, whole first layer", "grid keep=0.5, whole first layer, int8 cache"),
+    ]
+    assert found[3].config == TrimConfig(keep=0.5, policy="grid", kv_dtype="int8")
+    assert found[3].curve == "grid, int8 cache"
+    with pytest.raises(ConfigError, match="kv_dtype='int4' must be one of"):
+        expand(["grid"], kv_dtypes=("int4",))
+
+
 def test_seeds_are_settings_of_one_group():
     drawn = expand(["random"], keep=[0.5], seeds=3)
     assert [one.label for one in drawn] == ["random:0 keep=0.5", "random:1 keep=0.5", "random:2 keep=0.5"]

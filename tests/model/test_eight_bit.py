@@ -87,7 +87,7 @@ def test_the_answer_begins_as_in_full(model, kv_dtype):
 def test_bytes_are_those_of_the_held_tensors(model, kv_dtype, dtype):
     model.to(dtype)
     batch = tiny.inputs([2, Image(4), 9])
-    full, full_report = filled(model, batch, keep=20)
+    _, full_report = filled(model, batch, keep=20)
     cache, report = filled(model, batch, keep=20, kv_dtype=kv_dtype)
     per_feature = 2 * len(tiny.CROSS_LAYERS) * HEADS
     assert full_report.kv_bytes == 20 * per_feature * HEAD_SIZE * dtype.itemsize
@@ -173,10 +173,14 @@ def test_a_reset_cache_starts_anew(model):
     batch = tiny.inputs(*RAGGED)
     cache, _ = filled(model, batch, keep=0.3, kv_dtype="int8")
     expected = [layer.keys for layer in layers(cache)]
-    cache.reset()
+    for layer in layers(cache):
+        layer.reset()
     assert [layer.get_seq_length() for layer in layers(cache)] == [0, 0, 0]
+    fresh = DynamicCache(config=model.config.text_config)
+    for index in tiny.CROSS_LAYERS:
+        fresh.layers[index] = cache.layers[index]
     with torch.no_grad(), crosstrim.trim(model, keep=0.3, kv_dtype="int8"):
-        model(**batch, past_key_values=cache, use_cache=True)
+        model(**batch, past_key_values=fresh, use_cache=True)
     assert all(torch.equal(layer.keys, keys) for layer, keys in zip(layers(cache), expected, strict=True))
 
 

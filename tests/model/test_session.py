@@ -138,6 +138,22 @@ def test_sessions_of_one_model_may_be_asked_from_many_threads(loaded):
     assert found == expected
 
 
+def test_turns_from_many_threads_follow_each_other(loaded):
+    session = Session(*loaded, PICTURE, keep=4)
+    threads = [
+        threading.Thread(target=session.chat, args=(question,), kwargs={"max_new_tokens": TOKENS})
+        for question in QUESTIONS
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    again = Session(*loaded, PICTURE, keep=4)
+    for question, answer in session.turns:
+        assert again.chat(question, max_new_tokens=TOKENS).answer == answer
+    assert len(again.turns) == len(QUESTIONS)
+
+
 def test_given_features_are_for_their_thread_alone(loaded):
     model, processor = loaded
     inputs = answering.encode(processor, [PICTURE], ["?"])

@@ -26,6 +26,7 @@ from crosstrim.errors import ConfigError
         ({"k_base": "everything"}, "k_base='everything' must be one of 'visible', 'all'"),
         ({"rating_rows": "first"}, "rating_rows='first' must be one of 'all', 'last_turn'"),
         ({"trim_first_layer": 1}, "trim_first_layer=1 must be True or False"),
+        ({"kv_dtype": "int4"}, "kv_dtype='int4' must be one of None, 'int8', 'fp8'"),
         ({"policy": "unoin"}, "policy='unoin' is unknown.*Did you mean 'union'"),
         ({"policy": 3}, "policy=3 is unknown"),
     ],
@@ -41,6 +42,7 @@ def test_bad_options_are_named(options, wording):
         TrimConfig(),
         TrimConfig(k=0.25),
         TrimConfig(keep=2048, policy="random", user_turn_ids=(1, 2)),
+        TrimConfig(kv_dtype="int8"),
         TrimConfig(keep=1.0, k_base="all", rating_rows="last_turn", trim_first_layer=False),
     ],
 )

@@ -40,7 +40,7 @@ def test_the_core_knows_nothing_of_what_is_built_on_it():
     code = """
 import importlib, sys
 core = ["config", "policies", "saliency", "selection", "state", "rows", "decision", "forward", "hooks", "report"]
-core += ["memory", "compat", "errors", "loading"]
+core += ["features", "quantisation", "memory", "compat", "errors", "loading"]
 for name in core + ["models.mllama", "models.cache", "models.tiles", "models.vision"]:
     importlib.import_module(f"crosstrim.{name}")
 upper = ["crosstrim.cli", "crosstrim.eval", "crosstrim.viz", "crosstrim.images", "crosstrim.environment"]

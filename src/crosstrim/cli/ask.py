@@ -27,6 +27,7 @@ def ask(
     rating_rows: options.RatingRows = "all",
     k_base: options.KBase = "visible",
     whole_first_layer: options.WholeFirstLayer = False,
+    kv_dtype: options.KvDtype = None,
     compare: Annotated[bool, typer.Option("--compare", help="Ask the untrimmed model as well.")] = False,
     overlay: Annotated[
         Path | None,
@@ -54,6 +55,7 @@ def ask(
         rating_rows=rating_rows,
         k_base=k_base,
         whole_first_layer=whole_first_layer,
+        kv_dtype=kv_dtype,
     )
     source = images.find(image)
     if overlay is not None:

@@ -71,6 +71,15 @@ FirstLayer = Annotated[
         help="What becomes of the first cross-attention layer's own cache; with --out.",
     ),
 ]
+KvDtypes = Annotated[
+    list[Any] | None,
+    typer.Option(
+        "--kv-dtype",
+        metavar="model|int8|fp8",
+        parser=options.parse_kv_dtype,
+        help=f"How the cache holds what is kept: as the model computes it, or in eight bits. {REPEAT}",
+    ),
+]
 Seeds = Annotated[
     int | None,
     typer.Option(

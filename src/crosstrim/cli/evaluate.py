@@ -29,6 +29,7 @@ def evaluate(
     rating_rows: options.RatingRows = "all",
     k_base: options.KBase = "visible",
     whole_first_layer: options.WholeFirstLayer = False,
+    kv_dtype: eval_options.KvDtypes = None,
     batch_size: eval_options.BatchSize = 64,
     max_new_tokens: eval_options.MaxNewTokens = None,
     report: eval_options.Report = None,
@@ -57,6 +58,7 @@ def evaluate(
             keep=_single("--keep", keep),
             policy=_single("--policy", policy),
             whole_first_layer=whole_first_layer,
+            kv_dtype=_single("--kv-dtype", kv_dtype),
             **trims,
         )
         loaded, processor = load()
@@ -67,7 +69,13 @@ def evaluate(
         _require("--report FILE.json", to=to)
         cache = first_layer or ("whole" if whole_first_layer else "trimmed")
         chosen = settings.expand(
-            policy or (), k=k or (), keep=keep or (), first_layer=cache, seeds=seeds or settings.SEEDS, **trims
+            policy or (),
+            k=k or (),
+            keep=keep or (),
+            first_layer=cache,
+            kv_dtypes=kv_dtype or (None,),
+            seeds=seeds or settings.SEEDS,
+            **trims,
         )
         sweep.check_path(out)
         questions = eval_options.questions(data, on_error, quick)

@@ -10,6 +10,7 @@ from crosstrim import environment
 from crosstrim.config import TrimConfig
 from crosstrim.loading import load
 from crosstrim.policies import BUDGETED, PAPER, POLICIES
+from crosstrim.quantisation import KV_DTYPES
 
 DEFAULT_K = 0.25
 
@@ -88,6 +89,25 @@ KBase = Annotated[
 WholeFirstLayer = Annotated[
     bool, typer.Option("--whole-first-layer", help="Leave the first cross-attention layer's own cache untrimmed.")
 ]
+MODEL_DTYPE = "model"
+
+
+def parse_kv_dtype(text: str) -> str | None:
+    """The format's name, or None for the model's own."""
+    if text not in (MODEL_DTYPE, *KV_DTYPES):
+        raise typer.BadParameter(f"{text!r} must be one of {MODEL_DTYPE}, {', '.join(KV_DTYPES)}.")
+    return None if text == MODEL_DTYPE else text
+
+
+KvDtype = Annotated[
+    Any,
+    typer.Option(
+        "--kv-dtype",
+        metavar="model|int8|fp8",
+        parser=parse_kv_dtype,
+        help="How the cache holds what is kept: as the model computes it, or in eight bits.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -100,6 +120,7 @@ def trim_config(
     rating_rows: str,
     k_base: str,
     whole_first_layer: bool,
+    kv_dtype: str | None,
 ) -> TrimConfig:
     """The trimming that the options ask for; without --k, --keep and --lossless, the paper's rule at k=0.25."""
     given = [
@@ -117,6 +138,7 @@ def trim_config(
             "rating_rows": rating_rows,
             "k_base": k_base,
             "trim_first_layer": not whole_first_layer,
+            "kv_dtype": kv_dtype,
         }
     )
 

@@ -149,12 +149,18 @@ def draw(result: Result, metric: str, name: str, plot: Any) -> Any:
 
 
 def _legend(lines: Sequence[Any], curves: Sequence[str], plot: Any) -> list[Any]:
-    """One entry per policy, and one for what dashes mean."""
+    """One entry per policy, and one for what dashes and dots mean."""
     entries = {curve.partition(",")[0]: line for line, curve in reversed(list(zip(lines, curves, strict=True)))}
     for policy, line in entries.items():
         line.set_label(policy)
-    dashed = [plot.Line2D([], [], color="0.4", linestyle="--", label="dashed: first layer's cache left whole")]
-    return list(reversed(entries.values())) + dashed * any("," in curve for curve in curves)
+    meanings = {"--": "dashed: first layer's cache left whole", ":": "dotted: cache in eight bits"}
+    used = {line.get_linestyle() for line, curve in zip(lines, curves, strict=True) if "," in curve}
+    shown = [
+        plot.Line2D([], [], color="0.4", linestyle=style, label=meaning)
+        for style, meaning in meanings.items()
+        if style in used
+    ]
+    return list(reversed(entries.values())) + shown
 
 
 def _draw_panel(
@@ -175,8 +181,9 @@ def _draw_panel(
 
 
 def _styles(rows: Sequence[Row], plot: Any) -> dict[str, dict[str, Any]]:
-    """Colour and marker say the policy; a dashed line, that the first layer's cache stays whole."""
-    curves = {row["curve"]: row["trim_first_layer"] for row in rows if row["curve"] not in (UNTRIMMED, LOSSLESS)}
+    """Colour and marker say the policy; the line, that the first layer's cache stays whole or is in eight bits."""
+    trims = [row for row in rows if row["curve"].partition(",")[0] not in (UNTRIMMED, LOSSLESS)]
+    curves = {row["curve"]: row["trim_first_layer"] for row in trims}
     policies = list(dict.fromkeys(curve.partition(",")[0] for curve in curves))
     colours = plot.get_cmap("tab10").colors
     styles = {}
@@ -186,7 +193,7 @@ def _styles(rows: Sequence[Row], plot: Any) -> dict[str, dict[str, Any]]:
         styles[curve] = {
             "color": "black" if policy == ORACLE else colours[place % len(colours)],
             "marker": _MARKERS[place % len(_MARKERS)],
-            "linestyle": "-" if trims_first_layer else "--",
+            "linestyle": ":" if curve.endswith(" cache") else "-" if trims_first_layer else "--",
         }
     return styles
 

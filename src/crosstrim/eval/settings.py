@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from crosstrim import policies
@@ -66,7 +67,8 @@ class Setting:
 
     @property
     def _suffix(self) -> str:
-        return "" if self.config.trim_first_layer else ", whole first layer"
+        whole = "" if self.config.trim_first_layer else ", whole first layer"
+        return whole + (f", {self.config.kv_dtype} cache" if self.config.kv_dtype else "")
 
     def _named(self, policy: str) -> str:
         config = self.config
@@ -81,6 +83,7 @@ def expand(
     keep: Sequence[float | int] = (),
     lossless: bool = False,
     first_layer: str = "trimmed",
+    kv_dtypes: Sequence[str | None] = (None,),
     seeds: int = SEEDS,
     **options: Any,
 ) -> tuple[Setting, ...]:
@@ -93,6 +96,7 @@ def expand(
         keep: values of `keep`. `KEEPS` when there is neither.
         lossless: whether to add the trim that only drops padding.
         first_layer: "trimmed", "whole" or "both": what becomes of the first cross-attention layer's own cache.
+        kv_dtypes: values of `kv_dtype`; everything runs with each.
         seeds: how many seeds "random" is drawn with.
         **options: other fields of `TrimConfig`, the same for all.
 
@@ -108,12 +112,15 @@ def expand(
         raise ConfigError(f"seeds={seeds!r} must be at least 1.")
     knobs: list[dict[str, Any]] = [{"k": value} for value in k] + [{"keep": value} for value in keep]
     knobs = knobs or [{"keep": value} for value in KEEPS]
-    settings = [Setting(LOSSLESS, TrimConfig(**options))] if lossless else []
+    settings = []
+    if lossless:
+        settings = [Setting(LOSSLESS, TrimConfig.from_dict({"kv_dtype": one, **options})) for one in kv_dtypes]
     for name in names or POLICIES:
         for drawn in [f"random:{seed}" for seed in range(seeds)] if name == "random" else [name]:
-            for trim_first_layer in FIRST_LAYERS[first_layer]:
+            for trim_first_layer, kv_dtype in product(FIRST_LAYERS[first_layer], kv_dtypes):
+                fields = {"trim_first_layer": trim_first_layer, "kv_dtype": kv_dtype, **options}
                 settings += [
-                    Setting(drawn, _config(drawn, trim_first_layer=trim_first_layer, **knob, **options))
+                    Setting(drawn, _config(drawn, **fields, **knob))
                     for knob in (knobs if _needs_knob(drawn) else [{}])
                 ]
     return tuple({setting.label: setting for setting in settings}.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ def summarise(
     predictions: Mapping[str, Mapping[str, Any]],
     settings: Sequence[Setting],
     layers: int,
+    kv_share: Callable[[str | None], float] = lambda kv_dtype: 1.0,
 ) -> list[Row]:
     """One row per setting, the seeds of a random draw averaged question by question.
 
@@ -30,6 +31,7 @@ def summarise(
         predictions: per label `answer`, `right`, and but for the untrimmed model `kept` and `kl`.
         settings: that were run.
         layers: cross-attention layers of the model.
+        kv_share: bytes that a `kv_dtype` needs, as a share of those in the model's own.
 
     Returns:
         The untrimmed model's row first, each with `group`, `curve`, `trim_first_layer`, `seeds`, `overall` and
@@ -51,11 +53,12 @@ def summarise(
     labels = [[UNTRIMMED], *([setting.label for setting in members] for members in groups.values())]
     values = np.stack([_values(items, predictions, of_group) for of_group in labels], axis=1)
     kinds = np.array([item["kind"] for item in items])
-    for row, cell in zip(rows, _cells(values, rows, layers), strict=True):
+    kv_shares = [1.0, *(kv_share(members[0].config.kv_dtype) for members in groups.values())]
+    for row, cell in zip(rows, _cells(values, rows, layers, kv_shares), strict=True):
         row["overall"] = cell
         row["kinds"] = {}
     for kind in dict.fromkeys(kinds.tolist()):
-        for row, cell in zip(rows, _cells(values[kinds == kind], rows, layers), strict=True):
+        for row, cell in zip(rows, _cells(values[kinds == kind], rows, layers, kv_shares), strict=True):
             row["kinds"][kind] = cell
     best = front(rows)
     return [{**row, "pareto": row["group"] in best} for row in rows]
@@ -93,13 +96,16 @@ def _values(
     return np.asarray(np.mean(draws, axis=0), dtype=np.float64)
 
 
-def _cells(values: NDArray[np.float64], rows: Sequence[Row], layers: int) -> list[dict[str, Any]]:
+def _cells(
+    values: NDArray[np.float64], rows: Sequence[Row], layers: int, kv_shares: Sequence[float]
+) -> list[dict[str, Any]]:
     """Per setting, the numbers over some questions.
 
     Args:
         values: [questions, settings, columns].
         rows: the settings.
         layers: cross-attention layers of the model.
+        kv_shares: of the settings.
     """
     estimates = bootstrap(values.reshape(len(values), -1))
     cells = []
@@ -114,7 +120,7 @@ def _cells(values: NDArray[np.float64], rows: Sequence[Row], layers: int) -> lis
                 **{
                     name: one.to_dict() if name in _BANDED else one.to_dict()["mean"] for name, one in numbers.items()
                 },
-                "cache_fraction": float(f"{(first + (layers - 1) * kept) / layers:.6g}"),
+                "cache_fraction": float(f"{kv_shares[index] * (first + (layers - 1) * kept) / layers:.6g}"),
             }
         )
     return cells

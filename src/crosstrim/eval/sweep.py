@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from crosstrim.eval.dataset import Dataset, Item
 from crosstrim.eval.journal import Journal, Record, check_same, write_whole
 from crosstrim.eval.settings import ORACLE, UNTRIMMED, Setting
 from crosstrim.hooks import trim
+from crosstrim.models import mllama
 from crosstrim.policies import Given
+from crosstrim.quantisation import share_of_bytes
 
 FORMAT = 1
 MAX_NEW_TOKENS = 32
@@ -180,7 +183,7 @@ def _header(
     return {
         "format": FORMAT,
         "dataset": provenance.of_dataset(dataset),
-        "model": provenance.of_model(model, name),
+        "model": {**provenance.of_model(model, name), "head_size": mllama.locate(model).head_size},
         "generation": {"max_new_tokens": max_new_tokens, "do_sample": False, "batch_size": batch_size},
         "settings": [setting.to_dict() for setting in settings],
         **provenance.of_software(model),
@@ -205,11 +208,12 @@ def _result(
             for text, item in zip(predictions[label]["answer"], dataset.items, strict=True)
         ]
         seconds[label] = round(sum(record["seconds"][label] for record in records), 2)
-    layers = header["model"]["cross_attention_layers"]
+    model = header["model"]
+    kv_share = partial(share_of_bytes, row=model["head_size"], dtype=getattr(torch, model["dtype"]))
     return {
         **json.loads(json.dumps(header)),
         "items": json.loads(json.dumps(items)),
         "predictions": predictions,
         "seconds": seconds,
-        "summary": summary.summarise(items, predictions, settings, layers),
+        "summary": summary.summarise(items, predictions, settings, model["cross_attention_layers"], kv_share),
     }

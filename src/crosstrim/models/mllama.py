@@ -28,6 +28,7 @@ class Mllama:
         layer_indices: their positions in the decoder stack, which are also their places in the KV cache.
         features_per_tile: patches of a tile plus its class token (1601 on 11B and 90B).
         tiles_per_image: tiles every image is padded to (4 on 11B and 90B).
+        head_size: numbers of a key or value in one head.
         image_token_id: id of `<|image|>`.
         user_turn_ids: token ids that open a user turn, when the vocabulary is Llama-3.2's own.
     """
@@ -39,6 +40,7 @@ class Mllama:
     layer_indices: tuple[int, ...]
     features_per_tile: int
     tiles_per_image: int
+    head_size: int
     image_token_id: int
     user_turn_ids: tuple[int, ...] | None
 
@@ -97,6 +99,7 @@ def locate(model: nn.Module) -> Mllama:
         layer_indices=indices,
         features_per_tile=mllama.vision_model.num_patches,
         tiles_per_image=mllama.max_num_tiles,
+        head_size=text_config.hidden_size // text_config.num_attention_heads,
         image_token_id=mllama.config.image_token_index,
         user_turn_ids=LLAMA_USER_TURN_IDS if text_config.vocab_size == LLAMA_VOCABULARY_SIZE else None,
     )
