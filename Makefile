@@ -12,13 +12,14 @@ export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-oldest lint clean
+.PHONY: help demo test test-slow test-oldest test-lmms lint clean
 
 help:
 	@echo "make demo         ask the embedded model about a picture, trimmed and untrimmed"
 	@echo "make test         the tests, with coverage"
 	@echo "make test-slow    the tests that take longer than twenty seconds"
 	@echo "make test-oldest  the model's tests on transformers $(OLDEST_TRANSFORMERS), the oldest supported"
+	@echo "make test-lmms    the plugin for lmms-eval, run by lmms-eval itself; downloads about a gigabyte"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove what the other targets made"
 
@@ -38,6 +39,13 @@ help:
 	@.venv-oldest/bin/python $(PIP_INSTALL) -c .venv-oldest/constraints.txt -e '.[dev]'
 	@touch $@
 
+.venv-lmms/.installed: pyproject.toml constraints-lmms.txt
+	@echo "Installing into .venv-lmms ..."
+	@$(PYTHON) -m venv .venv-lmms
+	@sed 's|^torch==.*|$(or $(TORCH),&)|' constraints-lmms.txt > .venv-lmms/constraints.txt
+	@.venv-lmms/bin/python $(PIP_INSTALL) -c .venv-lmms/constraints.txt -e '.[lmms]' pytest
+	@touch $@
+
 demo: .venv/.installed
 	@mkdir -p build
 	.venv/bin/crosstrim ask cat "What colour is the 2?" --k 0.05 --compare --overlay build/overlay.png
@@ -52,10 +60,13 @@ test-slow: .venv/.installed
 test-oldest: .venv-oldest/.installed
 	@.venv-oldest/bin/python $(PYTEST) --disable-warnings -m "not slow" tests/model
 
+test-lmms: .venv-lmms/.installed
+	@PYTHONPATH=$(CURDIR)/tests/lmms/shim .venv-lmms/bin/python $(PYTEST) --disable-warnings tests/lmms
+
 lint: .venv/.installed
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 
 clean:
-	@rm -rf .venv .venv-oldest build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-oldest .venv-lmms build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -50,14 +50,27 @@ def open_image(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     except Exception as error:  # decoders raise anything on hostile bytes
         raise InputError(f"{name} is damaged: {error}.") from error
     with picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise _too_large(name, f"{picture.width} x {picture.height} pixels")
-        try:
-            picture.load()
-            upright = ImageOps.exif_transpose(picture)
-        except Exception as error:  # decoders raise anything on hostile bytes
-            raise InputError(f"{name} is damaged or cut off: {error}.") from error
-        return _to_rgb(upright, name)
+        return as_rgb(picture, name)
+
+
+def as_rgb(picture: Image.Image, name: str = "the picture") -> Image.Image:
+    """An opened picture as the model is to see it: upright, RGB, transparency on white, the first frame.
+
+    Args:
+        picture: of Pillow, perhaps not decoded yet.
+        name: what to call it in an error.
+
+    Raises:
+        InputError: it is damaged, has no defined brightness, or is too large.
+    """
+    if picture.width * picture.height > MAX_PIXELS:
+        raise _too_large(name, f"{picture.width} x {picture.height} pixels")
+    try:
+        picture.load()
+        upright = ImageOps.exif_transpose(picture)
+    except Exception as error:  # decoders raise anything on hostile bytes
+        raise InputError(f"{name} is damaged or cut off: {error}.") from error
+    return _to_rgb(upright, name)
 
 
 def find(name: str) -> str:

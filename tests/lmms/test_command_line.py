@@ -1,0 +1,185 @@
+"""lmms-eval's own command line runs crosstrim on local tasks, offline.
+
+The tasks have the shape of the paper's four benchmarks: their fields, pairing, generation options, metrics and
+aggregation. Their questions are mini's own, since it understands no others: a letter, or yes or no, is read off its
+answer by the task. So this tests the plugin and not how well a real model does on the benchmarks.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import crosstrim
+from crosstrim.images import open_image
+from tests.eval.test_conversations import stock, user
+from tests.lmms.conftest import DOCUMENTS, write_jsonl
+from tests.lmms.tasks import utils
+
+TRIMS = {"k=0.05": ("--k", "0.05"), "keep=0.1": ("--keep", "0.1")}
+
+
+@pytest.fixture(scope="session", params=TRIMS)
+def trimmed(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def crosstrim_eval(tmp_path_factory):
+    """What `crosstrim eval --data` says of every document with one picture: answer, kept and visible by question."""
+
+    def run(trim):
+        rows = {}
+        for document in (one for documents in DOCUMENTS.values() for one in documents):
+            if len(document["images"]) == 1:
+                key = document["images"][0], document["question"]
+                rows[key] = {"image": key[0], "question": key[1], "answers": "?", "id": json.dumps(key)}
+        folder = tmp_path_factory.mktemp("eval")
+        data, out = write_jsonl(folder / "rows.jsonl", rows.values()), folder / "out.json"
+        command = [Path(sys.executable).with_name("crosstrim"), "eval", "--data", data, "--out", out, *TRIMS[trim]]
+        command += ["--policy", "union", "--max-new-tokens", "64", "--batch-size", "8", "--device", "cpu"]
+        subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=600)
+        result = json.loads(out.read_text(encoding="utf-8"))
+        found = result["predictions"][f"union {trim}"]
+        return {
+            tuple(json.loads(item["id"])): (answer, kept, item["visible"])
+            for item, answer, kept in zip(result["items"], found["answer"], found["kept"], strict=True)
+        }
+
+    return run
+
+
+def test_answers_and_kept_features_are_those_of_crosstrim_eval(lmms_eval, crosstrim_eval, trimmed):
+    run, expected = lmms_eval(trimmed, "--batch_size", "4"), crosstrim_eval(trimmed)
+    compared = 0
+    for name, documents in DOCUMENTS.items():
+        for document, answer, account in zip(documents, run.answers(name), run.accounts(name), strict=True):
+            if len(document["images"]) == 1:
+                text, kept, visible = expected[document["images"][0], document["question"]]
+                assert answer == text
+                assert [(one["kept"], one["visible"]) for one in account["images"]] == [(kept, visible)]
+                assert account["kept_fraction"] == pytest.approx(kept / visible)
+                compared += 1
+    assert compared > 50
+
+
+def test_answers_do_not_depend_on_batches(lmms_eval, trimmed):
+    batched, single = lmms_eval(trimmed, "--batch_size", "4"), lmms_eval(trimmed)
+    for name in DOCUMENTS:
+        assert batched.answers(name) == single.answers(name)
+        assert batched.accounts(name) == single.accounts(name)
+    numbers = [len(one["images"]) for one in batched.accounts("llava_like")]
+    assert numbers == [len(one["images"]) for one in DOCUMENTS["llava_like"]]
+    assert {0, 1, 3} == set(numbers)
+
+
+def test_metrics_are_those_of_the_answers(lmms_eval, trimmed):
+    run = lmms_eval(trimmed, "--batch_size", "4")
+    for name, process, metrics in [
+        ("seed_like", utils.seed_process_results, {"seed_image": utils.share_right, "seed_all": utils.share_right}),
+        ("mme_like", utils.mme_process_results, {"mme_perception_score": utils.mme_score}),
+        (
+            "mmvp_like",
+            utils.mmvp_process_results,
+            {"mmvp_accuracy": utils.mmvp_accuracy, "mmvp_pair_accuracy": utils.mmvp_pair_accuracy},
+        ),
+        ("llava_like", utils.llava_process_results, {"gpt_eval_llava_all": utils.llava_all}),
+    ]:
+        scored = [process(*one) for one in zip(DOCUMENTS[name], ([one] for one in run.answers(name)), strict=True)]
+        for metric, aggregate in metrics.items():
+            expected = aggregate([one[metric] for one in scored])
+            assert run.results["results"][name][f"{metric},none"] == pytest.approx(expected)
+    assert run.results["results"]["seed_like"]["seed_all,none"] > 0.8, "mini knows these"
+    assert run.results["results"]["mme_like"]["mme_perception_score,none"] > 300
+    assert run.results["results"]["mmvp_like"]["mmvp_pair_accuracy,none"] > 0.7
+
+
+def test_lossless_says_what_the_untrimmed_model_says(lmms_eval):
+    lossless, untrimmed = lmms_eval("pretrained=mini", "--batch_size", "4"), lmms_eval("trim=False,batch_size=4")
+    for name in DOCUMENTS:
+        assert lossless.answers(name) == untrimmed.answers(name)
+        assert {one["kept_fraction"] for one in lossless.accounts(name)} <= {1.0, None}
+        assert [one["config"] for one in untrimmed.accounts(name)] == [None] * len(DOCUMENTS[name])
+        assert [one["images"] for one in untrimmed.accounts(name)] == [[]] * len(DOCUMENTS[name])
+    trimmed = lmms_eval("k=0.05", "--batch_size", "4")
+    assert any(trimmed.answers(name) != lossless.answers(name) for name in DOCUMENTS), "trimming must show"
+
+
+def test_what_numbers_depend_on_is_written_beside_them(lmms_eval):
+    run = lmms_eval("k=0.05", "--batch_size", "4")
+    accounts = [one for name in DOCUMENTS for one in run.accounts(name)]
+    for account in accounts:
+        assert account["config"] == crosstrim.TrimConfig(k=0.05).to_dict()
+        assert account["versions"]["crosstrim"] == crosstrim.__version__
+        assert account["versions"]["device"] == "cpu"
+        assert account["compat"]["vision_states"] is True
+    fractions = [one["kept_fraction"] for one in accounts if one["images"]]
+    assert all(one["kept_fraction"] is None for one in accounts if not one["images"])
+    mean = run.results["throughput"]["avg_kept_fraction"]
+    assert mean == pytest.approx(sum(fractions) / len(fractions))
+    assert 0.05 < mean < 0.6
+
+
+def test_replies_end_at_stop_strings(lmms_eval):
+    whole, cut = lmms_eval("k=0.05", "--batch_size", "4"), lmms_eval("k=0.05,batch_size=4", names=("stop_like",))
+    assert cut.answers("stop_like") == [text.split(" ")[0] for text in whole.answers("llava_like")]
+    pairs = zip(cut.samples["stop_like"], whole.samples["llava_like"], strict=True)
+    counts = [
+        (cut["token_counts"][0]["output_tokens"], whole["token_counts"][0]["output_tokens"]) for cut, whole in pairs
+    ]
+    assert all(short <= long for short, long in counts)
+    assert any(short < long for short, long in counts)
+
+
+def test_options_of_the_command_line_go_before_the_tasks(lmms_eval):
+    run = lmms_eval("k=0.05", "--batch_size", "4", "--gen_kwargs", "max_new_tokens=1", names=("llava_like",))
+    assert {one["token_counts"][0]["output_tokens"] for one in run.samples["llava_like"]} == {1}
+
+
+def test_log_likelihoods(lmms_eval):
+    model, processor = crosstrim.load("mini")
+    run = lmms_eval("batch_size=3", "--force_simple", names=("choice_like",))
+    documents = DOCUMENTS["seed_like"]
+    for document, found in zip(documents, run.answers("choice_like"), strict=True):
+        asked = user(open_image(document["images"][0]), document["question"])
+        for choice, (total, greedy) in zip(utils.choices(document), found, strict=True):
+            expected, expected_greedy = stock(model, processor, asked, choice)
+            assert float(total) == pytest.approx(expected, abs=1e-3)
+            assert greedy == str(expected_greedy)
+    assert run.results["results"]["choice_like"]["acc,none"] > 0.9, "mini knows these"
+    trimmed = lmms_eval("k=0.05,batch_size=3", "--force_simple", names=("choice_like",))
+    assert trimmed.answers("choice_like") != run.answers("choice_like")
+    assert len(trimmed.accounts("choice_like")) == 4 * len(documents)
+    assert all(0 < one["kept_fraction"] < 1 for one in trimmed.accounts("choice_like"))
+
+
+def test_simple_and_chat_say_the_same(lmms_eval):
+    names = tuple(DOCUMENTS)
+    simple, chat = (lmms_eval("k=0.05", "--batch_size", "4", *more, names=names) for more in (["--force_simple"], []))
+    for name in names:
+        assert simple.answers(name) == chat.answers(name)
+        assert simple.accounts(name) == chat.accounts(name)
+
+
+def test_two_processes_share_the_work(lmms_eval):
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+    both = lmms_eval("k=0.05,batch_size=4", names=("seed_like", "llava_like"), launcher=launcher)
+    single = lmms_eval("k=0.05", "--batch_size", "4")
+    for name in ("seed_like", "llava_like"):
+        assert both.answers(name) == single.answers(name)
+        assert both.accounts(name) == single.accounts(name)
+
+
+def test_answers_can_be_kept(lmms_eval, tmp_path):
+    first, again = (
+        lmms_eval("k=0.05,batch_size=4", "--use_cache", str(tmp_path), *more, names=("seed_like",))
+        for more in ([], ["--verbosity", "INFO"])
+    )
+    assert again.answers("seed_like") == first.answers("seed_like")
+    assert again.samples["seed_like"][0]["token_counts"] == [None], "they came from the cache"
+    other = lmms_eval("k=0.9,batch_size=4", "--use_cache", str(tmp_path), names=("seed_like",))
+    assert other.samples["seed_like"][0]["token_counts"][0]["crosstrim"]["config"]["k"] == 0.9
