@@ -101,6 +101,9 @@ def llava_like():
 DOCUMENTS = {one.__name__: list(one()) for one in (seed_like, mme_like, mmvp_like, llava_like)}
 
 
+NAMES = (*DOCUMENTS, "stop_like")
+
+
 def write_jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -146,7 +149,8 @@ class Run:
 
 @pytest.fixture(scope="session")
 def lmms_eval(tasks, tmp_path_factory):
-    """Runs the command line on mini, every set of arguments once."""
+    """Runs the command line on mini, every set of arguments once. "CACHE" stands for one folder in all runs."""
+    kept = str(tmp_path_factory.mktemp("cache"))
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -156,12 +160,17 @@ def lmms_eval(tasks, tmp_path_factory):
     }
 
     @cache
-    def run(model_args, *options, names=tuple(DOCUMENTS), launcher=()):
+    def run(model_args, *options, names=NAMES, launcher=()):
         folder = tmp_path_factory.mktemp("out")
         command = [sys.executable, *launcher, "-m", "lmms_eval", "--model", "crosstrim", "--model_args", model_args]
         command += ["--tasks", ",".join(names), "--include_path", tasks, "--output_path", folder, "--log_samples"]
         finished = subprocess.run(
-            [*map(str, command), *options], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+            [kept if one == "CACHE" else str(one) for one in (*command, *options)],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
         assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
         return Run(folder, names)

@@ -84,11 +84,11 @@ class Crosstrim(lmms):  # type: ignore[misc]
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self._model, self._processor = load(
-            pretrained,
+            str(pretrained),
             dtype=dtype,
             device_map=_placement(self.accelerator, device, device_map),
             attn_implementation=attn_implementation,
-            revision=revision,
+            revision=None if revision is None else str(revision),
         )
         self.device = self._model.device
         self._circumstances = {
