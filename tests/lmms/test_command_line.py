@@ -125,7 +125,7 @@ def test_lossless_says_what_the_untrimmed_model_says(lmms_eval):
 
 def test_what_numbers_depend_on_is_written_beside_them(lmms_eval):
     run = lmms_eval("k=0.05", *BATCHED)
-    accounts = [one for name in DOCUMENTS for one in run.accounts(name)]
+    accounts = [one for name in NAMES for one in run.accounts(name)]
     for account in accounts:
         assert account["config"] == crosstrim.TrimConfig(k=0.05).to_dict()
         assert account["versions"]["crosstrim"] == crosstrim.__version__
@@ -187,5 +187,5 @@ def test_answers_that_lmms_eval_kept_are_those_of_the_same_trim(lmms_eval):
     first, other = (lmms_eval(trim, *BATCHED) for trim in TRIMS)
     again = lmms_eval("k=0.05", *BATCHED, names=("seed_like",))
     assert again.answers("seed_like") == first.answers("seed_like")
-    assert {one["token_counts"][0] for one in again.samples["seed_like"]} == {None}, "they came from the cache"
+    assert [one["token_counts"] for one in again.samples["seed_like"]] == [[None]] * 16, "they came from the cache"
     assert all(one["config"]["keep"] == 0.1 for one in other.accounts("seed_like"))
