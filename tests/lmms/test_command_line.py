@@ -20,7 +20,7 @@ from tests.eval.test_conversations import stock, user
 from tests.lmms.conftest import DOCUMENTS, NAMES, write_jsonl
 from tests.lmms.tasks import utils
 
-TRIMS = {"k=0.05": ("--k", "0.05"), "keep=0.1": ("--keep", "0.1")}
+TRIMS = {"k=0.05": ("union", "--k", "0.05"), "keep=0.1": ("contribution", "--keep", "0.1")}
 BATCHED = ("--batch_size", "4", "--use_cache", "CACHE")
 
 
@@ -36,11 +36,12 @@ def crosstrim_eval(tmp_path_factory):
                 rows[key] = {"image": key[0], "question": key[1], "answers": "?", "id": json.dumps(key)}
         folder = tmp_path_factory.mktemp("eval")
         data, out = write_jsonl(folder / "rows.jsonl", rows.values()), folder / "out.json"
-        command = [Path(sys.executable).with_name("crosstrim"), "eval", "--data", data, "--out", out, *TRIMS[trim]]
-        command += ["--policy", "union", "--max-new-tokens", "64", "--batch-size", "8", "--device", "cpu"]
+        policy, *knob = TRIMS[trim]
+        command = [Path(sys.executable).with_name("crosstrim"), "eval", "--data", data, "--out", out, *knob]
+        command += ["--policy", policy, "--max-new-tokens", "64", "--batch-size", "8", "--device", "cpu"]
         subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=600)
         result = json.loads(out.read_text(encoding="utf-8"))
-        found = result["predictions"][f"union {trim}"]
+        found = result["predictions"][f"{policy} {trim}"]
         return {
             tuple(json.loads(item["id"])): (answer, kept, item["visible"])
             for item, answer, kept in zip(result["items"], found["answer"], found["kept"], strict=True)
