@@ -92,7 +92,7 @@ def test_beams_score_as_the_oracle_scores_their_sequences(model, use_cache):
 def test_num_return_sequences(model):
     batch = tiny.inputs(*RAGGED)
     kept = oracle.kept_features(model, batch, keep=0.2).repeat_interleave(2, 0)
-    with crosstrim.trim(model, keep=0.2) as trimmed:
+    with crosstrim.trim(model, keep=0.2, policy="union") as trimmed:
         torch.manual_seed(3)
         out = run(model, batch, do_sample=True, num_return_sequences=2)
         assert len(trimmed.report().samples) == 4
