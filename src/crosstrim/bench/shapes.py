@@ -1,0 +1,182 @@
+"""Random models whose cross-attention layers have the size of the real ones, and prompts for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that a cross-attention layer's time and memory follow from.
+
+    Attributes:
+        name: of the model that has them.
+        hidden: width of the text.
+        feed_forward: width inside the MLP.
+        heads: query heads.
+        key_heads: key and value heads.
+        layers: text layers of the whole model, cross-attention layers among them.
+        cross_layers: cross-attention layers of the whole model.
+        tile_pixels: side of a tile.
+        patch_pixels: side of a patch.
+        tiles: per image, padding tiles included.
+    """
+
+    name: str
+    hidden: int
+    feed_forward: int
+    heads: int
+    key_heads: int
+    layers: int
+    cross_layers: int
+    tile_pixels: int = 560
+    patch_pixels: int = 14
+    tiles: int = 4
+
+    @property
+    def features_per_tile(self) -> int:
+        """Patches and the class token (1601 on 11B and 90B)."""
+        return (self.tile_pixels // self.patch_pixels) ** 2 + 1
+
+    @property
+    def features_per_image(self) -> int:
+        """Padding tiles included (6404 on 11B and 90B)."""
+        return self.tiles * self.features_per_tile
+
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("11B", hidden=4096, feed_forward=14336, heads=32, key_heads=8, layers=40, cross_layers=8),
+        Shape("90B", hidden=8192, feed_forward=28672, heads=64, key_heads=8, layers=100, cross_layers=20),
+        Shape("tiny", 64, 96, heads=8, key_heads=4, layers=8, cross_layers=3, tile_pixels=28, patch_pixels=7),
+    )
+}
+IMAGE_TOKEN = 64
+ROWS_BEFORE_IMAGE = 4  # beginning of text and the chat header's first tokens, about
+
+
+def build(
+    shape: Shape,
+    *,
+    cross_layers: int = 3,
+    self_layers: int = 1,
+    feed_forward: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+) -> nn.Module:
+    """A model of few layers of this shape: open gates, random weights, a vision tower that is never run.
+
+    Args:
+        shape: sizes of its layers.
+        cross_layers: how many cross-attention layers it has; they come last.
+        self_layers: how many self-attention layers come before them, one at least.
+        feed_forward: another width inside the MLPs, where these are not what is measured.
+        dtype: of the weights.
+        device: of the weights.
+        seed: of the weights; the caller's random state stays as it is.
+
+    Returns:
+        A `MllamaForConditionalGeneration` in evaluation mode, without an end-of-sequence token.
+    """
+    from transformers.models.mllama.configuration_mllama import MllamaConfig, MllamaTextConfig, MllamaVisionConfig
+    from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration
+
+    text = MllamaTextConfig(
+        vocab_size=IMAGE_TOKEN,
+        hidden_size=shape.hidden,
+        intermediate_size=feed_forward or shape.feed_forward,
+        num_hidden_layers=self_layers + cross_layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_heads,
+        cross_attention_layers=list(range(self_layers, self_layers + cross_layers)),
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    vision = MllamaVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        attention_heads=1,
+        num_hidden_layers=1,
+        num_global_layers=1,
+        intermediate_layers_indices=[0],
+        vision_output_dim=16,
+        image_size=shape.tile_pixels,
+        patch_size=shape.patch_pixels,
+        max_num_tiles=shape.tiles,
+    )
+    config = MllamaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN)
+    with torch.random.fork_rng(), torch.device(device):
+        model = MllamaForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
+    generator = torch.Generator(device=device).manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
+            else:
+                parameter.fill_(1.0)  # the norms, and gates that are open
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def prompt(
+    shape: Shape,
+    *,
+    batch: int,
+    rows: int,
+    tiles: int | list[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+) -> dict[str, torch.Tensor]:
+    """A batch of one image each, its features given so that the vision tower does not run.
+
+    Args:
+        shape: of the model.
+        batch: B.
+        rows: T, text rows; the first few come before the image and see nothing.
+        tiles: real tiles, of every sample or of each; None: all.
+        dtype: of the features.
+        device: of everything.
+        seed: of the features and the text.
+
+    Returns:
+        What the model's forward takes: input_ids [B, T], attention_mask [B, T], cross_attention_mask [B, T, 1,
+        tiles], cross_attention_states [B * tiles, features per tile, hidden].
+    """
+    generator = torch.Generator(device=device).manual_seed(seed)
+    real = [tiles] * batch if isinstance(tiles, int) else tiles or [shape.tiles] * batch
+    before = min(ROWS_BEFORE_IMAGE, rows - 1)
+    mask = torch.zeros(batch, rows, 1, shape.tiles, dtype=torch.long, device=device)
+    for sample, count in enumerate(real):
+        mask[sample, before:, :, :count] = 1
+    ids = torch.randint(3, IMAGE_TOKEN, (batch, rows), generator=generator, device=device)
+    ids[:, before] = IMAGE_TOKEN
+    features = torch.randn(
+        batch * shape.tiles,
+        shape.features_per_tile,
+        shape.hidden,
+        generator=generator,
+        dtype=dtype,
+        device=device,
+    )
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "cross_attention_mask": mask,
+        "cross_attention_states": features,
+    }
+
+
+def next_token(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """One more token after `inputs`, for a forward pass on the cache that they filled."""
+    return {
+        "input_ids": inputs["input_ids"][:, -1:],
+        "cross_attention_mask": inputs["cross_attention_mask"][:, -1:],
+    }
