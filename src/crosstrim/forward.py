@@ -31,6 +31,8 @@ class ForwardPass:
         appended: what the new images were trimmed to, once the leader has decided.
         after: what the whole conversation is trimmed to, likewise.
         full_mask: the additive mask over all features of the conversation, when there are new images.
+        counts: features that each sample reads in the layer that runs, from the first on; None: its mask says.
+        call: the cross-attention that runs without a mask at this moment.
     """
 
     tokens: torch.Tensor
@@ -48,14 +50,21 @@ class ForwardPass:
     appended: LayerStates = field(init=False)
     after: LayerStates | None = None
     full_mask: torch.Tensor | None = None
-    _masks: dict[int, torch.Tensor | None] = field(default_factory=dict)
+    counts: tuple[int, ...] | None = None
+    call: Any = None
+    _masks: dict[int, tuple[torch.Tensor | None, tuple[int, ...] | None]] = field(default_factory=dict)
     _read: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def mask(self, state: TrimState, mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """The mask over all features as one over the slots of `state`, made once for all layers that share it."""
+        """The mask over all features as one over the slots of `state`, made once for all layers that share it.
+
+        Sets `counts` for the layer that asks.
+        """
         if id(state) not in self._masks:
-            self._masks[id(state)] = state.trim_mask(mask, hidden_states.shape[1], hidden_states.dtype)
-        return self._masks[id(state)]
+            trimmed = state.trim_mask(mask, hidden_states.shape[1], hidden_states.dtype)
+            self._masks[id(state)] = trimmed, state.readable(trimmed)
+        trimmed, self.counts = self._masks[id(state)]
+        return trimmed
 
     def read(self, state: TrimState, features: torch.Tensor) -> torch.Tensor:
         """The kept ones of the new `features`, gathered once for all layers that share `state`."""

@@ -29,6 +29,7 @@ from crosstrim.errors import (
 from crosstrim.forward import ForwardPass, check_images, check_rows, visible_features
 from crosstrim.models import cache as caches
 from crosstrim.models import mllama
+from crosstrim.models.maskfree import MaskFree
 from crosstrim.report import TrimReport, image_reports, versions
 from crosstrim.state import LayerStates, TrimState, Uncached, extended
 
@@ -84,6 +85,8 @@ class TrimHandle:
             follower.register_forward_pre_hook(partial(self._before_follower, place), with_kwargs=True)
             for place, follower in enumerate(self._model.followers, start=1)
         ]
+        for layer in self._model.cross_layers:
+            self._hooks += MaskFree(layer, lambda: self._current).put_on()
 
     def remove(self) -> None:
         """Take the trim off; the model is as it was. A second call does nothing."""
@@ -226,6 +229,7 @@ class TrimHandle:
         )
         if step.prompt is not None and self.config.trim_first_layer:
             leader_mask = step.prompt.hide_from_generated_rows(leader_mask, hidden_states)
+        step.counts = step.wide[0].readable(leader_mask) if columns == step.wide[0].length else None
         kwargs["cross_attention_mask"] = leader_mask
         return args, kwargs
 

@@ -23,7 +23,7 @@ class TrimState:
         slots: [B, K] int64, the feature behind each slot of the trimmed caches.
         occupied: [B, K] bool, False where a slot only fills up.
         features_per_image: features of one image, padding included.
-        rectangular: whether every slot is occupied.
+        counts: features that each sample keeps, when they come before all slots that only fill up; else None.
     """
 
     visible: torch.Tensor
@@ -31,7 +31,7 @@ class TrimState:
     slots: torch.Tensor
     occupied: torch.Tensor
     features_per_image: int
-    rectangular: bool
+    counts: tuple[int, ...] | None
 
     @classmethod
     def of(
@@ -45,13 +45,12 @@ class TrimState:
             features_per_image: features of one image.
             at_most: features a sample can keep, for tensors on the meta device, which cannot be counted.
         """
-        counts = kept.sum(-1)
-        # One slot at least: attention over no key at all is undefined.
-        length = (at_most or kept.shape[1]) if kept.is_meta else max(1, int(counts.max()))
+        counted = kept.sum(-1)
+        counts = (at_most or kept.shape[1],) * len(kept) if kept.is_meta else tuple(counted.tolist())
+        length = max(1, *counts)  # One slot at least: attention over no key at all is undefined.
         slots = kept.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :length]
-        occupied = torch.arange(length, device=kept.device) < counts.unsqueeze(-1)
-        rectangular = kept.is_meta or bool(occupied.all())
-        return cls(visible, kept, slots, occupied, features_per_image, rectangular)
+        occupied = torch.arange(length, device=kept.device) < counted.unsqueeze(-1)
+        return cls(visible, kept, slots, occupied, features_per_image, counts)
 
     @classmethod
     def whole(cls, features: torch.Tensor, features_per_image: int) -> TrimState:
@@ -59,7 +58,7 @@ class TrimState:
         batch, count = features.shape[:2]
         everything = torch.ones(batch, count, dtype=torch.bool, device=features.device)
         slots = torch.arange(count, device=features.device).expand(batch, -1)
-        return cls(everything, everything, slots, everything, features_per_image, True)
+        return cls(everything, everything, slots, everything, features_per_image, (count,) * batch)
 
     @property
     def feature_count(self) -> int:
@@ -71,15 +70,23 @@ class TrimState:
         """Slots per sample in the trimmed caches."""
         return self.slots.shape[1]
 
+    @property
+    def rectangular(self) -> bool:
+        """Whether every slot is occupied."""
+        return self.counts is not None and set(self.counts) == {self.length}
+
     def extended(self, newer: TrimState) -> TrimState:
         """This state followed by that of images appended later."""
+        counts = None
+        if self.rectangular and newer.counts is not None:
+            counts = tuple(self.length + count for count in newer.counts)
         return TrimState(
             visible=torch.cat([self.visible, newer.visible], dim=1),
             kept=torch.cat([self.kept, newer.kept], dim=1),
             slots=torch.cat([self.slots, newer.slots + self.feature_count], dim=1),
             occupied=torch.cat([self.occupied, newer.occupied], dim=1),
             features_per_image=self.features_per_image,
-            rectangular=self.rectangular and newer.rectangular,
+            counts=counts,
         )
 
     def batch(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TrimState:
@@ -90,6 +97,7 @@ class TrimState:
             kept=change(self.kept),
             slots=change(self.slots),
             occupied=change(self.occupied),
+            counts=None if self.counts is None else tuple(change(torch.tensor(self.counts)).tolist()),
         )
 
     def trim_features(self, features: torch.Tensor) -> torch.Tensor:
@@ -113,6 +121,23 @@ class TrimState:
             hidden = ~self.occupied.to(trimmed.device)[:, None, None]
             trimmed = trimmed.masked_fill(hidden, torch.finfo(trimmed.dtype).min)
         return trimmed
+
+    def readable(self, mask: torch.Tensor | None) -> tuple[int, ...] | None:
+        """How many features each sample reads, if that is all that the `mask` of `trim_mask` says.
+
+        Returns:
+            Counts from the first slot on, at least 1 each (a sample that keeps nothing has rows that see nothing,
+            whatever they read); None where the mask hides a kept feature from some row, or cannot be looked into.
+        """
+        if self.counts is None or (mask is not None and mask.is_meta):
+            return None
+        if mask is not None:
+            shown = mask == 0
+            if not self.rectangular:
+                shown |= ~self.occupied.to(mask.device)[:, None, None]
+            if not shown.all():
+                return None
+        return tuple(max(1, count) for count in self.counts)
 
 
 LayerStates = tuple[TrimState, ...]
