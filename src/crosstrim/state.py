@@ -91,13 +91,19 @@ class TrimState:
 
     def batch(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TrimState:
         """The state after `change` reordered, repeated or picked samples along dimension 0."""
+        slots = change(self.slots)
+        counts = self.counts
+        if self.rectangular:
+            counts = (self.length,) * len(slots)
+        elif counts is not None:
+            counts = tuple(change(torch.tensor(counts)).tolist())
         return replace(
             self,
             visible=change(self.visible),
             kept=change(self.kept),
-            slots=change(self.slots),
+            slots=slots,
             occupied=change(self.occupied),
-            counts=None if self.counts is None else tuple(change(torch.tensor(self.counts)).tolist()),
+            counts=counts,
         )
 
     def trim_features(self, features: torch.Tensor) -> torch.Tensor:

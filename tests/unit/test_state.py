@@ -28,8 +28,13 @@ def test_counts_and_whether_slots_only_fill_up():
 
 @pytest.mark.parametrize(
     ("old", "new", "counts", "rectangular"),
-    [(EVEN, EVEN, (4, 4), True), (EVEN, RAGGED, (5, 3), False), (RAGGED, EVEN, None, False), (BLIND, EVEN, None, False)],
-)  # fmt: skip
+    [
+        (EVEN, EVEN, (4, 4), True),
+        (EVEN, RAGGED, (5, 3), False),
+        (RAGGED, EVEN, None, False),
+        (BLIND, EVEN, None, False),
+    ],
+)
 def test_holes_between_pictures_have_no_count(old, new, counts, rectangular):
     both = old.extended(new)
     assert (both.counts, both.rectangular) == (counts, rectangular)
@@ -39,6 +44,7 @@ def test_holes_between_pictures_have_no_count(old, new, counts, rectangular):
 def test_counts_follow_the_batch():
     assert RAGGED.batch(lambda tensor: tensor[torch.tensor([1, 1, 0])]).counts == (1, 1, 3)
     assert RAGGED.batch(lambda tensor: tensor[torch.tensor([1])]).rectangular is False
+    assert EVEN.batch(lambda tensor: tensor.repeat_interleave(2, 0)).counts == (2,) * 4
     assert RAGGED.extended(EVEN).batch(lambda tensor: tensor[:1]).counts is None
 
 
