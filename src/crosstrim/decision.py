@@ -99,7 +99,7 @@ class Decision:
 
     def _real_rows(self, step: ForwardPass) -> torch.Tensor:
         batch, rows = step.visible.shape[:2]
-        real = real_rows(step.attention_mask, batch, rows, step.visible.device)
+        real = real_rows(step.attention_mask, batch, rows, step.visible.device, step.past)
         return real & (torch.arange(rows, device=real.device) < rows - step.continuation)
 
     def _turn_rows(self, step: ForwardPass) -> torch.Tensor:

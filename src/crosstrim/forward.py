@@ -21,6 +21,7 @@ class ForwardPass:
         cache: past_key_values of this pass, None without one.
         before: what the cache was trimmed to before this pass, layer by layer.
         images: the tensor that brings new images, None when there are none.
+        past: tokens in the cache before this pass, None without a cache.
         continuation: how many of the last rows already continue the prompt (see `TrimHandle._expect`).
         prompt: without a cache, the earlier pass whose selection this one reuses.
         queries: [B, Hq, T, D] of the leader, when it scores.
@@ -40,6 +41,7 @@ class ForwardPass:
     cache: Any
     before: LayerStates | None
     images: torch.Tensor | None
+    past: int | None = None
     continuation: int = 0
     prompt: UncachedPrompt | None = None
     queries: torch.Tensor = field(init=False)

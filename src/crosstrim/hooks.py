@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from crosstrim import compat
+from crosstrim import compat, compiled
 from crosstrim.config import TrimConfig, resolve
 from crosstrim.decision import Decision
 from crosstrim.errors import (
@@ -87,6 +87,7 @@ class TrimHandle:
         ]
         for layer in self._model.cross_layers:
             self._hooks += MaskFree(layer, lambda: self._current).put_on()
+        self._hooks += compiled.put_on(self._model, self.config.trim_first_layer)
 
     def remove(self) -> None:
         """Take the trim off; the model is as it was. A second call does nothing."""
@@ -136,7 +137,7 @@ class TrimHandle:
 
     @property
     def _current(self) -> ForwardPass | None:
-        return getattr(self._local, "current", None)
+        return None if torch.compiler.is_compiling() else getattr(self._local, "current", None)
 
     def _expect(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the head: learn how many rows at the end are guesses that continue the prompt.
@@ -145,12 +146,16 @@ class TrimHandle:
         more than it guessed. Guesses must not rate, and must see what a generated token sees. Without a cache from
         the caller, logits_to_keep only slices the output.
         """
+        if torch.compiler.is_compiling():
+            return
         wanted = kwargs.get("logits_to_keep", 0)
         guessing = isinstance(wanted, int) and wanted > 1 and kwargs.get("past_key_values") is not None
         self._local.continuation = wanted - 1 if guessing else 0
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the whole model: recognise the conversation by its cache."""
+        if compiled.stands_aside(kwargs):
+            return
         self._local.current = None
         continuation, self._local.continuation = getattr(self._local, "continuation", 0), 0
         cache = kwargs.get("past_key_values")
@@ -165,7 +170,7 @@ class TrimHandle:
                 )
             return
         if images is not None:
-            caches.check(cache, self._model.layer_indices)
+            caches.check(cache, self._model.layer_indices, self.config.kv_dtype)
         tokens = kwargs.get("input_ids", args[0] if args else None)
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
         if tokens is None:
@@ -196,7 +201,8 @@ class TrimHandle:
                 f"the cache holds {states[0].kept.shape[0]} samples and the input {tokens.shape[0]}; "
                 "repeat or select both alike."
             )
-        step = ForwardPass(tokens, kwargs.get("attention_mask"), cache, states, images, continuation)
+        past = None if images is None or cache is None else int(cache.get_seq_length())
+        step = ForwardPass(tokens, kwargs.get("attention_mask"), cache, states, images, past, continuation)
         if cache is None and images is not None:
             step.prompt = self._uncached.find(images, tokens)
         self._local.current = step
@@ -218,6 +224,7 @@ class TrimHandle:
         step.cache, step.full_mask = kwargs.get("past_key_values"), mask
         features = mllama.as_sequence(kwargs["cross_attention_states"], hidden_states.shape[0])
         check_images(mask, step.before, features.shape[1], size)
+        caches.make_growable(step.cache, self._model.layer_indices)
         whole = TrimState.whole(features, size)
         step.wide = extended(step.before, (whole,) * len(self._model.cross_layers))
         leader_mask = mask
@@ -318,10 +325,14 @@ class TrimHandle:
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the whole model, also when it raised: shrink what was cached whole, and publish the outcome."""
-        step = self._current
-        self._local.current = None
-        if step is None or step.images is None or step.after is None or output is None:
+        if compiled.stands_aside(kwargs):
             return
+        # Not `_current`: between graph breaks torch may compile this hook although it let `_begin` run.
+        step, self._local.current = getattr(self._local, "current", None), None
+        if step is None or step.images is None or output is None:
+            return
+        if step.after is None:  # the leader was compiled, and ran without its hooks
+            raise compiled.refusal()
         if step.cache is None:
             if step.prompt is None:
                 self._uncached.remember(step.images, step.tokens, step.after)
@@ -331,6 +342,8 @@ class TrimHandle:
             for index, state in zip(self._model.layer_indices[1:], step.appended[1:], strict=True):
                 caches.keep_newest(step.cache, index, state)
         caches.adopt(step.cache, self._model.layer_indices, step.after, self.config.kv_dtype)
+        trimmed = self._model.layer_indices[0 if self.config.trim_first_layer else 1 :]
+        caches.fill_up(step.cache, trimmed, self._model.features_per_image)
         self._latest = self._outcome(step.cache)
 
     def _outcome(self, cache: Any) -> _Outcome | None:

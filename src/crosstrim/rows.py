@@ -7,7 +7,9 @@ import torch
 from crosstrim.errors import InputError
 
 
-def real_rows(attention_mask: torch.Tensor | None, batch: int, rows: int, device: torch.device) -> torch.Tensor:
+def real_rows(
+    attention_mask: torch.Tensor | None, batch: int, rows: int, device: torch.device, past: int | None = None
+) -> torch.Tensor:
     """The rows that hold a token and not padding.
 
     Args:
@@ -17,6 +19,7 @@ def real_rows(attention_mask: torch.Tensor | None, batch: int, rows: int, device
         batch: B.
         rows: T, rows of this forward pass.
         device: of the result.
+        past: tokens before the present rows; None: S - T, which it is unless a static cache has room left.
 
     Returns:
         [B, T] bool.
@@ -29,8 +32,8 @@ def real_rows(attention_mask: torch.Tensor | None, batch: int, rows: int, device
     if attention_mask.dim() == 2 and attention_mask.shape[1] >= rows:
         return attention_mask[:, -rows:].to(device) > 0
     if attention_mask.dim() == 4 and attention_mask.shape[2] == rows:
-        past = attention_mask.shape[3] - rows
-        itself = attention_mask[:, 0].diagonal(offset=max(past, 0), dim1=-2, dim2=-1).to(device)
+        past = max(attention_mask.shape[3] - rows, 0) if past is None else past
+        itself = attention_mask[:, 0].diagonal(offset=past, dim1=-2, dim2=-1).to(device)
         return itself if itself.dtype == torch.bool else itself == 0
     raise InputError(
         f"attention_mask of shape {tuple(attention_mask.shape)} for {rows} rows must be [B, S] or [B, 1, T, S]."

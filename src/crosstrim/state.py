@@ -106,6 +106,12 @@ class TrimState:
             counts=counts,
         )
 
+    def padded(self, length: int) -> TrimState:
+        """The same kept features in `length` slots, those at the end only filled up."""
+        missing = length - self.length
+        pad = torch.nn.functional.pad
+        return replace(self, slots=pad(self.slots, (0, missing)), occupied=pad(self.occupied, (0, missing)))
+
     def trim_features(self, features: torch.Tensor) -> torch.Tensor:
         """[B, N, hidden] to [B, K, hidden]."""
         slots = self.slots.to(features.device).unsqueeze(-1)
@@ -123,10 +129,14 @@ class TrimState:
             trimmed = torch.zeros(batch, 1, rows, self.length, dtype=dtype, device=self.slots.device)
         else:
             trimmed = mask.gather(-1, self.slots.to(mask.device)[:, None, None].expand(-1, 1, mask.shape[2], -1))
-        if not self.rectangular:
-            hidden = ~self.occupied.to(trimmed.device)[:, None, None]
-            trimmed = trimmed.masked_fill(hidden, torch.finfo(trimmed.dtype).min)
-        return trimmed
+        return trimmed if self.rectangular else self._hide_filling(trimmed)
+
+    def trim_mask_traced(self, mask: torch.Tensor) -> torch.Tensor:
+        """`trim_mask` by tensors alone, so that one compiled graph serves every choice of the same length."""
+        return self._hide_filling(mask.gather(-1, self.slots[:, None, None].expand(-1, 1, mask.shape[2], -1)))
+
+    def _hide_filling(self, mask: torch.Tensor) -> torch.Tensor:
+        return mask.masked_fill(~self.occupied.to(mask.device)[:, None, None], torch.finfo(mask.dtype).min)
 
     def readable(self, mask: torch.Tensor | None) -> tuple[int, ...] | None:
         """How many features each sample reads, if that is all that the `mask` of `trim_mask` says.

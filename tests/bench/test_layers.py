@@ -64,7 +64,7 @@ def test_plain_trimming_gives_the_trimmed_models_logits(model, tiles):
 def both_passes(model, inputs):
     cache = DynamicCache(config=model.config.text_config)
     prompt = model(**inputs, past_key_values=cache).logits
-    return torch.cat([prompt, model(**shapes.next_token(inputs), past_key_values=cache).logits], dim=1)
+    return torch.cat([prompt, model(**shapes.next_token(inputs, 9), past_key_values=cache).logits], dim=1)
 
 
 def test_the_suite_has_a_row_for_everything_and_true_bytes():

@@ -58,7 +58,7 @@ def test_one_picture_needs_no_mask_at_prefill_or_decode(model, calls):
 
 def test_equal_budgets_need_no_mask_in_a_batch(model, calls):
     batch = tiny.inputs(*RAGGED)
-    with crosstrim.trim(model, keep=7):
+    with crosstrim.trim(model, keep=7, policy="union"):
         tokens, logits = generate(model, batch)
     assert check_against_oracle(model, batch, tokens, logits, keep=7) == (7, 7)
     # At prefill the leader must not see the padding tiles of the second sample.
@@ -105,6 +105,7 @@ def test_a_later_mask_that_hides_a_tile_is_obeyed(model, calls):
         cache = DynamicCache(config=model.config.text_config)
         model(**batch, past_key_values=cache)
         calls.clear()
+        mask = grown["cross_attention_mask"]
         logits = model(input_ids=token, cross_attention_mask=mask, past_key_values=cache).logits
         assert calls == []
     expected = oracle.masked_logits(model, grown, kept, token[:, :0])
@@ -212,7 +213,7 @@ def test_disabled_and_removed_are_the_stock_model_to_the_bit(model, calls):
 
 def test_without_a_cache(model, calls):
     batch = tiny.inputs(*SINGLE)
-    with crosstrim.trim(model, keep=7):
+    with crosstrim.trim(model, keep=7, policy="union"):
         tokens, logits = generate(model, batch, use_cache=False)
     check_against_oracle(model, batch, tokens, logits, keep=7)
     rows = batch["input_ids"].shape[1]

@@ -10,6 +10,7 @@ import torch
 import transformers
 from packaging.version import Version
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 import crosstrim
 from crosstrim import compat
@@ -259,11 +260,17 @@ def test_assisted_decoding_gives_the_greedy_tokens_and_never_crops_images(model,
         assert assisted.past_key_values.layers[index].keys.shape[2] == kept
 
 
-def test_static_cache_is_refused_by_name_and_nothing_is_cached(model):
+def test_a_packed_cache_is_refused_by_name_and_nothing_is_cached(model):
+    class PackedLayer(DynamicLayer):
+        pass
+
     batch = tiny.inputs(SINGLE)
     with crosstrim.trim(model, k=0.1):
-        with pytest.raises(UnsupportedCacheError, match=r"StaticLayer.*DynamicCache"):
-            run(model, batch, cache_implementation="static")
+        cache = DynamicCache(config=model.config.text_config)
+        cache.layers[tiny.CROSS_LAYERS[1]] = PackedLayer()
+        with pytest.raises(UnsupportedCacheError, match=r"PackedLayer.*DynamicCache"):
+            run(model, batch, past_key_values=cache)
+        assert not any(layer.is_initialized for layer in cache.layers)
         again = run(model, batch)
         assert again.sequences.shape[1] == batch["input_ids"].shape[1] + NEW_TOKENS
 

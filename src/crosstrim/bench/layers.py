@@ -114,7 +114,7 @@ def _arguments(phase: str, inputs: dict[str, torch.Tensor], cache: DynamicCache)
     """What makes the arguments of one forward pass: of the prompt with a new cache, or of one token more."""
     if phase == "prefill":
         return lambda: {**inputs, "past_key_values": DynamicCache()}
-    return lambda: {**shapes.next_token(inputs), "past_key_values": cache}
+    return lambda: {**shapes.next_token(inputs, cache.get_seq_length()), "past_key_values": cache}
 
 
 def _seconds(

@@ -174,9 +174,13 @@ def prompt(
     }
 
 
-def next_token(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """One more token after `inputs`, for a forward pass on the cache that they filled."""
-    return {
-        "input_ids": inputs["input_ids"][:, -1:],
-        "cross_attention_mask": inputs["cross_attention_mask"][:, -1:],
-    }
+def next_token(inputs: dict[str, torch.Tensor], past: int) -> dict[str, torch.Tensor]:
+    """One more token, for a forward pass on a cache that `inputs` filled.
+
+    Args:
+        inputs: of `prompt`.
+        past: text tokens in the cache.
+    """
+    mask = inputs["cross_attention_mask"]
+    later = mask[:, -1:].expand(-1, past + 1 - mask.shape[1], -1, -1)
+    return {"input_ids": inputs["input_ids"][:, -1:], "cross_attention_mask": torch.cat([mask, later], dim=1)}

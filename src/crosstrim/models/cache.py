@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 from crosstrim.errors import UnsupportedCacheError
 from crosstrim.models.eight_bit import EightBitLayer
@@ -19,9 +20,12 @@ class ImageLayer(DynamicLayer):  # type: ignore[misc]
     copied with it, and is reordered with it.
     """
 
-    def __init__(self, layer: DynamicLayer, state: TrimState | None) -> None:
+    def __init__(self, layer: DynamicLayer | StaticLayer, state: TrimState | None) -> None:
         super().__init__()
-        self.dtype, self.device = layer.dtype, layer.device
+        # A static cache gets its fixed length back once it is known what stays, see `fill_up`.
+        self.is_compileable = layer.is_compileable
+        if layer.is_initialized:
+            self.dtype, self.device = layer.dtype, layer.device
         self.keys, self.values = layer.keys, layer.values
         self.is_initialized = layer.is_initialized
         self.state = state
@@ -61,11 +65,12 @@ class EightBitImageLayer(ImageLayer, EightBitLayer):
         self.kv_dtype = kv_dtype
 
 
-def check(cache: Cache | None, layer_indices: tuple[int, ...]) -> None:
+def check(cache: Cache | None, layer_indices: tuple[int, ...], kv_dtype: str | None) -> None:
     """Refuse a cache whose image features could not be trimmed, before anything is written to it.
 
     Raises:
-        UnsupportedCacheError: a cross-attention layer's cache is static, quantised or otherwise special, or
+        UnsupportedCacheError: a cross-attention layer's cache is packed or otherwise special, or static with a
+            `kv_dtype`, or
             holds image features that were cached untrimmed.
     """
     if cache is None:
@@ -76,12 +81,23 @@ def check(cache: Cache | None, layer_indices: tuple[int, ...]) -> None:
             kind = type(layer)
         else:
             layer, kind = None, getattr(cache, "layer_class_to_replicate", None) or DynamicLayer
-        if kind not in (DynamicLayer, ImageLayer, EightBitImageLayer):
+        if kind is StaticLayer and kv_dtype is not None:
+            raise UnsupportedCacheError(
+                f"kv_dtype={kv_dtype!r} packs what is kept, and a {type(cache).__name__} of fixed length is read by "
+                "compiled code as it lies; leave kv_dtype or cache_implementation unset."
+            )
+        if kind not in (DynamicLayer, ImageLayer, EightBitImageLayer, StaticLayer):
             raise UnsupportedCacheError(
                 f"{type(cache).__name__} keeps the image features of layer {index} in a {kind.__name__}, whose "
-                "length is fixed or whose content is packed; crosstrim trims a DynamicCache. Leave "
-                'cache_implementation unset, or "offloaded".'
+                "content is packed; crosstrim trims a DynamicCache or a StaticCache. Leave cache_implementation "
+                'unset, or "offloaded" or "static".'
             )
+
+
+def traced_state(cache: Cache | None, index: int) -> TrimState | None:
+    """What layer `index` was trimmed to, asked for in a way that compiled code can follow."""
+    layer = None if cache is None else cache.layers[index]
+    return layer.state if isinstance(layer, ImageLayer) else None
 
 
 def states_of(cache: Cache | None, layer_indices: tuple[int, ...]) -> LayerStates | None:
@@ -112,6 +128,39 @@ def keep_newest(cache: Cache, index: int, state: TrimState) -> None:
         return torch.cat([older, kept], dim=2) if older.shape[2] else kept
 
     layer.keys, layer.values = shrink(layer.keys), shrink(layer.values)
+
+
+def make_growable(cache: Cache | None, layer_indices: tuple[int, ...]) -> None:
+    """Let go of the length for all features that a static cache gives its cross-attention layers."""
+    if cache is None:
+        return
+    for index in layer_indices:
+        if index < len(cache.layers) and isinstance(cache.layers[index], StaticLayer):
+            cache.layers[index] = ImageLayer(cache.layers[index], None)
+
+
+BUCKETS_PER_IMAGE = 16
+"""In a static cache the kept features of a batch take a whole number of sixteenths of an image's features. Ours."""
+
+
+def fill_up(cache: Cache, layer_indices: tuple[int, ...], features_per_image: int) -> None:
+    """Round the length of a static cache's layers up to a bucket, so that few different ones occur.
+
+    Compiled code is made anew for each length. The slots that are added hold zeros, and their state hides them.
+    """
+    bucket = max(1, features_per_image // BUCKETS_PER_IMAGE)
+    states: dict[int, TrimState] = {}
+    for index in layer_indices:
+        layer = cache.layers[index]
+        if not layer.is_compileable:
+            continue
+        length = -(-layer.state.length // bucket) * bucket
+        state = states.setdefault(id(layer.state), layer.state.padded(length))
+        missing = (0, 0, 0, length - layer.keys.shape[2])
+        layer.keys, layer.values, layer.state = pad(layer.keys, missing), pad(layer.values, missing), state
+        for tensor in (layer.keys, layer.values, state.slots, state.occupied):
+            # Else a CUDA graph copies them at every step. Unguarded, so that the next request compiles nothing.
+            torch._dynamo.mark_static_address(tensor, guard=False)
 
 
 def adopt(cache: Cache, layer_indices: tuple[int, ...], states: LayerStates, kv_dtype: str | None) -> None:

@@ -26,8 +26,8 @@ class _OneFeature:
         self._cache = cache
         if cache is not None and index < len(cache.layers) and cache.layers[index].is_initialized:
             layer = cache.layers[index]
-            self.keys, self.values = layer.keys, layer.values
-            self.layers = {index: SimpleNamespace(keys=layer.keys[:, :, :1], values=layer.values[:, :, :1])}
+            self.keys, self.values = layer.keys, layer.values  # once: a packed layer unpacks at every look
+            self.layers = {index: SimpleNamespace(keys=self.keys[:, :, :1], values=self.values[:, :, :1])}
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any

@@ -1,0 +1,58 @@
+"""Decoding steps under `torch.compile`: the same masks, by means that can be traced.
+
+The other hooks look into tensors, at the calling thread and at a context variable, none of which a compiled graph
+can. They step aside while torch compiles, and what is here takes their place: what was kept is read off the cache.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from crosstrim.errors import InputError
+from crosstrim.models import cache as caches
+from crosstrim.models import mllama
+
+
+def put_on(model: mllama.Mllama, trim_first_layer: bool) -> list[RemovableHandle]:
+    """Register the hooks that a compiled decoding step follows."""
+    layers = list(zip(model.cross_layers, model.layer_indices, strict=True))
+    return [
+        layer.register_forward_pre_hook(partial(_shorten_mask, index), with_kwargs=True)
+        for layer, index in layers[0 if trim_first_layer else 1 :]
+    ]
+
+
+def refusal() -> InputError:
+    """That choosing features depends on values, and so cannot be part of a graph."""
+    return InputError(
+        "a prompt with images was compiled, but which features to keep depends on values; compile decoding steps "
+        'alone, as generate(cache_implementation="static", compile_config=...) does.'
+    )
+
+
+def stands_aside(kwargs: dict[str, Any]) -> bool:
+    """Whether the pass with these arguments of the whole model is being compiled, and the usual hooks do nothing.
+
+    Raises:
+        InputError: it is, and it brings images.
+    """
+    if not torch.compiler.is_compiling():
+        return False
+    if kwargs.get("pixel_values") is not None or kwargs.get("cross_attention_states") is not None:
+        raise refusal()
+    return True
+
+
+def _shorten_mask(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if not torch.compiler.is_compiling():
+        return None
+    state = caches.traced_state(kwargs.get("past_key_values"), index)
+    mask = kwargs.get("cross_attention_mask")
+    if state is not None and mask is not None:
+        kwargs["cross_attention_mask"] = state.trim_mask_traced(mask)
+    return args, kwargs
