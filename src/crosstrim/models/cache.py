@@ -69,9 +69,8 @@ def check(cache: Cache | None, layer_indices: tuple[int, ...], kv_dtype: str | N
     """Refuse a cache whose image features could not be trimmed, before anything is written to it.
 
     Raises:
-        UnsupportedCacheError: a cross-attention layer's cache is packed or otherwise special, or static with a
-            `kv_dtype`, or
-            holds image features that were cached untrimmed.
+        UnsupportedCacheError: a cross-attention layer's cache is packed or otherwise special, static with a
+            `kv_dtype`, or holds image features that were cached untrimmed.
     """
     if cache is None:
         return
