@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -16,17 +13,13 @@ from typing import Any, cast
 
 from PIL import Image
 
-from crosstrim import mini
-from crosstrim.errors import DatasetError, InputError, MissingExtraError
+from crosstrim import mini, tables
+from crosstrim.errors import DatasetError, InputError
 from crosstrim.eval import heldout
-from crosstrim.images import open_image
 from crosstrim.images import read as read_picture
 
 REQUIRED = ("image", "question", "answers")
 OPTIONAL = ("id", "kind")
-IMAGE_TOKEN = "<|image|>"
-"""Stands for the picture in every Llama-3.2-Vision prompt, so no question may contain it."""
-
 ALL = "all"
 """The kind of every question when a file has no column `kind`."""
 
@@ -50,7 +43,7 @@ class Item:
     """
 
     id: str
-    source: str | bytes = field(repr=False)
+    source: tables.Source = field(repr=False)
     picture: str
     question: str
     answers: tuple[str, ...]
@@ -58,7 +51,7 @@ class Item:
 
     def open(self) -> Image.Image:
         """The picture, decoded."""
-        return _open(self.source)
+        return tables.open_source(self.source)
 
 
 @dataclass(frozen=True)
@@ -178,7 +171,7 @@ def read(path: Path, progress: Progress = lambda row: None) -> Dataset:
     """
     rows: Iterator[tuple[int, Any]]
     if path.suffix.lower() == ".jsonl":
-        unit, rows = "line", _jsonl_rows(path)
+        unit, rows = "line", ((number, line) for number, _, line in tables.jsonl_lines(path))
     elif path.suffix.lower() == ".parquet":
         unit, rows = "row", _parquet_rows(path)
     else:
@@ -186,57 +179,21 @@ def read(path: Path, progress: Progress = lambda row: None) -> Dataset:
     checks, items, problems = _Checks(path.parent, unit), [], []
     for number, row in rows:
         try:
-            items.append(checks.item(number, _parsed(row) if isinstance(row, bytes) else row))
+            items.append(checks.item(number, tables.parse_line(row) if isinstance(row, bytes) else row))
         except InputError as error:
             problems.append(Problem(number, str(error)))
         progress(number)
     return Dataset(str(path), unit, _together(items), tuple(problems))
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line.removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except UnicodeDecodeError as error:
-        raise InputError("the line is not UTF-8.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"the line is no JSON: {error}.") from error
-
-
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        import pyarrow as arrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtraError(
-            f"reading {path} needs pyarrow, which is not installed: pip install 'crosstrim[eval]'."
-        ) from error
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = set(file.schema_arrow.names)
-            missing = [name for name in REQUIRED if name not in names]
-            if missing:
-                raise DatasetError(
-                    f"{path} has no column {missing[0]!r}, only {', '.join(sorted(names))}; "
-                    f"needed are {', '.join(REQUIRED)}."
-                )
-            columns = [name for name in (*REQUIRED, *OPTIONAL) if name in names]
-            for batch in file.iter_batches(batch_size=64, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (OSError, arrow.ArrowException) as error:
-        raise DatasetError(f"{path} cannot be read as Parquet: {error}.") from error
+    with tables.open_parquet(path, REQUIRED) as file:
+        columns = [name for name in (*REQUIRED, *OPTIONAL) if name in file.schema_arrow.names]
+        number = 0
+        for batch in file.iter_batches(batch_size=64, columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
 
 
 def _together(items: Sequence[Item]) -> tuple[Item, ...]:
@@ -256,7 +213,7 @@ class _Checks:
     """
 
     def __init__(self, folder: Path, unit: str) -> None:
-        self._folder = folder.absolute()  # so that no row means standard input by "-"
+        self._folder = folder.absolute()
         self._unit = unit
         self._rows_of_ids: dict[str, int] = {}
         self._types: tuple[int, dict[str, str]] | None = None
@@ -269,7 +226,7 @@ class _Checks:
             InputError: it cannot be asked.
         """
         if not isinstance(row, dict):
-            raise InputError(f"expected an object with {', '.join(REQUIRED)}, got {_type(row)}.")
+            raise InputError(f"expected an object with {', '.join(REQUIRED)}, got {tables.type_name(row)}.")
         row = {name: row[name] for name in (*REQUIRED, *OPTIONAL) if row.get(name) is not None}
         self._check_columns(number, row)
         identity = self._id(number, row)
@@ -277,16 +234,16 @@ class _Checks:
         for name, text in (("question", question), ("kind", kind)):
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"{name!r} must be a text that is not empty, got {text!r}.")
-        if IMAGE_TOKEN in question:
-            raise InputError(f"the question contains {IMAGE_TOKEN}, which stands for the picture.")
-        source = self._source(row["image"])
+        if tables.IMAGE_TOKEN in question:
+            raise InputError(f"the question contains {tables.IMAGE_TOKEN}, which stands for the picture.")
+        source = tables.picture_source(row["image"], self._folder)
         return Item(identity, source, self._checked(source), question, _answers(row["answers"]), kind)
 
     def _check_columns(self, number: int, row: dict[str, Any]) -> None:
         missing = [name for name in REQUIRED if name not in row]
         if missing:
             raise InputError(f"{missing[0]!r} is missing; every row needs {', '.join(REQUIRED)}.")
-        types = {name: _type(value) for name, value in row.items()}
+        types = {name: tables.type_name(value) for name, value in row.items()}
         if self._types is None:
             self._types = number, types
         first, expected = self._types
@@ -302,25 +259,12 @@ class _Checks:
             raise InputError(f"id {identity!r} is that of {self._unit} {other} already.")
         return identity
 
-    def _source(self, image: Any) -> str | bytes:
-        """The picture as a path or its file's bytes; the objects are those that Hugging Face datasets write."""
-        if isinstance(image, dict):
-            content = image.get("bytes")
-            image = image.get("path") if content is None else content
-            if isinstance(content, str):
-                image = _decoded(content)
-        if isinstance(image, bytes):
-            return image
-        if not isinstance(image, str) or not image or "\0" in image:
-            raise InputError("'image' must be a path, or an object with the file's bytes (base64 in JSONL).")
-        return image if "://" in image else str(self._folder / image)
-
-    def _checked(self, source: str | bytes) -> str:
+    def _checked(self, source: tables.Source) -> str:
         """SHA-256 of a picture that can be decoded."""
         key = hashlib.sha256(source).digest() if isinstance(source, bytes) else source
         if key not in self._pictures:
             try:
-                _open(source)
+                tables.open_source(source)
                 content = source if isinstance(source, bytes) else Path(source).read_bytes()
                 self._pictures[key] = hashlib.sha256(content).hexdigest()
             except InputError as error:
@@ -331,17 +275,6 @@ class _Checks:
         return known
 
 
-def _open(source: str | bytes) -> Image.Image:
-    return open_image(io.BytesIO(source) if isinstance(source, bytes) else source)
-
-
-def _decoded(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InputError("the picture's bytes are no base64.") from error
-
-
 def _answers(value: Any) -> tuple[str, ...]:
     answers = [value] if isinstance(value, str) else value
     if not isinstance(answers, list) or not all(isinstance(one, str) for one in answers):
@@ -349,8 +282,3 @@ def _answers(value: Any) -> tuple[str, ...]:
     if not answers or not all(one.strip() for one in answers):
         raise InputError(f"an answer is empty: {value!r}; every question needs at least one, and none empty.")
     return tuple(cast(list[str], answers))
-
-
-def _type(value: Any) -> str:
-    names = {bool: "true or false", int: "a number", float: "a number", str: "a text", bytes: "bytes", list: "a list"}
-    return names.get(type(value), "nothing" if value is None else "an object")
