@@ -12,12 +12,13 @@ export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-oldest test-lmms lint clean
+.PHONY: help demo test test-slow test-ray test-oldest test-lmms lint clean
 
 help:
 	@echo "make demo         ask the embedded model about a picture, trimmed and untrimmed"
 	@echo "make test         the tests, with coverage"
 	@echo "make test-slow    the tests that take longer than twenty seconds"
+	@echo "make test-ray     the tests that start a Ray cluster"
 	@echo "make test-oldest  the model's tests on transformers $(OLDEST_TRANSFORMERS), the oldest supported"
 	@echo "make test-lmms    the plugin for lmms-eval, run by lmms-eval itself; downloads about a gigabyte"
 	@echo "make lint         ruff and mypy"
@@ -27,7 +28,7 @@ help:
 	@echo "Installing into .venv ..."
 	@$(PYTHON) -m venv .venv
 	@sed 's|^torch==.*|$(or $(TORCH),&)|' constraints.txt > .venv/constraints.txt
-	@.venv/bin/python $(PIP_INSTALL) -c .venv/constraints.txt -e '.[dev,recipe]'
+	@.venv/bin/python $(PIP_INSTALL) -c .venv/constraints.txt -e '.[dev,recipe,serve,ray]'
 	@touch $@
 
 # huggingface-hub follows transformers.
@@ -52,10 +53,13 @@ demo: .venv/.installed
 	@echo "build/overlay.png is the picture; what is grey in it was dropped after the first cross-attention layer."
 
 test: .venv/.installed
-	@.venv/bin/python $(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
+	@.venv/bin/python $(PYTEST) -m "not slow and not ray" --cov --cov-report=term:skip-covered
 
 test-slow: .venv/.installed
-	@.venv/bin/python $(PYTEST) -m slow
+	@.venv/bin/python $(PYTEST) -m "slow and not ray"
+
+test-ray: .venv/.installed
+	@.venv/bin/python $(PYTEST) -m ray
 
 test-oldest: .venv-oldest/.installed
 	@.venv-oldest/bin/python $(PYTEST) --disable-warnings -m "not slow" tests/model

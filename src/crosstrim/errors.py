@@ -37,6 +37,10 @@ class ResultError(CrosstrimError, OSError):
     """A result or the journal of a run cannot be read, written, or continued with what was given."""
 
 
+class EngineError(CrosstrimError, RuntimeError):
+    """Something that runs the model for others, such as a Ray cluster, cannot be reached or gave up."""
+
+
 class MissingExtraError(CrosstrimError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
 

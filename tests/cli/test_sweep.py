@@ -74,7 +74,7 @@ def test_the_same_command_again_only_reads(sweep, tmp_path, monkeypatch):
     assert (tmp_path / "run.json").read_bytes() == before
     other = sweep("--policy", "grid", "--keep", "0.25")
     assert (other.code, other.stdout) == (1, "")
-    assert "run.json is a run with other settings; run it as it was begun, give another --out" in other.stderr
+    assert "run.json is a run with other settings; run it as it was begun, give another output" in other.stderr
 
 
 def test_skipping_names_the_rows_and_goes_on(sweep, data, tmp_path):

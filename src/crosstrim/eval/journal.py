@@ -86,7 +86,7 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) 
         if there != value:
             raise ResultError(
                 f"{path} is a run with other {_difference(name, there, value)}; run it as it was begun, give another "
-                "--out, or delete it."
+                "output, or delete it."
             )
 
 
@@ -129,6 +129,6 @@ def _lock(file: BinaryIO, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ResultError(f"{path} is being written by another run; wait for it, or give another --out.") from error
+        raise ResultError(f"{path} is being written by another run; wait for it, or give another output.") from error
     except OSError:
         return  # some network file systems have no locks

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from pyarrow import parquet
+
+from crosstrim import TrimConfig, answering
+from crosstrim.engines import answerer as answerers
+from crosstrim.engines import batch
+from crosstrim.engines.answerer import Answerer, Job, answer_here
+from crosstrim.engines.rows import open_rows
+from crosstrim.errors import ResultError
+from crosstrim.images import open_image
+from crosstrim.models.memory import bytes_per_sample
+from tests.engines.conftest import good_rows
+
+CONFIG = TrimConfig(k=0.25)
+
+
+@pytest.fixture
+def job(checkpoint, questions):
+    def make(rows=None, **options):
+        options = {"max_new_tokens": 6, "batch_size": 5, **options}
+        return Job(open_rows(questions(rows)), str(checkpoint), None, "cpu", CONFIG, **options)
+
+    return make
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_answer_is_that_of_ask_in_the_input_s_order(job, loaded, pictures, tmp_path):
+    out = tmp_path / "out.jsonl"
+    summary = batch.run(job(), out, answer_here, source="rows")
+    assert summary == {"rows": 12, "answered": 12, "failed": 0, "out": str(out)}
+    for found, row in zip(read(out), good_rows(), strict=True):
+        picture = open_image(pictures / row["image"])
+        expected = answering.ask(*loaded, picture, row["question"], CONFIG, max_new_tokens=6)
+        assert found == {
+            "id": row["id"],
+            "answer": expected.answer,
+            "visible": expected.report.visible,
+            "kept": expected.report.kept,
+            "kept_fraction": round(expected.report.kept_fraction, 6),
+            "error": None,
+        }
+        assert 0 < found["kept"] < found["visible"]
+
+
+def test_parquet_holds_the_same(job, tmp_path):
+    rows = [*good_rows(3), "broken"]
+    batch.run(job(rows), tmp_path / "out.jsonl", answer_here, source="rows")
+    batch.run(job(rows), tmp_path / "out.parquet", answer_here, source="rows")
+    assert parquet.read_table(tmp_path / "out.parquet").to_pylist() == read(tmp_path / "out.jsonl")
+
+
+def test_a_row_that_fails_has_an_error_and_the_others_go_on(job, pictures, tmp_path):
+    (pictures / "broken.png").write_bytes((pictures / "0.png").read_bytes()[:-60])
+    good = good_rows(2)
+    bad = [{"image": "missing.png", "question": "what?"}, {"image": "broken.png", "question": "what?"}]
+    bad += [{"image": "0.png", "question": ""}, "{"]
+    summary = batch.run(job([good[0], *bad, good[1]]), tmp_path / "out.jsonl", answer_here, source="rows")
+    assert (summary["answered"], summary["failed"]) == (2, 4)
+    first, missing, broken, empty, no_json, last = read(tmp_path / "out.jsonl")
+    assert "there is no picture" in missing["error"]
+    assert "damaged" in broken["error"]
+    assert "not empty" in empty["error"]
+    assert "no JSON" in no_json["error"]
+    assert missing["answer"] is None
+    batch.run(job(good), tmp_path / "good.jsonl", answer_here, source="rows")
+    assert [first, last] == read(tmp_path / "good.jsonl")
+
+
+def test_what_fails_together_is_asked_apart(job, monkeypatch):
+    ask = answering.generate
+
+    def generate(model, processor, inputs, **options):
+        if len(inputs["input_ids"]) > 1:
+            raise torch.OutOfMemoryError("too many")
+        if generate.calls == 2:
+            raise RuntimeError("poison\nand its details")
+        generate.calls += 1
+        return ask(model, processor, inputs, **options)
+
+    generate.calls = 0
+    monkeypatch.setattr(answerers.answering, "generate", generate)
+    answers = Answerer(job(good_rows(5))).answer(0)
+    assert [one["error"] for one in answers] == [None, None, *["RuntimeError: poison"] * 3]
+
+
+def test_a_batch_is_as_large_as_memory_allows(job, monkeypatch):
+    sizes = []
+    ask = answering.generate
+    monkeypatch.setattr(
+        answerers.answering,
+        "generate",
+        lambda model, processor, inputs, **options: (
+            sizes.append(len(inputs["input_ids"])) or ask(model, processor, inputs, **options)
+        ),
+    )
+    model = Answerer(job())._model
+    per_sample = bytes_per_sample(model, answerers.PROMPT_TOKENS + 6)
+    Answerer(job(memory=2 * per_sample)).answer(0)
+    Answerer(job(memory=1)).answer(2)
+    assert sizes == [2, 2, 1, 1, 1]
+
+
+def test_the_estimate_covers_the_cache(loaded, job):
+    """The cross-attention's part of the estimate is what the cache of an untrimmed model really holds."""
+    model, _ = loaded
+    located_bytes = 68 * 3 * 2 * 4 * 8 * 4  # features, layers, K and V, heads, head size, float32
+    text = 100 * 5 * 2 * 4 * 8 * 4
+    vision = (4 * 24 * (48 + 96 + 64) + 96 * 96) * 4  # 17 features a tile, padded to 24
+    assert bytes_per_sample(model, 100) == located_bytes + text + vision
+
+
+def test_an_interrupted_job_goes_on_and_repeats_nothing(job, tmp_path):
+    out, asked = tmp_path / "out.jsonl", []
+
+    def cut_off(job, pending):
+        for batch_number, answers in answer_here(job, pending):
+            if len(asked) == 2:
+                raise KeyboardInterrupt
+            asked.append(batch_number)
+            yield batch_number, answers
+
+    with pytest.raises(KeyboardInterrupt):
+        batch.run(job(), out, cut_off, source="rows")
+    assert not out.exists()
+    with pytest.raises(ResultError, match="cut off; give --resume to go on"):
+        batch.run(job(), out, answer_here, source="rows")
+    with pytest.raises(ResultError, match=r"other generation\.max_new_tokens"):
+        batch.run(job(max_new_tokens=7), out, answer_here, source="rows", resume=True)
+    rest = []
+
+    def backwards(job, pending):
+        rest.extend(pending)
+        yield from answer_here(job, pending[::-1])
+
+    batch.run(job(), out, backwards, source="rows", resume=True)
+    assert (asked, rest) == ([0, 1], [2])
+    batch.run(job(), tmp_path / "other.jsonl", answer_here, source="rows")
+    assert read(out) == read(tmp_path / "other.jsonl")
+
+
+def test_a_job_that_never_began_leaves_nothing(job, tmp_path):
+    def broken(job, pending):
+        raise ResultError("no")
+        yield
+
+    with pytest.raises(ResultError, match="no"):
+        batch.run(job(), tmp_path / "out.jsonl", broken, source="rows")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_finished_job_is_not_run_again(job, tmp_path):
+    out = tmp_path / "out.jsonl"
+    first = batch.run(job(), out, answer_here, source="rows")
+    with pytest.raises(ResultError, match="exists; give --resume"):
+        batch.run(job(), out, answer_here, source="rows")
+    assert batch.run(job(), out, None, source="rows", resume=True) == first
+    with pytest.raises(ResultError, match=r"other input"):
+        batch.run(job(good_rows(3)), out, None, source="rows", resume=True)
+    notes = json.loads((tmp_path / "out.jsonl.run.json").read_text())
+    assert notes["trim"]["k"] == 0.25
+    assert "torch" in notes["versions"]
+
+
+@pytest.mark.parametrize(("name", "words"), [("a.csv", ".jsonl or .parquet"), ("no/a.jsonl", "does not exist")])
+def test_where_nothing_can_be_written_nothing_is_asked(job, tmp_path, name, words):
+    with pytest.raises(ResultError, match=words):
+        batch.run(job(), tmp_path / name, None, source="rows")

@@ -1,0 +1,54 @@
+"""Ray Data and Ray Serve, on clusters that the tests start."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from crosstrim import TrimConfig
+from crosstrim.engines import batch
+from crosstrim.engines.answerer import Job, answer_here
+from crosstrim.engines.ray_batch import answer_on_ray
+from crosstrim.engines.rows import open_rows
+from crosstrim.errors import EngineError
+from tests.engines.conftest import good_rows
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture
+def job(checkpoint, questions):
+    rows = open_rows(questions([*good_rows(10), {"image": "missing.png", "question": "what?"}]))
+    return lambda model=checkpoint: Job(rows, str(model), None, "cpu", TrimConfig(k=0.25), 6, batch_size=2)
+
+
+@pytest.fixture
+def address():
+    """A cluster that runs already."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    yield cluster.address
+    cluster.shutdown()
+
+
+def test_two_actors_on_a_running_cluster_answer_as_one_process_does(job, tmp_path, address):
+    def on_ray(job, pending):
+        return answer_on_ray(job, pending, address=address, workers=2)
+
+    batch.run(job(), tmp_path / "ray.jsonl", on_ray, source="rows")
+    batch.run(job(), tmp_path / "local.jsonl", answer_here, source="rows")
+    assert (tmp_path / "ray.jsonl").read_bytes() == (tmp_path / "local.jsonl").read_bytes()
+    assert json.loads((tmp_path / "ray.jsonl.run.json").read_text())["failed"] == 1
+
+
+def test_what_a_worker_refuses_is_told_in_its_words(job, tmp_path):
+    with pytest.raises(EngineError, match=r"refused: .* is neither 'mini' nor a folder"):
+        batch.run(job(tmp_path / "nothing"), tmp_path / "out.jsonl", answer_on_ray, source="rows")
+    assert not list(tmp_path.glob("out*"))

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import base64
+import pickle
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from crosstrim.engines.rows import open_rows
+from crosstrim.errors import DatasetError
+from tests.engines.conftest import good_rows
+
+
+def everything(rows):
+    return rows.read(range(len(rows)))
+
+
+def test_a_folder_is_read_in_order_of_names(pictures):
+    (pictures / "deep").mkdir()
+    (pictures / "0.png").rename(pictures / "deep" / "z.PNG")
+    (pictures / "notes.txt").write_text("no picture")
+    rows = everything(open_rows(pictures, "what?"))
+    assert [row.id for row in rows] == ["1.png", "2.png", "3.png", "deep/z.PNG"]
+    assert {row.question for row in rows} == {"what?"}
+    assert rows[0].source == str(pictures / "1.png")
+
+
+def test_jsonl_rows_can_be_read_in_any_order(questions):
+    path = questions(["", *good_rows(), "  "])
+    rows = open_rows(path)
+    assert [row.id for row in everything(rows)] == [f"q{number}" for number in range(12)]
+    assert [row.id for row in rows.read(range(7, 9))] == ["q7", "q8"]
+
+
+def test_parquet_gives_the_same_rows_as_jsonl(questions, pictures):
+    path = pictures / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(good_rows()), path, row_group_size=5)
+    rows = open_rows(path)
+    assert everything(rows) == everything(open_rows(questions()))
+    assert everything(pickle.loads(pickle.dumps(rows))) == everything(rows)
+
+
+def test_pictures_may_be_inside_the_file(questions, pictures):
+    content = (pictures / "0.png").read_bytes()
+    path = pictures / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([{"image": {"bytes": content, "path": None}}]), path)
+    assert everything(open_rows(path, "what?"))[0].source == content
+    inside = questions([{"image": {"bytes": base64.b64encode(content).decode()}}])
+    assert everything(open_rows(inside, "what?"))[0].source == content
+
+
+def test_a_row_s_own_question_comes_first(questions):
+    rows = everything(open_rows(questions([good_rows()[0], {"image": "0.png"}]), "otherwise?"))
+    assert [row.question for row in rows] == ["what about 0?", "otherwise?"]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("{not json", "the line is no JSON"),
+        ("[1]", "expected an object with image and question, got a list"),
+        ({"image": "0.png", "question": "  "}, "'question' must be a text that is not empty"),
+        ({"image": "0.png"}, "'question' must be a text that is not empty, got None"),
+        ({"image": "0.png", "question": "a <|image|>?"}, "which stands for the picture"),
+        ({"image": "0.png", "question": "a \ud800?"}, "half a character"),
+        ({"question": "what?"}, "'image' must be a path"),
+        ({"image": {"bytes": "?"}, "question": "what?"}, "no base64"),
+    ],
+)
+def test_a_bad_row_says_what_is_wrong_and_the_next_is_read(questions, row, words):
+    bad, good = everything(open_rows(questions([row, good_rows()[3]])))
+    assert words in bad.error
+    assert (bad.id, good.id, good.error) == ("1", "q3", None)
+
+
+def test_the_hash_changes_with_the_rows(questions, pictures):
+    before = open_rows(questions()).sha256
+    assert open_rows(questions(good_rows(11))).sha256 != before
+    folder = open_rows(pictures, "what?").sha256
+    (pictures / "0.png").unlink()
+    assert open_rows(pictures, "what?").sha256 != folder
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nothing.jsonl", "cannot be read"),
+        ("nothing.parquet", "cannot be read as Parquet"),
+        ("nothing.csv", "ends in neither .jsonl nor .parquet"),
+        (".", "say with --question"),
+    ],
+)
+def test_what_is_no_input_is_refused(pictures, name, words):
+    with pytest.raises(DatasetError, match=words):
+        open_rows(pictures / name)
+
+
+def test_an_input_without_rows_is_refused(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(DatasetError, match="holds no row"):
+        open_rows(tmp_path / "empty.jsonl")
+    with pytest.raises(DatasetError, match="holds no row"):
+        open_rows(_empty(tmp_path), "what?")
+
+
+def _empty(folder):
+    (folder / "none").mkdir()
+    return folder / "none"
