@@ -109,9 +109,20 @@ def encode(processor: Any, pictures: Sequence[Image.Image], questions: Sequence[
         InputError: a question is empty, or names an image token.
     """
     prompts = [chat_prompt(processor, question) for question in questions]
+    return encode_prompts(processor, [[picture] for picture in pictures], prompts)
+
+
+def encode_prompts(processor: Any, pictures: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> Any:
+    """The model's inputs for prompts that the chat template has written, padded on the left.
+
+    Args:
+        processor: of `crosstrim.load`.
+        pictures: per sample its pictures, as many as its prompt has image tokens; all have some, or none has.
+        prompts: one per sample.
+    """
     return processor(
-        images=[[picture] for picture in pictures],
-        text=prompts,
+        images=[list(sample) for sample in pictures] if any(pictures) else None,
+        text=list(prompts),
         add_special_tokens=False,  # the template has written them
         padding=True,
         padding_side="left",

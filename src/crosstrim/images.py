@@ -22,11 +22,12 @@ MAX_PIXELS = 64_000_000
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
 
-def open_image(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+def open_image(source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open a picture as the model is to see it: upright, RGB, transparency on white, the first frame.
 
     Args:
         source: a path, "-" for standard input, or a binary file object.
+        max_pixels: of the largest picture that is decoded.
 
     Returns:
         The decoded picture.
@@ -42,7 +43,7 @@ def open_image(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower, and says so
             picture = Image.open(file, formats=[one for one in _FORMATS if one in Image.OPEN])
     except Image.DecompressionBombError as error:
-        raise _too_large(name, f"more than {MAX_PIXELS} pixels") from error
+        raise _too_large(name, f"more than {max_pixels} pixels", max_pixels) from error
     except UnidentifiedImageError as error:
         raise InputError(
             f"{name} is no picture that crosstrim reads, or its beginning is damaged; it reads {', '.join(_FORMATS)}."
@@ -50,21 +51,22 @@ def open_image(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     except Exception as error:  # decoders raise anything on hostile bytes
         raise InputError(f"{name} is damaged: {error}.") from error
     with picture:
-        return as_rgb(picture, name)
+        return as_rgb(picture, name, max_pixels)
 
 
-def as_rgb(picture: Image.Image, name: str = "the picture") -> Image.Image:
+def as_rgb(picture: Image.Image, name: str = "the picture", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An opened picture as the model is to see it: upright, RGB, transparency on white, the first frame.
 
     Args:
         picture: of Pillow, perhaps not decoded yet.
         name: what to call it in an error.
+        max_pixels: of the largest picture that is decoded.
 
     Raises:
         InputError: it is damaged, has no defined brightness, or is too large.
     """
-    if picture.width * picture.height > MAX_PIXELS:
-        raise _too_large(name, f"{picture.width} x {picture.height} pixels")
+    if picture.width * picture.height > max_pixels:
+        raise _too_large(name, f"{picture.width} x {picture.height} pixels", max_pixels)
     try:
         picture.load()
         upright = ImageOps.exif_transpose(picture)
@@ -132,8 +134,9 @@ def _file_bytes(path: Path, name: str) -> bytes:
         raise InputError(f"{name} cannot be read: {error.strerror}.") from error
 
 
-def _too_large(name: str, size: str) -> InputError:
-    return InputError(f"{name} has {size}; the limit is {MAX_PIXELS // 1_000_000} million pixels. Make it smaller.")
+def _too_large(name: str, size: str, limit: int) -> InputError:
+    words = f"{limit // 1_000_000} million" if limit >= 1_000_000 else str(limit)
+    return InputError(f"{name} has {size}; the limit is {words} pixels. Make it smaller.")
 
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:

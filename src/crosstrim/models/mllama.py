@@ -164,3 +164,8 @@ def shape_of(config: Any, name: str) -> ModelShape:
         parameters=sum(parameter.numel() for parameter in empty.parameters()),
         bytes_per_element=(config.dtype or torch.float32).itemsize,
     )
+
+
+def max_tokens(model: nn.Module) -> int:
+    """Text tokens that the model reads, prompt and answer together."""
+    return int(cast(Any, locate(model).model).config.text_config.max_position_embeddings)

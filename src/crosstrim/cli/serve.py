@@ -1,0 +1,130 @@
+"""`crosstrim serve`: an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from crosstrim import environment
+from crosstrim.cli import console, options
+from crosstrim.engines.ray_serve import serve_on_ray
+from crosstrim.engines.server.local import serve_here
+from crosstrim.engines.server.settings import Settings
+
+_DEFAULT = Settings()
+
+
+def serve(
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="local|ray", help="In this process, or by Ray Serve.")
+    ] = "local",
+    host: Annotated[str, typer.Option("--host", metavar="HOST", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="0 is a free one, with --engine local.")
+    ] = 8000,
+    k: options.K = None,
+    keep: options.Keep = None,
+    lossless: options.Lossless = False,
+    policy: options.Policy = "union",
+    rating_rows: options.RatingRows = "all",
+    k_base: options.KBase = "visible",
+    whole_first_layer: options.WholeFirstLayer = False,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", metavar="COUNT", min=1, help="Requests that are answered together.")
+    ] = _DEFAULT.max_batch,
+    max_wait_ms: Annotated[
+        float, typer.Option("--max-wait-ms", metavar="MS", min=0, help="How long a request waits for others.")
+    ] = _DEFAULT.max_wait_ms,
+    queue_limit: Annotated[
+        int,
+        typer.Option(
+            "--queue-limit", metavar="COUNT", min=1, help="Requests that may be unfinished; others get 429."
+        ),
+    ] = _DEFAULT.queue_limit,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="What a request may take; then 504.")
+    ] = _DEFAULT.timeout,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", metavar="COUNT", min=1, help="The most that a request may ask for.")
+    ] = _DEFAULT.max_new_tokens,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            envvar="CROSSTRIM_API_KEY",
+            show_envvar=True,
+            help="Ask every request for this key; other users may see it on a command line, so prefer the variable.",
+        ),
+    ] = None,
+    allow_remote_images: Annotated[
+        bool, typer.Option("--allow-remote-images", help="Fetch pictures from public web addresses too.")
+    ] = False,
+    max_image_bytes: Annotated[
+        int, typer.Option("--max-image-bytes", metavar="BYTES", min=1, help="Of a picture's file.")
+    ] = _DEFAULT.max_image_bytes,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", metavar="COUNT", min=1, help="Of a picture.")
+    ] = _DEFAULT.max_pixels,
+    feature_cache_mib: Annotated[
+        int,
+        typer.Option(
+            "--feature-cache-mib", metavar="MIB", min=0, help="Kept of pictures that may be asked about again."
+        ),
+    ] = _DEFAULT.feature_cache_bytes >> 20,
+    replicas: Annotated[
+        int, typer.Option("--replicas", metavar="COUNT", min=1, help="Models at work; with --engine ray.")
+    ] = 1,
+    address: Annotated[
+        str | None, typer.Option("--address", metavar="ADDRESS", help="Of a running Ray cluster; with --engine ray.")
+    ] = None,
+    model: options.Model = "mini",
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    json: options.Json = False,
+) -> None:
+    """Serve the model to OpenAI's clients: /v1/chat/completions, /v1/models, /health and /metrics.
+
+    The trim is that of requests which do not bring their own. Prints the server's URL once it listens.
+    """
+    if engine not in ("local", "ray"):
+        raise typer.BadParameter(f"--engine {engine} must be one of local, ray.")
+    if engine == "local" and (replicas != 1 or address is not None):
+        raise typer.BadParameter("--replicas and --address go with --engine ray.")
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""):
+        raise typer.BadParameter("--api-key must be of printable ASCII characters, without white space around them.")
+    settings = Settings(
+        model=model,
+        dtype=dtype,
+        device=device or (None if engine == "ray" else environment.best_device()),
+        trim=options.trim_config(
+            k=k,
+            keep=keep,
+            lossless=lossless,
+            policy=policy,
+            rating_rows=rating_rows,
+            k_base=k_base,
+            whole_first_layer=whole_first_layer,
+        ),
+        max_batch=max_batch,
+        max_wait_ms=max_wait_ms,
+        queue_limit=queue_limit,
+        timeout=timeout,
+        max_new_tokens=max_new_tokens,
+        api_key=api_key,
+        allow_remote_images=allow_remote_images,
+        max_image_bytes=max_image_bytes,
+        max_pixels=max_pixels,
+        feature_cache_bytes=feature_cache_mib << 20,
+    )
+    run = partial(serve_on_ray, replicas=replicas, address=address) if engine == "ray" else serve_here
+
+    def ready(url: str) -> None:
+        if json:
+            console.print_json({"url": url, "model": model})
+        else:
+            typer.echo(url)
+
+    run(settings, host, port, ready)

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server: one model, dynamic batches, one trim per request."""

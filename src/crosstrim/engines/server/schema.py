@@ -1,0 +1,169 @@
+"""What goes over the wire: the part of OpenAI's chat completions that makes sense here, and `crosstrim`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DEFAULT_NEW_TOKENS = 256
+
+_Text = Annotated[str, Field(max_length=1_000_000)]
+
+
+class _Strict(BaseModel):
+    """Fields that are not known are refused: to ignore what was asked for would be a lie."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class TextPart(_Strict):
+    """A piece of text."""
+
+    type: Literal["text"]
+    text: _Text
+
+
+class ImageUrl(_Strict):
+    """Where a picture is: a data: URI, or a web address where the server allows it."""
+
+    url: str = Field(min_length=1)
+    detail: Literal["auto", "low", "high"] = Field("auto", description="Accepted and ignored.")
+
+
+class ImagePart(_Strict):
+    """A picture."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class Message(_Strict):
+    """One turn; pictures are for users."""
+
+    role: Literal["system", "user", "assistant"]
+    content: _Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+
+
+class TrimOptions(_Strict):
+    """How this request is trimmed, in place of the server's own way."""
+
+    k: float | None = Field(None, gt=0, le=1, description="Share that every head of the first layer picks.")
+    keep: float | int | None = Field(None, gt=0, description="Exact budget: a share, or a number of features.")
+    lossless: bool = Field(False, description="Drop only padding.")
+    policy: str | None = Field(None, max_length=64, description="Which features come first.")
+
+
+class StreamOptions(_Strict):
+    """What a stream contains beside the answer."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(_Strict):
+    """A question. Unlike OpenAI's, answers are greedy unless `temperature` is above 0."""
+
+    model: str
+    messages: list[Message] = Field(min_length=1, max_length=256)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    n: Literal[1] | None = None
+    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None, max_length=64
+    )
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, description="Accepted and ignored.")
+    crosstrim: TrimOptions | None = None
+
+    @property
+    def new_tokens(self) -> int:
+        """Where to cut the answer off."""
+        return self.max_completion_tokens or self.max_tokens or DEFAULT_NEW_TOKENS
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """What ends the answer."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class Kept(BaseModel):
+    """Image features of a request: those that could be seen, and those that stayed."""
+
+    visible: int
+    kept: int
+
+
+class Usage(BaseModel):
+    """What a request took; a picture counts as one token of the prompt."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    crosstrim: Kept
+
+
+class AnswerMessage(BaseModel):
+    """The answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class Choice(BaseModel):
+    """The only choice."""
+
+    index: int = 0
+    message: AnswerMessage
+    finish_reason: Literal["stop", "length"]
+    logprobs: None = None
+
+
+class ChatCompletion(BaseModel):
+    """A whole answer."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class ModelCard(BaseModel):
+    """The model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "crosstrim"
+
+
+class ModelList(BaseModel):
+    """The models, of which there is one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """An error in OpenAI's shape."""
+
+    error: ErrorBody
+
+
+def error(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """An error in OpenAI's shape, as plain JSON types."""
+    return ErrorResponse(error=ErrorBody(message=message, type=kind, param=param, code=code)).model_dump()

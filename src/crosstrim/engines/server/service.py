@@ -1,0 +1,189 @@
+"""From a checked request to its events: what the server does between the wire and the model's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any
+
+from crosstrim.config import TrimConfig
+from crosstrim.engines.server import schema
+from crosstrim.engines.server.chat import Chat, Event, Failed, Finished
+from crosstrim.engines.server.generation import Generator
+from crosstrim.engines.server.metrics import Metrics
+from crosstrim.engines.server.pictures import Picture, open_picture
+from crosstrim.engines.server.scheduler import Scheduler
+from crosstrim.engines.server.settings import MAX_IMAGES, Settings
+from crosstrim.errors import InputError
+
+_LOOK_UP = 0.1  # seconds between two looks whether the client is still there
+
+
+class TimedOutError(Exception):
+    """The request took longer than the server allows."""
+
+
+class ClientLeftError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Service:
+    """A model at work.
+
+    Args:
+        model: of `crosstrim.load`.
+        processor: of `crosstrim.load`.
+        settings: how to serve it.
+    """
+
+    def __init__(self, model: Any, processor: Any, settings: Settings) -> None:
+        self._settings = settings
+        self._processor = processor
+        self._generator = Generator(model, processor, settings.feature_cache_bytes)
+        self._scheduler = Scheduler(self._run, settings.max_batch, settings.max_wait_ms / 1000)
+        self.metrics = Metrics(lambda: self._scheduler.waiting, lambda: self._generator.cache.bytes)
+
+    def close(self) -> None:
+        """Finish what runs and refuse what waits."""
+        self._scheduler.close()
+
+    def _run(self, chats: Sequence[Chat]) -> None:
+        self.metrics.batch_size.observe(len(chats))
+        self._generator.answer(chats)
+
+    def prepare(self, request: schema.ChatRequest, tell: Callable[[Event], None]) -> Chat:
+        """Check what the schema cannot, fetch and decode the pictures, and write the prompt. May take long.
+
+        Raises:
+            CrosstrimError: the request cannot be answered.
+        """
+        if request.new_tokens > self._settings.max_new_tokens:
+            raise InputError(
+                f"max_tokens={request.new_tokens} is more than this server gives, {self._settings.max_new_tokens}."
+            )
+        config = _trim_config(request.crosstrim, self._settings.trim)
+        messages, urls = self._messages(request.messages)
+        prompt = self._prompt(messages)
+        pictures: dict[str, Picture] = {}
+        for url in urls:
+            if url not in pictures:
+                pictures[url] = open_picture(url, self._settings)
+        return Chat(
+            prompt,
+            tuple(pictures[url] for url in urls),
+            config,
+            request.new_tokens,
+            tell,
+            stops=request.stops,
+            temperature=request.temperature or 0.0,
+            top_p=request.top_p or 1.0,
+            seed=request.seed,
+        )
+
+    async def events(
+        self, request: schema.ChatRequest, client_left: Callable[[], Awaitable[bool]]
+    ) -> AsyncGenerator[Event]:
+        """Answer a request: pieces of text, then `Finished`.
+
+        Raises:
+            TimedOutError: it took too long.
+            ClientLeftError: the client is gone; its row in the batch is given up.
+            Exception: whatever the model raised.
+        """
+        deadline = time.monotonic() + self._settings.timeout
+        loop, told = asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+        def tell(event: Event) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(told.put_nowait, event)
+
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                chat = await asyncio.to_thread(self.prepare, request, tell)
+        except TimeoutError as error:
+            raise TimedOutError from error
+        self._scheduler.submit(chat)
+        try:
+            while True:
+                event = await _next(told, deadline, client_left)
+                if isinstance(event, Failed):
+                    raise event.error
+                if isinstance(event, Finished):
+                    self._count(event)
+                    yield event
+                    return
+                yield event
+        finally:
+            chat.cancelled.set()
+
+    def _count(self, finished: Finished) -> None:
+        self.metrics.tokens.inc(finished.completion_tokens)
+        self.metrics.features.labels("visible").inc(finished.visible)
+        self.metrics.features.labels("kept").inc(finished.kept)
+
+    def _messages(self, messages: Sequence[schema.Message]) -> tuple[list[dict[str, Any]], list[str]]:
+        """The messages as the chat template wants them, and their pictures' addresses in order."""
+        written: list[dict[str, Any]] = []
+        urls: list[str] = []
+        for message in messages:
+            parts: list[dict[str, str]] = []
+            content = message.content
+            for part in [schema.TextPart(type="text", text=content)] if isinstance(content, str) else content:
+                if isinstance(part, schema.TextPart):
+                    parts.append({"type": "text", "text": self._checked(part.text)})
+                elif message.role != "user":
+                    raise InputError(f"a message of the role {message.role!r} holds a picture; only a user's may.")
+                else:
+                    parts.append({"type": "image"})
+                    urls.append(part.image_url.url)
+            written.append({"role": message.role, "content": parts})
+        if len(urls) > MAX_IMAGES:
+            raise InputError(f"the request has {len(urls)} pictures; the limit is {MAX_IMAGES}.")
+        if not any(part.get("text", "").strip() for message in written for part in message["content"]):
+            raise InputError("the question is empty; ask something.")
+        return written, urls
+
+    def _checked(self, text: str) -> str:
+        if self._processor.image_token in text:
+            raise InputError(f"the text contains {self._processor.image_token}, which stands for a picture.")
+        if text.encode("utf-8", "replace").decode() != text:
+            raise InputError("the text holds half a character (a lone surrogate).")
+        return text
+
+    def _prompt(self, messages: list[dict[str, Any]]) -> str:
+        if self._processor.chat_template is None:
+            raise InputError("this model has no chat template: it completes texts, and cannot chat.")
+        from jinja2 import TemplateError
+
+        try:
+            return str(self._processor.apply_chat_template(messages, add_generation_prompt=True))
+        except TemplateError as error:
+            raise InputError(f"the model's chat template refuses these messages: {error}") from error
+
+
+async def _next(told: asyncio.Queue[Event], deadline: float, client_left: Callable[[], Awaitable[bool]]) -> Event:
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimedOutError
+        try:
+            return await asyncio.wait_for(told.get(), min(left, _LOOK_UP))
+        except TimeoutError:
+            if await client_left():
+                raise ClientLeftError from None
+
+
+def _trim_config(wanted: schema.TrimOptions | None, default: TrimConfig) -> TrimConfig:
+    """The server's trim with what the request says in its place."""
+    if wanted is None:
+        return default
+    values = default.to_dict()
+    amounts = [wanted.k is not None, wanted.keep is not None, wanted.lossless]
+    if sum(amounts) > 1:
+        raise InputError("k, keep and lossless are ways to say how much stays; give one of them.")
+    if any(amounts):
+        values |= {"k": wanted.k, "keep": wanted.keep}
+    if wanted.policy is not None:
+        values["policy"] = wanted.policy
+    return TrimConfig.from_dict(values)

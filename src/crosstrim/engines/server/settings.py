@@ -1,0 +1,55 @@
+"""What a server is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from crosstrim.config import TrimConfig
+from crosstrim.images import MAX_PIXELS
+
+MAX_IMAGES = 8
+"""Pictures in one request."""
+
+_BESIDE_PICTURES = 1 << 20  # bytes of a body for everything else
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server is started with.
+
+    Attributes:
+        model: as `crosstrim.load` takes it, and the name that clients give.
+        dtype: as `crosstrim.load` takes it.
+        device: likewise, by the name `device_map`.
+        trim: how to trim where a request does not say.
+        max_batch: requests that are answered together.
+        max_wait_ms: how long the first of them waits for others.
+        queue_limit: requests that may be unfinished at once; further ones get 429.
+        timeout: seconds that a request may take in all.
+        max_new_tokens: that a request may ask for.
+        api_key: that every request but /health must carry; None asks for none.
+        allow_remote_images: whether pictures may be fetched over http and https.
+        max_image_bytes: of a picture's file.
+        max_pixels: of a picture.
+        feature_cache_bytes: kept of pictures' features, in case a picture is asked about again.
+    """
+
+    model: str = "mini"
+    dtype: str | None = None
+    device: str | None = None
+    trim: TrimConfig = field(default_factory=lambda: TrimConfig(k=0.25))
+    max_batch: int = 8
+    max_wait_ms: float = 5.0
+    queue_limit: int = 64
+    timeout: float = 120.0
+    max_new_tokens: int = 1024
+    api_key: str | None = field(default=None, repr=False)
+    allow_remote_images: bool = False
+    max_image_bytes: int = 10 << 20
+    max_pixels: int = MAX_PIXELS
+    feature_cache_bytes: int = 1 << 30
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Of a request: its pictures in base64 and something beside them."""
+        return MAX_IMAGES * (self.max_image_bytes * 4 // 3 + 4) + _BESIDE_PICTURES
