@@ -19,9 +19,9 @@ import crosstrim
 from crosstrim.engines.server import schema
 from crosstrim.engines.server.chat import Delta, Event, Finished
 from crosstrim.engines.server.gate import CHAT, Gate
-from crosstrim.engines.server.service import ClientLeftError, Service, TimedOutError
+from crosstrim.engines.server.service import ClientLeftError, ModelFailedError, Service, TimedOutError
 from crosstrim.engines.server.settings import Settings
-from crosstrim.errors import ConfigError, EngineError, InputError
+from crosstrim.errors import ConfigError, CrosstrimError, EngineError, InputError
 
 _LOG = logging.getLogger(__name__)
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -47,6 +47,17 @@ class _NoSuchModelError(Exception):
     pass
 
 
+_KNOWN = (
+    CrosstrimError,
+    HTTPException,
+    RequestValidationError,
+    ClientLeftError,
+    ModelFailedError,
+    TimedOutError,
+    _NoSuchModelError,
+)
+
+
 def build(service: Service, settings: Settings) -> FastAPI:
     """The application around a model.
 
@@ -63,8 +74,9 @@ def build(service: Service, settings: Settings) -> FastAPI:
     # The pages that FastAPI adds would load scripts from elsewhere.
     app = FastAPI(title="crosstrim", version=crosstrim.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(Gate, settings=settings, metrics=service.metrics)
-    for kind in (Exception, HTTPException, RequestValidationError):
+    for kind in _KNOWN:
         app.add_exception_handler(kind, _answer_error)
+    app.add_exception_handler(Exception, _answer_error)  # FastAPI lets the process's log have these as well
     card = schema.ModelCard(id=settings.model, created=int(time.time()))
 
     @app.post(CHAT, response_model=schema.ChatCompletion, responses={**_REFUSALS, **_STREAM})

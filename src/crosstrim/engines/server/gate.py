@@ -62,6 +62,9 @@ class Gate:
                 await refusal(scope, receive, watch)
             else:
                 await self._admit(scope, receive, watch)
+        except Exception:
+            status = 500
+            raise
         finally:
             self._metrics.requests.labels(status).inc()
             self._metrics.seconds.observe(time.monotonic() - begun)

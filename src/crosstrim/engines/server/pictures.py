@@ -59,8 +59,8 @@ def _decoded(uri: str, max_bytes: int) -> bytes:
     head = _DATA_URI.match(uri)
     if head is None:
         raise InputError("the data: URI must begin with data:image/TYPE;base64, such as data:image/png;base64,.")
-    size = (len(uri) - head.end()) * 3 // 4
-    if size - 2 > max_bytes:  # at most two bytes of it are padding
+    size = (len(uri) - head.end()) * 3 // 4 - uri[-2:].count("=")
+    if size > max_bytes:
         raise InputError(f"the picture's file has {size} bytes; the limit is {max_bytes}. Make it smaller.")
     try:
         return base64.b64decode(uri[head.end() :], validate=True)

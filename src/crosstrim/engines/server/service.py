@@ -15,7 +15,7 @@ from crosstrim.engines.server.metrics import Metrics
 from crosstrim.engines.server.pictures import Picture, open_picture
 from crosstrim.engines.server.scheduler import Scheduler
 from crosstrim.engines.server.settings import MAX_IMAGES, Settings
-from crosstrim.errors import InputError
+from crosstrim.errors import CrosstrimError, InputError
 
 _LOOK_UP = 0.1  # seconds between two looks whether the client is still there
 
@@ -26,6 +26,10 @@ class TimedOutError(Exception):
 
 class ClientLeftError(Exception):
     """Nobody waits for the answer any more."""
+
+
+class ModelFailedError(Exception):
+    """The model raised; the cause says what."""
 
 
 class Service:
@@ -89,7 +93,8 @@ class Service:
         Raises:
             TimedOutError: it took too long.
             ClientLeftError: the client is gone; its row in the batch is given up.
-            Exception: whatever the model raised.
+            ModelFailedError: the model raised something of its own.
+            CrosstrimError: the request cannot be answered.
         """
         deadline = time.monotonic() + self._settings.timeout
         loop, told = asyncio.get_running_loop(), asyncio.Queue[Event]()
@@ -104,16 +109,29 @@ class Service:
         except TimeoutError as error:
             raise TimedOutError from error
         self._scheduler.submit(chat)
+        event: Event | None
+        look = time.monotonic() + _LOOK_UP
         try:
             while True:
-                event = await _next(told, deadline, client_left)
+                try:
+                    event = await asyncio.wait_for(told.get(), max(0.0, min(look, deadline) - time.monotonic()))
+                except TimeoutError:
+                    event = None
+                now = time.monotonic()
+                if now >= deadline:
+                    raise TimedOutError
+                if now >= look:  # however fast the pieces come
+                    look = now + _LOOK_UP
+                    if await client_left():
+                        raise ClientLeftError
                 if isinstance(event, Failed):
-                    raise event.error
+                    raise _raised(event.error)
                 if isinstance(event, Finished):
                     self._count(event)
                     yield event
                     return
-                yield event
+                if event is not None:
+                    yield event
         finally:
             chat.cancelled.set()
 
@@ -162,16 +180,13 @@ class Service:
             raise InputError(f"the model's chat template refuses these messages: {error}") from error
 
 
-async def _next(told: asyncio.Queue[Event], deadline: float, client_left: Callable[[], Awaitable[bool]]) -> Event:
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimedOutError
-        try:
-            return await asyncio.wait_for(told.get(), min(left, _LOOK_UP))
-        except TimeoutError:
-            if await client_left():
-                raise ClientLeftError from None
+def _raised(error: Exception) -> Exception:
+    """An error of the model's thread, as the client's or as the server's."""
+    if isinstance(error, CrosstrimError):
+        return error
+    failed = ModelFailedError()
+    failed.__cause__ = error
+    return failed
 
 
 def _trim_config(wanted: schema.TrimOptions | None, default: TrimConfig) -> TrimConfig:

@@ -41,7 +41,8 @@ class GrowingText:
         if met:
             self.stopped = True
             return self._give(raw[: min(met)].strip())
-        return self._give(raw[: self._safe(raw)].rstrip(_INCOMPLETE).strip())
+        whole = raw.rstrip(_INCOMPLETE)
+        return self._give(whole[: self._safe(whole)].strip())
 
     def finish(self) -> str:
         """The rest of the text, when no more tokens come."""
