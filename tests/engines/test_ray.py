@@ -52,3 +52,42 @@ def test_what_a_worker_refuses_is_told_in_its_words(job, tmp_path):
     with pytest.raises(EngineError, match=r"refused: .* is neither 'mini' nor a folder"):
         batch.run(job(tmp_path / "nothing"), tmp_path / "out.jsonl", answer_on_ray, source="rows")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_two_replicas_answer_as_ask_does(checkpoint, address):
+    import openai
+
+    from crosstrim import answering, load
+    from crosstrim.engines.ray_serve import serve_on_ray
+    from crosstrim.engines.server.pictures import open_picture
+    from crosstrim.engines.server.settings import Settings
+    from tests.engines.server.conftest import asking, data_uri, png
+
+    class EnoughError(Exception):
+        """Ends the server, as Ctrl-C would."""
+
+    urls, replies = [], []
+    settings = Settings(model=str(checkpoint), device="cpu", api_key="secret")
+
+    def talk():
+        client = openai.OpenAI(base_url=urls[0], api_key="secret", max_retries=0, timeout=60)
+        for seed in range(6):
+            options = {"model": str(checkpoint), "messages": asking("what is it?", png(seed)), "max_tokens": 8}
+            replies.append(client.chat.completions.create(**options))
+            pieces = list(client.chat.completions.create(**options, stream=True))
+            streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces)
+            assert streamed == replies[-1].choices[0].message.content
+        with pytest.raises(openai.BadRequestError, match="n: Input should be 1"):
+            client.chat.completions.create(**options, n=2)
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=urls[0], api_key="wrong", max_retries=0).models.list()
+        raise EnoughError
+
+    with pytest.raises(EnoughError):
+        serve_on_ray(settings, "127.0.0.1", 18765, urls.append, replicas=2, address=address, wait=talk)
+    loaded = load(checkpoint)
+    for seed, reply in enumerate(replies):
+        picture = open_picture(data_uri(png(seed)), settings).image
+        alone = answering.ask(*loaded, picture, "what is it?", settings.trim, max_new_tokens=8)
+        assert reply.choices[0].message.content == alone.answer
+        assert reply.usage.crosstrim == {"visible": alone.report.visible, "kept": alone.report.kept}

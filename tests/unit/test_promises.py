@@ -23,9 +23,10 @@ import torch, transformers.cache_utils
 already = set(sys.modules)  # what torch and transformers bring along is theirs
 warnings.simplefilter("error", UserWarning)
 import crosstrim
-heavy = ["typer", "rich", "matplotlib", "accelerate", "torchvision", "triton", "sklearn", "skimage", "ray"]
+heavy = ["typer", "rich", "matplotlib", "accelerate", "torchvision", "triton", "sklearn", "skimage"]
 heavy += ["transformers.models.mllama.modeling_mllama", "transformers.modeling_utils"]
 heavy += ["crosstrim.cli", "crosstrim.eval", "crosstrim.viz", "crosstrim.images", "PIL"]
+heavy += ["crosstrim.engines", "crosstrim.tables", "ray", "fastapi", "uvicorn"]
 loaded = [name for name in heavy if name in set(sys.modules) - already]
 assert not loaded, loaded
 assert not torch.cuda.is_initialized()
@@ -41,9 +42,11 @@ def test_the_core_knows_nothing_of_what_is_built_on_it():
 import importlib, sys
 core = ["config", "policies", "saliency", "selection", "state", "rows", "decision", "forward", "hooks", "report"]
 core += ["features", "quantisation", "memory", "compat", "errors", "loading"]
-for name in core + ["models.mllama", "models.cache", "models.tiles", "models.vision"]:
+core += [f"models.{name}" for name in ("mllama", "cache", "memory", "tiles", "vision")]
+for name in core:
     importlib.import_module(f"crosstrim.{name}")
 upper = ["crosstrim.cli", "crosstrim.eval", "crosstrim.viz", "crosstrim.images", "crosstrim.environment"]
+upper += ["crosstrim.engines", "crosstrim.tables"]
 assert not [name for name in upper if name in sys.modules]
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)

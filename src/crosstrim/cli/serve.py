@@ -66,7 +66,7 @@ def serve(
         int, typer.Option("--max-image-bytes", metavar="BYTES", min=1, help="Of a picture's file.")
     ] = _DEFAULT.max_image_bytes,
     max_pixels: Annotated[
-        int, typer.Option("--max-pixels", metavar="COUNT", min=1, help="Of a picture.")
+        int, typer.Option("--max-pixels", metavar="COUNT", min=1, help="Of a request's pictures together.")
     ] = _DEFAULT.max_pixels,
     feature_cache_mib: Annotated[
         int,

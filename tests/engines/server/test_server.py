@@ -210,6 +210,8 @@ def test_other_errors_have_the_same_shape(server):
 def test_pictures_are_limited_before_they_are_decoded(start, monkeypatch):
     large = io.BytesIO()
     Image.new("RGB", (400, 300)).save(large, "PNG")
+    wide = io.BytesIO()
+    Image.new("RGB", (398, 250)).save(wide, "PNG")
     decoded = []
     load = Image.Image.load
     monkeypatch.setattr(Image.Image, "load", lambda self: decoded.append(self.size) or load(self))
@@ -219,6 +221,8 @@ def test_pictures_are_limited_before_they_are_decoded(start, monkeypatch):
         with pytest.raises(openai.BadRequestError, match="the limit is 5000"):
             server.ask("what?", b"x" * 5_001)
         assert decoded == []
+        with pytest.raises(openai.BadRequestError, match="28 x 28 pixels; the limit is 500 pixels"):
+            server.ask("what?", wide.getvalue(), png())
         server.ask("what?", png())
 
 

@@ -32,14 +32,20 @@ class Picture:
     sha256: str
 
 
-def open_picture(url: str, settings: Settings) -> Picture:
+def open_picture(url: str, settings: Settings, max_pixels: int | None = None) -> Picture:
     """The picture of a data: URI, or of a web address where the settings allow it.
+
+    Args:
+        url: where it is.
+        settings: the limits.
+        max_pixels: what is left of the settings' for this picture; None is all.
 
     Raises:
         InputError: it is too large, damaged, not to be had, or not allowed.
     """
     content = _content(url, settings)
-    return Picture(open_image(io.BytesIO(content), settings.max_pixels), hashlib.sha256(content).hexdigest())
+    pixels = settings.max_pixels if max_pixels is None else max_pixels
+    return Picture(open_image(io.BytesIO(content), pixels), hashlib.sha256(content).hexdigest())
 
 
 def _content(url: str, settings: Settings) -> bytes:

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 DEFAULT_NEW_TOKENS = 256
 
+_COLDEST = 0.001
+
 _Text = Annotated[str, Field(max_length=1_000_000)]
 
 
@@ -67,7 +69,7 @@ class ChatRequest(_Strict):
     messages: list[Message] = Field(min_length=1, max_length=256)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
+    temperature: float | None = Field(None, ge=0, le=2, description="Below 0.001 it is 0: greedy.")
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
     n: Literal[1] | None = None
@@ -83,6 +85,11 @@ class ChatRequest(_Strict):
     def new_tokens(self) -> int:
         """Where to cut the answer off."""
         return self.max_completion_tokens or self.max_tokens or DEFAULT_NEW_TOKENS
+
+    @property
+    def sampling_temperature(self) -> float:
+        """0 for greedy answers; so are those whose temperature would make logits overflow."""
+        return self.temperature if self.temperature is not None and self.temperature >= _COLDEST else 0.0
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from crosstrim.config import TrimConfig
@@ -46,10 +47,13 @@ class Service:
         self._processor = processor
         self._generator = Generator(model, processor, settings.feature_cache_bytes)
         self._scheduler = Scheduler(self._run, settings.max_batch, settings.max_wait_ms / 1000)
+        # As many as there may be requests, so that none waits while another's picture comes slowly.
+        self._threads = ThreadPoolExecutor(settings.queue_limit, "crosstrim-prepare")
         self.metrics = Metrics(lambda: self._scheduler.waiting, lambda: self._generator.cache.bytes)
 
     def close(self) -> None:
         """Finish what runs and refuse what waits."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._scheduler.close()
 
     def _run(self, chats: Sequence[Chat]) -> None:
@@ -70,9 +74,11 @@ class Service:
         messages, urls = self._messages(request.messages)
         prompt = self._prompt(messages)
         pictures: dict[str, Picture] = {}
+        pixels = self._settings.max_pixels
         for url in urls:
             if url not in pictures:
-                pictures[url] = open_picture(url, self._settings)
+                pictures[url] = open_picture(url, self._settings, pixels)
+                pixels -= pictures[url].image.width * pictures[url].image.height
         return Chat(
             prompt,
             tuple(pictures[url] for url in urls),
@@ -80,7 +86,7 @@ class Service:
             request.new_tokens,
             tell,
             stops=request.stops,
-            temperature=request.temperature or 0.0,
+            temperature=request.sampling_temperature,
             top_p=request.top_p or 1.0,
             seed=request.seed,
         )
@@ -105,7 +111,7 @@ class Service:
 
         try:
             async with asyncio.timeout(self._settings.timeout):
-                chat = await asyncio.to_thread(self.prepare, request, tell)
+                chat = await loop.run_in_executor(self._threads, self.prepare, request, tell)
         except TimeoutError as error:
             raise TimedOutError from error
         self._scheduler.submit(chat)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from crosstrim.config import TrimConfig
-from crosstrim.images import MAX_PIXELS
 
 MAX_IMAGES = 8
 """Pictures in one request."""
@@ -30,7 +29,7 @@ class Settings:
         api_key: that every request but /health must carry; None asks for none.
         allow_remote_images: whether pictures may be fetched over http and https.
         max_image_bytes: of a picture's file.
-        max_pixels: of a picture.
+        max_pixels: of a request's pictures together, which are in memory until it is answered.
         feature_cache_bytes: kept of pictures' features, in case a picture is asked about again.
     """
 
@@ -46,7 +45,7 @@ class Settings:
     api_key: str | None = field(default=None, repr=False)
     allow_remote_images: bool = False
     max_image_bytes: int = 10 << 20
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = 32_000_000
     feature_cache_bytes: int = 1 << 30
 
     @property

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from crosstrim import TrimConfig
+from crosstrim.cli import serve as verb
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """What would be served, and where."""
+    seen = []
+
+    def serve_here(settings, host, port, ready):
+        seen.append((settings, host, port))
+        ready(f"http://{host}:{port}/v1")
+
+    monkeypatch.setattr(verb, "serve_here", serve_here)
+    return seen
+
+
+def test_options_become_settings(run, served, monkeypatch):
+    monkeypatch.setenv("CROSSTRIM_API_KEY", "secret")
+    arguments = ["--keep", 9, "--policy", "mean", "--max-batch", 3, "--queue-limit", 7, "--timeout", 2.5]
+    arguments += ["--max-wait-ms", 1, "--max-image-bytes", 99, "--max-pixels", 77, "--feature-cache-mib", 2]
+    arguments += ["--max-new-tokens", 5, "--allow-remote-images", "--model", "some/model", "--device", "cpu"]
+    result = run("serve", *arguments, "--port", 1234, "--host", "::1", "--json")
+    assert result.json == {"url": "http://::1:1234/v1", "model": "some/model"}
+    ((settings, host, port),) = served
+    assert (host, port) == ("::1", 1234)
+    assert settings.trim == TrimConfig(keep=9, policy="mean")
+    assert (settings.max_batch, settings.queue_limit, settings.timeout) == (3, 7, 2.5)
+    assert (settings.max_wait_ms, settings.max_image_bytes, settings.max_pixels) == (1.0, 99, 77)
+    assert (settings.feature_cache_bytes, settings.max_new_tokens) == (2 << 20, 5)
+    assert (settings.allow_remote_images, settings.model, settings.device) == (True, "some/model", "cpu")
+    assert settings.api_key == "secret"
+    assert "secret" not in repr(settings)
+
+
+def test_a_server_is_closed_to_the_web_unless_told(run, served):
+    assert run("serve").stdout == "http://127.0.0.1:8000/v1\n"
+    assert served[0][0].allow_remote_images is False
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--engine", "spark"), ("--replicas", 2), ("--address", "a:1"), ("--api-key", " x"), ("--api-key", "é")]
+)
+def test_options_that_cannot_be(run, served, wrong):
+    assert run("serve", *wrong).code == 2
+    assert served == []
+
+
+def test_an_address_that_is_taken_is_told_before_the_model_is_loaded(run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("serve", "--port", port, "--model", "/no/such/model")
+    assert result.code == 1
+    assert f"127.0.0.1:{port} cannot be listened on" in result.stderr
+
+
+def test_missing_fastapi_names_the_extra(run, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    result = run("serve", "--port", 0)
+    assert (result.code, "pip install 'crosstrim[serve]'" in result.stderr) == (1, True)
