@@ -91,3 +91,12 @@ def test_two_replicas_answer_as_ask_does(checkpoint, address):
         alone = answering.ask(*loaded, picture, "what is it?", settings.trim, max_new_tokens=8)
         assert reply.choices[0].message.content == alone.answer
         assert reply.usage.crosstrim == {"visible": alone.report.visible, "kept": alone.report.kept}
+
+
+def test_replicas_that_cannot_load_the_model_say_why(address, tmp_path):
+    from crosstrim.engines.ray_serve import serve_on_ray
+    from crosstrim.engines.server.settings import Settings
+
+    settings = Settings(model=str(tmp_path / "nothing"), device="cpu")
+    with pytest.raises(EngineError, match=r"refused: .* is neither 'mini' nor a folder"):
+        serve_on_ray(settings, "127.0.0.1", 18766, lambda url: pytest.fail("it serves"), address=address)

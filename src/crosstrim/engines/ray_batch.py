@@ -40,7 +40,7 @@ def answer_on_ray(
             start(ray, address)
         yield from _answer(ray, job, pending, workers)
     except (ray.exceptions.RayError, ConnectionError) as error:
-        raise _refusal(error) from error
+        raise refusal(error) from error
     finally:
         if not was_running:
             ray.shutdown()
@@ -65,7 +65,8 @@ def import_ray(module: str) -> Any:
 
 def start(ray: Any, address: str | None) -> None:
     """Join the cluster at `address`, or start one on this machine, without its chatter."""
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it would say is raised as well
+    for name in ("ray.data", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they would say is raised as well
     ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False)
 
 
@@ -96,10 +97,10 @@ class _Worker:
         return {"batch": batches, "rows": [json.dumps(self._answerer.answer(batch)) for batch in batches]}
 
 
-def _refusal(error: Exception) -> EngineError:
-    """What Ray says, whose last line holds what was raised in a worker."""
+def refusal(error: Exception) -> EngineError:
+    """What a worker refused in crosstrim's words, which Ray hands on inside of a traceback, or that Ray gave up."""
+    words = re.findall(r"crosstrim\.errors\.\w+: (.+)", str(error))
+    if words:
+        return EngineError(f"a worker on the Ray cluster refused: {words[-1].strip()}")
     last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-    refused = re.match(r"crosstrim\.errors\.\w+: (.+)", last)
-    if refused:
-        return EngineError(f"a worker on the Ray cluster refused: {refused[1]}")
     return EngineError(f"Ray gave up: {last}; look into its logs, or take --engine local.")

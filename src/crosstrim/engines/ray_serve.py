@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from crosstrim.engines.ray_batch import import_ray, start
+from crosstrim.engines.ray_batch import import_ray, refusal, start
 from crosstrim.engines.server.local import url
 from crosstrim.engines.server.settings import Settings
-from crosstrim.errors import EngineError
 
 _NAME = "crosstrim"
+_QUIET = {"log_level": "ERROR", "enable_access_log": False}
 _BEYOND_THE_QUEUE = 16  # requests that reach a replica to be refused there, in OpenAI's shape
 
 
@@ -46,24 +46,28 @@ def serve_on_ray(
         if not was_running:
             start(ray, address)
         ray.serve.start(http_options={"host": host, "port": port})
-        ray.serve.run(_application(ray, settings, replicas), name=_NAME, route_prefix="/", logging_config=_QUIET)
+        _deploy(ray, _application(ray, settings, replicas))
         ready(url(host, port))
         while True:
             wait()
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
-        if isinstance(error, EngineError):
-            raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise EngineError(f"Ray could not serve: {lines[-1].strip()}; look into its logs.") from error
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise refusal(error) from error
     finally:
         if ray.is_initialized():
             ray.serve.delete(_NAME)
+            if address is None and not was_running:
+                ray.serve.shutdown()  # elsewhere it would end what others serve
         if not was_running:
-            ray.serve.shutdown()
             ray.shutdown()
 
 
-_QUIET = {"log_level": "ERROR", "enable_access_log": False}
+def _deploy(ray: Any, application: Any) -> None:
+    try:
+        ray.serve.run(application, name=_NAME, route_prefix="/", logging_config=_QUIET)
+    except RuntimeError as error:
+        # The error itself does not say what the replicas raised.
+        found = ray.serve.status().applications[_NAME].deployments.values()
+        raise refusal(RuntimeError("\n".join([*(one.message for one in found), str(error)]))) from error
 
 
 def _application(ray: Any, settings: Settings, replicas: int) -> Any:
