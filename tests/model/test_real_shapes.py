@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers.models.mllama.configuration_mllama import MllamaConfig, MllamaTextConfig, MllamaVisionConfig
@@ -11,6 +13,7 @@ import crosstrim
 from crosstrim import compat, memory
 from crosstrim.errors import UnsupportedModelError
 from crosstrim.models import mllama
+from crosstrim.models.memory import bytes_per_sample
 from tests import tiny
 
 MIB = 2**20
@@ -120,3 +123,11 @@ def test_the_arithmetic_is_what_a_cache_holds(dtype):
 def test_another_configuration_is_refused():
     with pytest.raises(UnsupportedModelError, match="'mllama_text_model'; needed is 'mllama'"):
         mllama.shape_of(configuration("11B").text_config, "text")
+
+
+@pytest.mark.parametrize(("name", "gib"), [("11B", "0.55"), ("90B", "0.99")])
+def test_what_a_question_of_a_batch_takes(name, gib):
+    """As docs/serving.md says it."""
+    assert f"{bytes_per_sample(on_meta(name), 512 + 64) / 2**30:.2f}" == gib
+    page = " ".join((Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8").split())
+    assert f"{gib} GiB a row on the {name} model" in page
