@@ -31,7 +31,7 @@ def batch(
     k: options.K = None,
     keep: options.Keep = None,
     lossless: options.Lossless = False,
-    policy: options.Policy = "union",
+    policy: options.Policy = None,
     rating_rows: options.RatingRows = "all",
     k_base: options.KBase = "visible",
     whole_first_layer: options.WholeFirstLayer = False,

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from crosstrim.memory import image_kv_bytes, text_kv_bytes
 from crosstrim.models import mllama
 
 _VISION_PADDING = 8  # the vision tower pads a tile's features to a multiple of this
@@ -22,15 +23,9 @@ def bytes_per_sample(model: nn.Module, text_tokens: int) -> int:
         model: a loaded Mllama.
         text_tokens: of prompt and answer together.
     """
-    located = mllama.locate(model)
-    config = cast(Any, located.model).config
-    text, vision = config.text_config, config.vision_config
-    cross_layers = len(located.cross_layers)
-    head_size = text.hidden_size // text.num_attention_heads
-    values_per_token = 2 * text.num_key_value_heads * head_size  # of one layer, keys and values
-    image_cache = located.features_per_image * cross_layers * values_per_token
-    text_cache = text_tokens * (text.num_hidden_layers - cross_layers) * values_per_token
-    padded = -(-located.features_per_tile // _VISION_PADDING) * _VISION_PADDING * located.tiles_per_image
-    widths = vision.intermediate_size + vision.vision_output_dim + text.hidden_size
-    size = next(parameter for parameter in model.parameters() if parameter.is_floating_point()).element_size()
-    return int((image_cache + text_cache + padded * widths + padded**2) * size)
+    config = cast(Any, mllama.locate(model).model).config
+    shape, vision = mllama.shape_of(config, type(model).__name__), config.vision_config
+    padded = -(-shape.features_per_tile // _VISION_PADDING) * _VISION_PADDING * shape.tiles_per_image
+    widths = vision.intermediate_size + vision.vision_output_dim + shape.hidden_size
+    tower = int(padded * widths + padded**2) * shape.bytes_per_element
+    return image_kv_bytes(shape) + text_kv_bytes(shape, text_tokens) + tower

@@ -203,8 +203,8 @@ def _trim_config(wanted: schema.TrimOptions | None, default: TrimConfig) -> Trim
     amounts = [wanted.k is not None, wanted.keep is not None, wanted.lossless]
     if sum(amounts) > 1:
         raise InputError("k, keep and lossless are ways to say how much stays; give one of them.")
-    if any(amounts):
-        values |= {"k": wanted.k, "keep": wanted.keep}
+    if any(amounts):  # and with it the policy that is the default for such an amount
+        values |= {"k": wanted.k, "keep": wanted.keep, "policy": None}
     if wanted.policy is not None:
         values["policy"] = wanted.policy
     return TrimConfig.from_dict(values)
