@@ -43,6 +43,7 @@ class Pages(http.server.BaseHTTPRequestHandler):
     """Answers by path."""
 
     seen: list[tuple[str, str]] = []  # noqa: RUF012
+    dripped: list[bytes] = []  # noqa: RUF012
 
     def do_GET(self):
         self.seen.append((self.headers["Host"], self.path))
@@ -68,16 +69,18 @@ class Pages(http.server.BaseHTTPRequestHandler):
         elif kind == "drip":
             self.send_response(200)
             self.end_headers()
-            for _ in range(200):
-                self.wfile.write(b"x")
-                time.sleep(0.05)
+            self.drip()
         elif kind == "drip-head":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
-            for _ in range(200):
-                self.wfile.write(b"x")
-                time.sleep(0.05)
+            self.drip()
         else:
             self.send_error(404)
+
+    def drip(self):
+        for _ in range(200):
+            self.wfile.write(b"x")
+            self.dripped.append(b"x")
+            time.sleep(0.05)
 
     def log_message(self, *args):
         pass
@@ -92,8 +95,8 @@ def web(monkeypatch):
     """A web in which names resolve as told, and every public address leads to a server of this test."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Pages)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    Pages.seen = []
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    Pages.seen, Pages.dripped = [], []
     names = {"pictures.example": [[PUBLIC]]}
     connected = []
 
@@ -181,6 +184,7 @@ def test_a_picture_that_is_too_large_is_not_read_to_its_end(web, page):
 def test_a_server_that_drips_is_left(web, page):
     with pytest.raises(InputError, match=r"took too long|could not be read"):
         fetch.fetch(f"http://pictures.example/{page}", 100, seconds=0.3)
+    assert 0 < len(Pages.dripped) < 100, "it was read to its end"
 
 
 def test_an_answer_that_breaks_off_is_no_picture(web):

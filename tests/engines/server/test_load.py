@@ -41,6 +41,7 @@ def resident_mib(process):
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_two_hundred_requests_of_thirty_two_clients(program, checkpoint, loaded):
     import openai

@@ -33,7 +33,7 @@ def test_drawn_requests(promised, mode):
             continue  # nothing in them can be wrong
 
         @seed(1)
-        @settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy(generation_mode=mode))
         def drawn(case):
             if isinstance(case.body, dict) and "model" in case.body:

@@ -123,22 +123,24 @@ class _Pinned(http.client.HTTPConnection):
         self.default_port = 443 if secure else 80  # so that the Host header names no usual port
         self._address = address
         self._secure = secure
+        self._open: socket.socket | None = None  # `sock` is gone as soon as an answer without a length is read
         self.aborted = False
 
     def connect(self) -> None:
-        self.sock = socket.create_connection((self._address, self.port), self.timeout)
+        self.sock = self._open = socket.create_connection((self._address, self.port), self.timeout)
         if self._secure:
             # The handshake comes once `abort` can reach the socket that it goes over.
-            self.sock = ssl.create_default_context().wrap_socket(
+            secure = ssl.create_default_context().wrap_socket(
                 self.sock, server_hostname=self.host, do_handshake_on_connect=False
             )
-            self.sock.do_handshake()
+            self.sock = self._open = secure
+            secure.do_handshake()
         if self.aborted:
             raise TimeoutError
 
     def abort(self) -> None:
         """Make whatever waits for this connection fail."""
         self.aborted = True
-        if self.sock is not None:
+        if self._open is not None:
             with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)
+                self._open.shutdown(socket.SHUT_RDWR)
