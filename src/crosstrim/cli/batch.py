@@ -35,6 +35,7 @@ def batch(
     rating_rows: options.RatingRows = "all",
     k_base: options.KBase = "visible",
     whole_first_layer: options.WholeFirstLayer = False,
+    kv_dtype: options.KvDtype = None,
     batch_size: Annotated[
         int,
         typer.Option(
@@ -81,6 +82,7 @@ def batch(
         rating_rows=rating_rows,
         k_base=k_base,
         whole_first_layer=whole_first_layer,
+        kv_dtype=kv_dtype,
     )
     if engine not in ("auto", "local", "ray"):
         raise typer.BadParameter(f"--engine {engine} must be one of auto, local, ray.")

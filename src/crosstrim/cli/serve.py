@@ -31,6 +31,7 @@ def serve(
     rating_rows: options.RatingRows = "all",
     k_base: options.KBase = "visible",
     whole_first_layer: options.WholeFirstLayer = False,
+    kv_dtype: options.KvDtype = None,
     max_batch: Annotated[
         int, typer.Option("--max-batch", metavar="COUNT", min=1, help="Requests that are answered together.")
     ] = _DEFAULT.max_batch,
@@ -107,6 +108,7 @@ def serve(
             rating_rows=rating_rows,
             k_base=k_base,
             whole_first_layer=whole_first_layer,
+            kv_dtype=kv_dtype,
         ),
         max_batch=max_batch,
         max_wait_ms=max_wait_ms,

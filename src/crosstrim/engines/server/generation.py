@@ -11,9 +11,9 @@ import torch
 
 from crosstrim import answering
 from crosstrim.engines.server.chat import Chat, Delta, Failed, Finished
-from crosstrim.engines.server.features import FeatureCache
 from crosstrim.engines.server.text import GrowingText
 from crosstrim.errors import InputError
+from crosstrim.features import FeatureCache
 from crosstrim.hooks import TrimHandle, trim
 from crosstrim.models import mllama, vision
 
@@ -92,8 +92,8 @@ class Generator:
         if not chats[0].pictures:
             yield
             return
-        names = [[picture.sha256 for picture in chat.pictures] for chat in chats]
-        with vision.given(self._model, self.cache.features(self._model, inputs, names)):
+        pictures = tuple(tuple(picture.digest for picture in chat.pictures) for chat in chats)
+        with vision.given(self._model, self.cache.features(self._model, inputs, pictures)):
             yield
 
     def _decode(self, tokens: list[int]) -> str:

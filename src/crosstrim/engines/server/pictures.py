@@ -25,11 +25,11 @@ class Picture:
 
     Attributes:
         image: as the model is to see it.
-        sha256: of its file.
+        digest: SHA-256 of its file.
     """
 
     image: Image.Image
-    sha256: str
+    digest: bytes
 
 
 def open_picture(url: str, settings: Settings, max_pixels: int | None = None) -> Picture:
@@ -45,7 +45,7 @@ def open_picture(url: str, settings: Settings, max_pixels: int | None = None) ->
     """
     content = _content(url, settings)
     pixels = settings.max_pixels if max_pixels is None else max_pixels
-    return Picture(open_image(io.BytesIO(content), pixels), hashlib.sha256(content).hexdigest())
+    return Picture(open_image(io.BytesIO(content), pixels), hashlib.sha256(content).digest())
 
 
 def _content(url: str, settings: Settings) -> bytes:
