@@ -80,8 +80,13 @@ def locate(model: nn.Module) -> Mllama:
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"expected a loaded model, got {name}; {supported}.")
     # Searching thousands of modules takes milliseconds, and a bare model is no haystack.
-    bare = [model.model] if isinstance(model, MllamaForConditionalGeneration) else []
-    found = [module for module in bare or model.modules() if isinstance(module, MllamaModel)]
+    if isinstance(model, MllamaModel):
+        modules = [model]
+    elif isinstance(model, MllamaForConditionalGeneration):
+        modules = [model, model.model]
+    else:
+        modules = list(model.modules())
+    found = [module for module in modules if isinstance(module, MllamaModel)]
     if len(found) != 1:
         problem = "holds no Mllama with a vision tower" if not found else f"holds {len(found)} Mllama models"
         raise UnsupportedModelError(f"{name} {problem}; {supported}.")
@@ -92,7 +97,7 @@ def locate(model: nn.Module) -> Mllama:
         raise UnsupportedModelError(f"{name} has no cross-attention layer to trim; {supported}.")
     text_config = mllama.config.text_config
     return Mllama(
-        head=next((module for module in model.modules() if isinstance(module, MllamaForConditionalGeneration)), None),
+        head=next((module for module in modules if isinstance(module, MllamaForConditionalGeneration)), None),
         model=found[0],
         vision_model=mllama.vision_model,
         cross_layers=tuple(text_model.layers[index] for index in indices),
