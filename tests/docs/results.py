@@ -12,25 +12,29 @@ from typing import Any
 
 from crosstrim.eval import analysis_report, kv_table
 from crosstrim.memory import SHAPES
-from tests.docs import pages
+from tests.docs import pages, policies
 
 HELDOUT = "evaluation/results/mini-heldout.json"
 SWEEP = "evaluation/results/mini-sweep.jsonl"
 ANALYSIS = "evaluation/results/mini-analysis.json"
 KV_DTYPES = "evaluation/results/mini-kv-dtype.json"
-PAGES = ("README.md", "docs/compat.md", "docs/analysis.md", "docs/performance.md")
+PAGES = ("README.md", "docs/compat.md", "docs/analysis.md", "docs/evaluation.md", "docs/performance.md")
+BUDGETS = (0.2, 0.1, 0.05)
 
 _README = """\
 **On "mini"**, measured: per cent of {count} held-out questions answered exactly right, greedy
-([mini-sweep.jsonl]({sweep}), [mini-heldout.json]({heldout})).
+([mini-sweep.jsonl]({sweep}), [mini-policies.json]({comparison}),
+[mini-heldout.json]({heldout})).
 
 {table}
 
 *Kept* is the share of the visible features, in per cent. *Lookups* ask about one digit; *count* and *read* need the
-whole picture. *Random* keeps as many features, drawn blindly. *First layer too* hides the dropped features from the
-first cross-attention layer as well, which otherwise sees everything once and so flatters every choice. *Blind* shows
-another picture than the one asked about. It is one small model, one training run, one task: these numbers say that
-the method works as described, not how it does on Llama-3.2-Vision.
+whole picture. `k` goes with the paper's *union*, `keep` with *contribution*, ours, unless another policy is named
+([all policies, with bands](docs/evaluation.md#policies-on-mini)). *Random* keeps as many features, drawn blindly.
+*First layer too* hides the dropped features from the first cross-attention layer as well, which otherwise sees
+everything once and so flatters every choice. *Blind* shows another picture than the one asked about. It is one small
+model, one training run, one task: these numbers say that the method works as described, not how it does on
+Llama-3.2-Vision.
 """
 _COMPAT = """\
 Per cent of {count} held-out questions answered exactly right, untrimmed, greedy
@@ -90,11 +94,26 @@ class Row:
     def of_sweep(cls, result: dict[str, Any]) -> Row:
         accuracy, config = result["trimmed"]["accuracy"], result["config"]
         name = f"k={config['k']}" if config["k"] else f"keep={config['keep']}"
-        name += "" if config["policy"] == "union" else f" {config['policy']}"
         kinds = {kind: 100 * share for kind, share in accuracy["kinds"].items()}
         lookups = mean(share for kind, share in kinds.items() if kind not in ("count", "read"))
         kept = 100 * result["trimmed"]["kept_fraction"]["overall"]
         return cls(name, kept, lookups, kinds["count"], kinds["read"], 100 * accuracy["overall"])
+
+    @classmethod
+    def of_comparison(cls, row: dict[str, Any]) -> Row:
+        kinds = {kind: 100 * cell["accuracy"]["mean"] for kind, cell in row["kinds"].items()}
+        lookups = mean(share for kind, share in kinds.items() if kind not in policies.WHOLE_OF_IT)
+        policy, keep = row["group"].split()
+        overall = row["overall"]
+        name = f"{keep} {policy}" + (f" (mean of {row['seeds']} draws)" if row["seeds"] > 1 else "")
+        return cls(
+            name,
+            100 * overall["kept_fraction"],
+            lookups,
+            kinds["count"],
+            kinds["read"],
+            100 * overall["accuracy"]["mean"],
+        )
 
     @classmethod
     def mean_of(cls, name: str, rows: list[Row]) -> Row:
@@ -114,12 +133,18 @@ def rows_of_the_readme(measured: dict[str, Any]) -> list[Row]:
     seeds = [row for row in strict if "seed" in row.name]
     return [
         Row.of_heldout("untrimmed", measured["untrimmed"], 100.0),
-        *sweep,
-        *[Row.of_heldout(name, measured[name], kept) for name in measured if name == "keep=0.07 random"],
+        *[row for row in sweep if row.name.startswith("k=")],
+        *rows_of_budgets(),
         *[row for row in strict if row not in seeds],
         Row.mean_of(re.sub(r"\(seed \d+\)", f"(mean of {len(seeds)} draws)", seeds[0].name), seeds),
         Row.of_heldout("blind", measured["blind"]),
     ]
+
+
+def rows_of_budgets() -> list[Row]:
+    found = {row["group"]: row for row in json.loads(pages.text(policies.RESULTS[0]))["summary"]}
+    names = ("contribution", "union", "random")
+    return [Row.of_comparison(found[f"{policy} keep={keep}"]) for keep in BUDGETS for policy in names]
 
 
 def rows_of_compat(measured: dict[str, Any]) -> list[Row]:
@@ -183,9 +208,16 @@ def _range(shares: Iterable[float]) -> str:
 def written(name: str) -> str:
     """The page with the measured numbers in it."""
     report = json.loads(pages.text(HELDOUT))
-    facts = {"count": sum(report["questions"].values()), "heldout": HELDOUT, "sweep": SWEEP}
+    facts = {
+        "count": sum(report["questions"].values()),
+        "heldout": HELDOUT,
+        "sweep": SWEEP,
+        "comparison": policies.RESULTS[0],
+    }
     if name == "README.md":
         part = _README.format(table=_table(rows_of_the_readme(report["results"]), with_kept=True), **facts)
+    elif name == "docs/evaluation.md":
+        part = policies.written()
     elif name == "docs/analysis.md":
         part = part_of_analysis(json.loads(pages.text(ANALYSIS)))
     elif name == "docs/performance.md":

@@ -6,7 +6,7 @@ import pytest
 
 import crosstrim
 from crosstrim.eval import dataset, provenance
-from tests.docs import pages, results
+from tests.docs import pages, policies, results
 
 
 @pytest.mark.parametrize("name", results.PAGES)
@@ -41,3 +41,20 @@ def test_the_analysis_is_of_the_embedded_model_and_agrees_with_the_sweep():
     kept = {one["config"]["k"]: one["trimmed"]["kept_fraction"]["overall"] for one in sweeps if one["config"]["k"]}
     unions = {one["k"]: one["kept"] for one in found["first_layer"]}
     assert unions == pytest.approx({k: kept[k] for k in unions}, abs=1e-3)
+
+
+def test_the_comparison_of_policies_is_of_the_embedded_model_and_supports_the_default():
+    """The bars: the paper's rule is free at half, and the rule that decides with `keep` beats it where it matters."""
+    runs = [json.loads(pages.text(name)) for name in policies.RESULTS]
+    for run in runs:
+        assert run["dataset"]["sha256"] == dataset.embedded().sha256
+        assert run["dataset"]["questions"] == 2048
+        assert run["model"] == runs[0]["model"] == provenance.of_model(crosstrim.load("mini")[0], "mini")
+        assert all(run["compat"].values())
+    rows = {(row["policy"], row["keep"]): row for row in policies.rows(runs, trim_first_layer=True)}
+    assert rows["random", 0.2]["seeds"] >= 3
+    assert rows["union", 0.5]["all"] >= -1
+    default = crosstrim.TrimConfig(keep=0.2).policy
+    assert all(rows[default, keep]["against"][1] > 0 for keep in (0.05, 0.1, 0.2))
+    assert rows[default, 0.2]["lookups"] >= -2
+    assert min(rows[default, 0.2]["count"], rows[default, 0.2]["read"]) >= -5
