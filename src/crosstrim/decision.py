@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from crosstrim import policies
 from crosstrim.config import TrimConfig
 from crosstrim.errors import InputError
 from crosstrim.forward import ForwardPass
-from crosstrim.models import mllama
+from crosstrim.models import mllama, parallel
 from crosstrim.rows import last_turn_rows, real_rows
 from crosstrim.saliency import saliency
 from crosstrim.selection import budget_of, select, share_of
@@ -28,6 +29,7 @@ class Decision:
     def __init__(self, config: TrimConfig, model: mllama.Mllama) -> None:
         self._config = config
         self._model = model
+        self._ranks = parallel.ranks(model)
         self._policy = config.voters()
         self._knobs: dict[str, Any] = {"k": config.k, "keep": config.keep, "k_base": config.k_base}
 
@@ -73,12 +75,17 @@ class Decision:
             features_per_image=self._model.features_per_image,
             features_per_tile=self._model.features_per_tile,
         )
+        votes, kept = self._vote(evidence if self._ranks is None else _of_all_heads(evidence, self._ranks))
+        if self._ranks is not None:
+            votes, kept = self._ranks.agree(votes), self._ranks.agree(kept)
+        return self._layer_states(votes, visible, kept)
+
+    def _vote(self, evidence: policies.Evidence) -> tuple[torch.Tensor, torch.Tensor]:
         votes = self._policy(evidence)
         if self._config.k is None and self._config.keep is None:
-            kept = self._policy.chosen(evidence)  # type: ignore[attr-defined]  # else it is lossless
-        else:
-            kept = select(votes, visible, features_per_image=self._model.features_per_image, **self._knobs)
-        return self._layer_states(votes, visible, kept)
+            return votes, self._policy.chosen(evidence)  # type: ignore[attr-defined]  # else it is lossless
+        size = self._model.features_per_image
+        return votes, select(votes, evidence.visible, features_per_image=size, **self._knobs)
 
     def _layer_states(self, votes: torch.Tensor, visible: torch.Tensor, kept: torch.Tensor) -> LayerStates:
         """The choice for the leader, and for every follower all or a share of it."""
@@ -120,3 +127,13 @@ class Decision:
             return new_count
         per_image = int(share_of(keep, torch.tensor(size))) if isinstance(keep, float) else min(keep, size)
         return per_image * (new_count // size)
+
+
+def _of_all_heads(evidence: policies.Evidence, ranks: parallel.Ranks) -> policies.Evidence:
+    """The evidence of every process that holds some of the heads, so that each decides as one process would."""
+    return replace(
+        evidence,
+        saliency=ranks.gather_heads(evidence.saliency),
+        keys=ranks.gather_heads(evidence.keys),
+        values=ranks.gather_heads(evidence.values),
+    )

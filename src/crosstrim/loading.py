@@ -16,6 +16,7 @@ import torch
 
 from crosstrim import compat, mini
 from crosstrim.errors import ConfigError, LoadError, MissingExtraError, UnsupportedModelError
+from crosstrim.models import parallel
 
 if TYPE_CHECKING:
     from transformers import MllamaForConditionalGeneration, MllamaProcessor
@@ -38,6 +39,7 @@ def load(
     device_map: str | int | torch.device | dict[str, Any] | None = None,
     attn_implementation: str | None = None,
     quantization_config: Any = None,
+    tp: int = 1,
     revision: str | None = None,
     token: str | None = None,
     local_files_only: bool = False,
@@ -52,6 +54,8 @@ def load(
             which needs accelerate. None is the CPU.
         attn_implementation: passed to transformers: "sdpa", "eager" and so on.
         quantization_config: passed to transformers.
+        tp: over how many processes to divide the model (tensor parallelism), each of which calls `load` alike:
+            `torchrun --nproc-per-node 2 script.py` with `tp=2`. Each takes the GPU of its LOCAL_RANK.
         revision: branch, tag or commit of a Hub repository.
         token: Hub token; None takes the one of `hf auth login`.
         local_files_only: whether to look in the local Hub cache alone.
@@ -63,16 +67,25 @@ def load(
     Raises:
         LoadError: something is missing, unreachable, damaged, or not in safetensors.
         UnsupportedModelError: it is another architecture.
-        ConfigError: `dtype` or `device_map` is unknown, or the device is not there.
-        MissingExtraError: `device_map` needs accelerate.
+        ConfigError: `dtype` or `device_map` is unknown, the device is not there, or the model cannot be divided
+            over `tp` processes.
+        MissingExtraError: `device_map` or `tp` needs accelerate.
     """
     wanted_dtype = _dtype(dtype, is_mini=model == "mini")
     spread, device = _placement(device_map)
+    _check_parallel(tp, device_map, quantization_config)
     folder = _folder(model, {"revision": revision, "token": token, "local_files_only": local_files_only})
+    division = parallel.division(_config(folder), tp) if tp > 1 else None
     processor = _load_processor(folder, model)
-    options = {"attn_implementation": attn_implementation, "quantization_config": quantization_config}
+    options = {
+        "attn_implementation": attn_implementation,
+        "quantization_config": quantization_config,
+        "distributed_config": division,
+    }
     options = {name: value for name, value in options.items() if value is not None}
     loaded = _load_weights(folder, model, device, dtype=wanted_dtype, device_map=spread, **options)
+    if tp > 1:
+        parallel.count_own_heads(loaded)
     compat.apply(loaded)
     return loaded, processor
 
@@ -110,6 +123,21 @@ def _placement(device_map: Any) -> tuple[Any, torch.device | None]:
     # accelerate reads the weights straight onto the device; without it they pass through the CPU's memory.
     has_accelerate = importlib.util.find_spec("accelerate") is not None
     return ({"": device}, None) if has_accelerate else (None, device)
+
+
+def _check_parallel(tp: int, device_map: Any, quantization_config: Any) -> None:
+    if not isinstance(tp, int) or isinstance(tp, bool) or tp < 1:
+        raise ConfigError(f"tp={tp!r} must be a number of processes, 1 or more.")
+    if tp == 1:
+        return
+    if importlib.util.find_spec("accelerate") is None:
+        raise MissingExtraError(f"tp={tp} needs accelerate, which is not installed: pip install accelerate.")
+    if device_map is not None:
+        raise ConfigError(
+            f"tp={tp} gives every process a device of its own; leave device_map={device_map!r} out, or tp."
+        )
+    if quantization_config is not None:
+        raise ConfigError(f"tp={tp} divides weights that are not quantised; leave quantization_config out, or tp.")
 
 
 def _folder(model: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
@@ -177,6 +205,12 @@ def _check_config(file: Path, model: str | os.PathLike[str]) -> None:
     kind, architectures = config.get("model_type"), config.get("architectures") or [_ARCHITECTURE]
     if kind != _MODEL_TYPE or _ARCHITECTURE not in architectures:
         raise UnsupportedModelError(f"{model} is {architectures[0]} with model_type {kind!r}; {_SUPPORTED}.")
+
+
+def _config(folder: Path) -> Any:
+    from transformers import MllamaConfig
+
+    return MllamaConfig.from_pretrained(folder)
 
 
 def _load_processor(folder: Path, model: str | os.PathLike[str]) -> MllamaProcessor:

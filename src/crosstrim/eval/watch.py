@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from crosstrim.forward import visible_features
-from crosstrim.models import mllama
+from crosstrim.models import mllama, parallel
 from crosstrim.rows import real_rows
 from crosstrim.saliency import saliency
 
@@ -20,16 +20,18 @@ class Watch:
 
     Args:
         attention_mask: [B, T] with 1 for tokens and 0 for padding, which does not rate.
+        ranks: the processes that share the heads, if the model is divided.
 
     Attributes:
         scores: per watched layer, in the order they ran, [B, Hq, N] float32 as of `crosstrim.saliency`.
         visible: [B, N] bool, the features that some rating row sees.
     """
 
-    def __init__(self, attention_mask: torch.Tensor) -> None:
+    def __init__(self, attention_mask: torch.Tensor, ranks: parallel.Ranks | None = None) -> None:
         self.scores: list[torch.Tensor] = []
         self.visible: torch.Tensor
         self._attention_mask = attention_mask
+        self._ranks = ranks
         self._seen: dict[str, torch.Tensor] = {}
 
     def see(self, name: str, module: nn.Module, args: Any, output: torch.Tensor) -> None:
@@ -48,6 +50,8 @@ class Watch:
         )
         rows = real_rows(self._attention_mask, len(visible), visible.shape[1], visible.device)
         scores = saliency(queries, keys, visible, rating_rows=rows, scale=mllama.attention_scale(layer))
+        if self._ranks is not None:
+            scores = self._ranks.gather_heads(scores)
         if not self.scores:
             self.visible = (visible & rows.unsqueeze(-1)).any(1)
         self.scores.append(scores.to(self.visible.device))  # layers may lie on several devices
@@ -64,7 +68,7 @@ def run(located: mllama.Mllama, layers: Sequence[nn.Module], inputs: Mapping[str
     """
     attention_mask = inputs["attention_mask"]
     positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
-    watch, hooks = Watch(attention_mask), []
+    watch, hooks = Watch(attention_mask, parallel.ranks(located)), []
     for layer in layers:
         queries, keys, _ = mllama.attention_inputs(layer)
         hooks += [
