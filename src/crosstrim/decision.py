@@ -54,6 +54,7 @@ class Decision:
             new_count: features the pass brings.
             older_keys: [B, Hkv, N old, D], the leader's keys of earlier images; they share the softmax.
         """
+        step.visible = step.visible.to(step.queries.device)  # masks come on the device of the layer before
         real = self._real_rows(step)
         visible = self._visible(step, new_count, real)
         keys = step.keys

@@ -80,11 +80,15 @@ class TrimState:
         counts = None
         if self.rectangular and newer.counts is not None:
             counts = tuple(self.length + count for count in newer.counts)
+
+        def joined(older: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
+            return torch.cat([older, newer.to(older.device)], dim=1)
+
         return TrimState(
-            visible=torch.cat([self.visible, newer.visible], dim=1),
-            kept=torch.cat([self.kept, newer.kept], dim=1),
-            slots=torch.cat([self.slots, newer.slots + self.feature_count], dim=1),
-            occupied=torch.cat([self.occupied, newer.occupied], dim=1),
+            visible=joined(self.visible, newer.visible),
+            kept=joined(self.kept, newer.kept),
+            slots=joined(self.slots, newer.slots + self.feature_count),
+            occupied=joined(self.occupied, newer.occupied),
             features_per_image=self.features_per_image,
             counts=counts,
         )

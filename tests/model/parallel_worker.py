@@ -44,15 +44,8 @@ def tokens_and_kept(model, inputs, options: dict[str, Any]) -> list[Any]:
 
 
 def appended_image(model) -> list[Any]:
-    """Logits' best tokens and the kept features when the second image comes in a pass of its own."""
-    whole = tiny.inputs([3, Image(2, seed=1), 4, Image(3, seed=2), 5])
-    split = 9
-    first = {name: whole[name][:, :split] for name in ("input_ids", "attention_mask")}
-    first |= {name: whole[name][:, :1] for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")}
-    first["cross_attention_mask"] = whole["cross_attention_mask"][:, :split, :1]
-    second = {"input_ids": whole["input_ids"][:, split:], "attention_mask": whole["attention_mask"]}
-    second |= {name: whole[name][:, 1:] for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")}
-    second["cross_attention_mask"] = whole["cross_attention_mask"][:, split:]
+    """The best tokens and the kept features when the second image comes in a pass of its own."""
+    first, second = split_turns(tiny.inputs([3, Image(2, seed=1), 4, Image(3, seed=2), 5]), 9)
     with crosstrim.trim(model, k=0.1) as trimmed, torch.no_grad():
         cache = model(**first).past_key_values
         best = model(**second, past_key_values=cache).logits.argmax(-1)
