@@ -12,13 +12,20 @@ from typing import Any
 
 from crosstrim.eval import analysis_report, kv_table
 from crosstrim.memory import SHAPES
-from tests.docs import pages, policies
+from tests.docs import capacity, pages, policies
 
 HELDOUT = "evaluation/results/mini-heldout.json"
 SWEEP = "evaluation/results/mini-sweep.jsonl"
 ANALYSIS = "evaluation/results/mini-analysis.json"
 KV_DTYPES = "evaluation/results/mini-kv-dtype.json"
-PAGES = ("README.md", "docs/compat.md", "docs/analysis.md", "docs/evaluation.md", "docs/performance.md")
+PAGES = (
+    "README.md",
+    "docs/compat.md",
+    "docs/analysis.md",
+    "docs/evaluation.md",
+    "docs/performance.md",
+    "docs/scaling.md",
+)
 BUDGETS = (0.2, 0.1, 0.05)
 
 _README = """\
@@ -224,6 +231,8 @@ def written(name: str) -> str:
         kv = json.loads(pages.text(KV_DTYPES))
         count, table = kv["dataset"]["questions"], _lines(rows_of_kv_dtypes(kv))
         part = _KV_DTYPES.format(count=count, kv_dtypes=KV_DTYPES, table=table)
+    elif name == "docs/scaling.md":
+        part = capacity.part()
     else:
         part = _COMPAT.format(table=_table(rows_of_compat(report["results"]), with_kept=False), **facts)
     begin, end = "<!-- results -->", "<!-- end of results -->"

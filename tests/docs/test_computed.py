@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.docs import pages
@@ -89,3 +91,34 @@ def test_kv_of_image_and_text(column, request):
             assert float(ratio.strip("()x")) == pytest.approx(image / text, rel=5e-3)
         size, unit = cells["text KV"].split()
         assert float(size) * units[unit] == pytest.approx(text, rel=5e-3)
+
+
+def test_what_fits_on_which_cards():
+    """Again from the formulas as the page states them, in its own units."""
+    facts = {  # parameters, of which copied; cross-attention layers and the others
+        "11B": (10_670_220_835, 895_028_755, 8, 32),
+        "90B": (88_593_355_323, 926_490_131, 20, 80),
+    }
+    features = {"untrimmed": 6404, "one tile, lossless": 1601, "keep=0.5": 3202, "keep=0.25": 1601}
+    page = pages.text("docs/scaling.md")
+    titles = re.findall(r"^### (\S+) in (\S+)$", page, flags=re.MULTILINE)
+    found = [rows for rows in pages.tables("docs/scaling.md") if rows[0][0] == "cards"]
+    assert titles == [("11B", "transformers"), ("11B", "SGLang"), ("90B", "transformers"), ("90B", "SGLang")]
+    for (model, engine), (header, *rows) in zip(titles, found, strict=True):
+        parameters, copied, cross, others = facts[model]
+        assert rows
+        for row in rows:
+            cells = dict(zip(header, row, strict=True))
+            cards, size = map(int, re.fullmatch(r"(\d) x (\d+) GB", cells["cards"]).groups())
+            weights = 2 * (copied + (parameters - copied) / cards) / 1e9
+            assert cells["weights"] == f"{weights:.1f} GB"
+            for name, count in features.items():
+                elements = (count + 512) * (cross + others) if engine == "SGLang" else count * cross + 512 * others
+                assert int(cells[name]) == cards * (0.9 * size - weights) // (elements * 4096 / 1e9)
+
+
+@pytest.mark.parametrize(("cards", "size"), [(1, 141), (2, 80), (4, 48), (8, 24)])
+def test_what_is_not_in_the_tables_does_not_fit(cards, size):
+    shown = {row[0] for rows in pages.tables("docs/scaling.md")[-2:] for row in rows}
+    assert f"{cards} x {size} GB" not in shown
+    assert 2 * (926_490_131 + (88_593_355_323 - 926_490_131) / cards) > 0.9 * size * 1e9

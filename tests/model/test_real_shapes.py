@@ -10,7 +10,7 @@ from transformers.models.mllama.configuration_mllama import MllamaConfig, Mllama
 from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration
 
 import crosstrim
-from crosstrim import compat, memory
+from crosstrim import capacity, compat, memory
 from crosstrim.errors import UnsupportedModelError
 from crosstrim.models import mllama
 from crosstrim.models.memory import bytes_per_sample
@@ -131,3 +131,10 @@ def test_what_a_question_of_a_batch_takes(name, gib):
     assert f"{bytes_per_sample(on_meta(name), 512 + 64) / 2**30:.2f}" == gib
     page = " ".join((Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8").split())
     assert f"{gib} GiB a row on the {name} model" in page
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameters_that_tensor_parallelism_copies(name):
+    model = on_meta(name).model
+    copied = [*model.vision_model.parameters(), *model.multi_modal_projector.parameters()]
+    assert sum(one.numel() for one in copied) == capacity.VISION_PARAMETERS[name.lower()]

@@ -41,8 +41,8 @@ def test_the_core_knows_nothing_of_what_is_built_on_it():
     code = """
 import importlib, sys
 core = ["config", "policies", "saliency", "selection", "state", "rows", "decision", "forward", "hooks", "report"]
-core += ["features", "quantisation", "memory", "compat", "errors", "loading"]
-core += [f"models.{name}" for name in ("mllama", "cache", "memory", "tiles", "vision")]
+core += ["features", "quantisation", "memory", "capacity", "compat", "errors", "loading"]
+core += [f"models.{name}" for name in ("mllama", "cache", "memory", "parallel", "tiles", "vision")]
 for name in core:
     importlib.import_module(f"crosstrim.{name}")
 upper = ["crosstrim.cli", "crosstrim.eval", "crosstrim.viz", "crosstrim.images", "crosstrim.environment"]

@@ -1,0 +1,67 @@
+"""How many pictures can be in flight on given cards, from a model's shape alone: arithmetic, nothing measured."""
+
+from __future__ import annotations
+
+from crosstrim.memory import ModelShape, image_kv_bytes, text_kv_bytes
+
+RESERVE = 0.1
+"""Share of a card left for everything but weights and KV cache: activations, fragmentation, the runtime. A guess."""
+
+VISION_PARAMETERS = {"11b": 895_028_755, "90b": 926_490_131}
+"""Of the models in `crosstrim.memory.SHAPES`: vision tower and projection of its features, which every card holds."""
+
+
+def weight_bytes_per_card(shape: ModelShape, vision_parameters: int, cards: int) -> float:
+    """Bytes of weights on each of the cards that share a model.
+
+    Args:
+        shape: of the model.
+        vision_parameters: how many of its parameters every card holds.
+        cards: that the rest is divided over (norms and gates, which are copied too, are too small to count).
+    """
+    divided = shape.parameters - vision_parameters
+    return (vision_parameters + divided / cards) * shape.bytes_per_element
+
+
+def request_kv_bytes(shape: ModelShape, features: int, text_tokens: int, one_row: bool = False) -> int:
+    """Bytes of KV cache of a request, on all cards together.
+
+    Args:
+        shape: of the model.
+        features: image features that its cache keeps, of all its images.
+        text_tokens: of its prompt and answer.
+        one_row: whether image features and text share one row of slots that exists in every layer, as in SGLang;
+            in transformers, image features are in the cross-attention layers alone and text in the others alone.
+    """
+    if one_row:
+        return (features + text_tokens) * shape.text_layers * shape.kv_bytes_per_layer
+    return image_kv_bytes(shape, features) + text_kv_bytes(shape, text_tokens)
+
+
+def requests_in_flight(
+    shape: ModelShape,
+    vision_parameters: int,
+    card_bytes: int,
+    cards: int,
+    features: int,
+    text_tokens: int,
+    one_row: bool = False,
+) -> int | None:
+    """How many requests' KV caches fit beside the weights.
+
+    Args:
+        shape: of the model.
+        vision_parameters: as for `weight_bytes_per_card`.
+        card_bytes: memory of a card.
+        cards: that share the model by tensor parallelism, weights and KV heads alike.
+        features: as for `request_kv_bytes`.
+        text_tokens: likewise.
+        one_row: likewise.
+
+    Returns:
+        The number, or None when the weights alone do not fit.
+    """
+    free = card_bytes * (1 - RESERVE) - weight_bytes_per_card(shape, vision_parameters, cards)
+    if free < 0:
+        return None
+    return int(free * cards // request_kv_bytes(shape, features, text_tokens, one_row))
