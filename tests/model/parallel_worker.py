@@ -32,6 +32,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "value": {"k": 0.1, "policy": "value"},
     "mass": {"policy": "mass:0.5"},
     "pyramid": {"keep": 0.3, "policy": "pyramid"},
+    "eight bits": {"k": 0.1, "kv_dtype": "int8"},
     "first layer whole": {"k": 0.1, "trim_first_layer": False},
 }
 

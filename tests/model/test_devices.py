@@ -22,6 +22,7 @@ SETTINGS = [
     {"k": 0.1, "policy": "pyramid"},
     {"k": 0.1, "trim_first_layer": False},
     {"k": 0.1, "rating_rows": "last_turn"},
+    {"k": 0.1, "kv_dtype": "int8"},
 ]
 
 
@@ -93,6 +94,14 @@ def test_without_a_cache(spread_model, whole):
     with devices.pretended():
         found = outcome(spread_model, moved(inputs), {"k": 0.1}, use_cache=False)
     assert found == outcome(whole, inputs, {"k": 0.1}, use_cache=False)
+
+
+def test_a_static_cache(spread_model, whole, monkeypatch):
+    monkeypatch.setattr(type(whole), "_valid_auto_compile_criteria", lambda *_args: False)  # eager, which may be spread
+    inputs = tiny.inputs([3, Image(2, seed=1), 6], [Image(4, seed=2), 4])
+    with devices.pretended():
+        found = outcome(spread_model, moved(inputs), {"k": 0.1}, cache_implementation="static")
+    assert found == outcome(whole, inputs, {"k": 0.1}, cache_implementation="static")
 
 
 def test_beams(spread_model, whole):
