@@ -7,10 +7,8 @@ import torch
 
 import crosstrim
 from crosstrim import compat
-from tests import tiny
+from tests import devices, tiny
 from tests.tiny import Image
-
-devices = pytest.importorskip("tests.devices", reason="needs accelerate", exc_type=ImportError)
 
 # Which of eight decoder layers are on the second device; 1, 3 and 6 are cross-attention layers.
 SPREADS = {"halves": {4, 5, 6, 7}, "leader elsewhere": {1, 2, 6}}
@@ -37,7 +35,7 @@ def spread(model, on_second):
 
 @pytest.fixture(params=SPREADS)
 def spread_model(request):
-    model = tiny.build(attention="eager")
+    model = tiny.build()
     compat.apply(model)
     spread(model, SPREADS[request.param])
     return model
@@ -45,7 +43,7 @@ def spread_model(request):
 
 @pytest.fixture
 def whole():
-    model = tiny.build(attention="eager")
+    model = tiny.build()
     compat.apply(model)
     return model
 
@@ -97,7 +95,9 @@ def test_without_a_cache(spread_model, whole):
 
 
 def test_a_static_cache(spread_model, whole, monkeypatch):
-    monkeypatch.setattr(type(whole), "_valid_auto_compile_criteria", lambda *_args: False)  # eager, which may be spread
+    monkeypatch.setattr(
+        type(whole), "_valid_auto_compile_criteria", lambda *_args: False
+    )  # eager, which may be spread
     inputs = tiny.inputs([3, Image(2, seed=1), 6], [Image(4, seed=2), 4])
     with devices.pretended():
         found = outcome(spread_model, moved(inputs), {"k": 0.1}, cache_implementation="static")
@@ -116,7 +116,7 @@ def test_layers_on_the_disk(checkpoint, whole):
     places = dict.fromkeys(["model.vision_model", "model.multi_modal_projector", "lm_head"], "cpu")
     places |= {f"model.language_model.{name}": "cpu" for name in ("embed_tokens", "rotary_emb", "norm")}
     places |= {f"model.language_model.layers.{index}": "disk" if index > 0 else "cpu" for index in range(8)}
-    model, _ = crosstrim.load(checkpoint, device_map=places, attn_implementation="eager")
+    model, _ = crosstrim.load(checkpoint, device_map=places)
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu", "meta"}
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, tiny.PAD
     inputs = tiny.inputs([3, Image(2, seed=1), 6], [Image(4, seed=2), 4])
@@ -144,8 +144,8 @@ def test_an_appended_image(spread_model, whole, options):
 @pytest.mark.filterwarnings("ignore::crosstrim.errors.CompatWarning")
 def test_an_unrepaired_model(options):
     inputs = tiny.inputs([3, Image(2, seed=1), 6], [Image(4, seed=2), 4])
-    expected = outcome(tiny.build(attention="eager"), inputs, options)
-    model = tiny.build(attention="eager")
+    expected = outcome(tiny.build(), inputs, options)
+    model = tiny.build()
     spread(model, SPREADS["leader elsewhere"])
     with devices.pretended():
         assert outcome(model, moved(inputs), options) == expected

@@ -23,7 +23,6 @@ from tests.model import parallel_worker
 @pytest.fixture(scope="module")
 def found(checkpoint, tmp_path_factory):
     """What each of two processes found."""
-    pytest.importorskip("accelerate")
     folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -111,7 +110,6 @@ def test_heads_that_nobody_knows_of_are_refused_before_anything_is_hooked(model)
     ],
 )
 def test_what_cannot_be_divided(checkpoint, monkeypatch, options, words):
-    pytest.importorskip("accelerate")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(ConfigError) as caught:
         crosstrim.load(checkpoint, **options)

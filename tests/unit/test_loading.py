@@ -95,7 +95,6 @@ def test_options_that_cannot_be(checkpoint, options, error, words):
 
 
 def test_spreading_over_devices_works_with_accelerate(checkpoint):
-    pytest.importorskip("accelerate")
     model, _ = crosstrim.load(checkpoint, device_map="auto")
     assert not any(finding.open for finding in compat.check(model))
 
