@@ -19,6 +19,7 @@ from crosstrim.errors import UnsupportedModelError
 from crosstrim.eval import watch
 from crosstrim.models import mllama
 from tests import tiny
+from tests.model.test_modes import split_turns
 from tests.tiny import Image
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -8,6 +8,7 @@ import torch
 import crosstrim
 from crosstrim import compat
 from tests import devices, tiny
+from tests.model.test_modes import split_turns
 from tests.tiny import Image
 
 # Which of eight decoder layers are on the second device; 1, 3 and 6 are cross-attention layers.
