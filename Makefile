@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-ray test-oldest test-lmms lint clean
+.PHONY: help demo test test-slow test-ray test-oldest test-lmms test-kernels lint clean
 
 help:
 	@echo "make demo         ask the embedded model about a picture, trimmed and untrimmed"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-ray     the tests that start a Ray cluster"
 	@echo "make test-oldest  the model's tests on transformers $(OLDEST_TRANSFORMERS), the oldest supported"
 	@echo "make test-lmms    the plugin for lmms-eval, run by lmms-eval itself; downloads about a gigabyte"
+	@echo "make test-kernels the Triton kernels, interpreted and compiled on the CPU; Linux"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove what the other targets made"
 
@@ -47,6 +48,13 @@ help:
 	@.venv-lmms/bin/python $(PIP_INSTALL) -c .venv-lmms/constraints.txt -e '.[lmms]' pytest
 	@touch $@
 
+# Triton takes 700 MB and does nothing else for a CPU: it stays beside .venv.
+.venv-triton/.installed: .venv/.installed
+	@echo "Installing Triton into .venv-triton ..."
+	@rm -rf .venv-triton
+	@.venv/bin/python $(PIP_INSTALL) -c .venv/constraints.txt --no-deps --target .venv-triton triton
+	@touch $@
+
 demo: .venv/.installed
 	@mkdir -p build
 	.venv/bin/crosstrim ask cat "What colour is the 2?" --k 0.05 --compare --overlay build/overlay.png
@@ -67,10 +75,14 @@ test-oldest: .venv-oldest/.installed
 test-lmms: .venv-lmms/.installed
 	@PYTHONPATH=$(CURDIR)/tests/lmms/shim .venv-lmms/bin/python $(PYTEST) --disable-warnings tests/lmms
 
+test-kernels: .venv-triton/.installed
+	@PYTHONPATH=.venv-triton .venv/bin/python $(PYTEST) -m "not slow" tests/kernels
+	@PYTHONPATH=.venv-triton TRITON_INTERPRET=1 .venv/bin/python $(PYTEST) -m "not slow" tests/kernels
+
 lint: .venv/.installed
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 
 clean:
-	@rm -rf .venv .venv-oldest .venv-lmms build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-oldest .venv-triton .venv-lmms build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 
 from crosstrim.errors import InputError
-
-# Scores of one chunk of text rows; the softmax makes a second tensor of the same size.
-CHUNK_BYTES = 16 * 2**20
+from crosstrim.kernels.saliency import kernel_for
 
 
 def saliency(
@@ -22,8 +20,8 @@ def saliency(
 
     The score is a sum over the rating rows and the softmax runs over the visible features (ours; the paper says
     only that the text's attention in the first cross-attention layer scores the features, head by head).
-    One sample is computed at a time and its non-rating rows are left out before the arithmetic, so that
-    neither batch mates nor padding change a sample's numbers.
+    Neither batch mates nor padding change a sample's numbers. The environment variable CROSSTRIM_KERNEL picks the
+    code that computes it, see `crosstrim.kernels.saliency`. No gradient flows through it.
 
     Args:
         queries: [B, Hq, T, D], any float dtype, as the layer makes them (after its query norm).
@@ -37,38 +35,15 @@ def saliency(
 
     Raises:
         InputError: shapes or dtypes do not fit together.
+        ConfigError: CROSSTRIM_KERNEL has a bad value; what it asks for cannot run on these tensors.
+        MissingExtraError: CROSSTRIM_KERNEL asks for Triton, which is not installed.
     """
     _check(queries, keys, visible, rating_rows)
-    batch, query_heads, _, head_size = queries.shape
-    scale = head_size**-0.5 if scale is None else scale
-    rating = visible.any(-1) if rating_rows is None else rating_rows & visible.any(-1)
-    result = torch.zeros(batch, query_heads, keys.shape[2], dtype=torch.float32, device=queries.device)
-    if result.is_meta:  # shapes without values: there are no rows to tell apart
-        return result
-    for sample in range(batch):
-        rows = rating[sample].nonzero().squeeze(-1)
-        rows_per_chunk = max(1, CHUNK_BYTES // (4 * result[sample].numel()))
-        transposed_keys = keys[sample].float().transpose(-1, -2)
-        for chunk in rows.split(rows_per_chunk):
-            _add_attention(result[sample], queries[sample], transposed_keys, visible[sample], chunk, scale)
-    return result
-
-
-def _add_attention(
-    total: torch.Tensor,
-    queries: torch.Tensor,
-    transposed_keys: torch.Tensor,
-    visible: torch.Tensor,
-    rows: torch.Tensor,
-    scale: float,
-) -> None:
-    """Add the attention of the text rows `rows` to `total` [Hq, N] in place."""
-    key_heads, _, feature_count = transposed_keys.shape
-    # The query heads that share a key head stand below each other, so that no key is copied.
-    grouped = queries[:, rows].float().reshape(key_heads, -1, queries.shape[-1])
-    scores = (grouped @ transposed_keys).mul_(scale).view(len(queries), len(rows), feature_count)
-    scores.masked_fill_(~visible[rows], float("-inf"))
-    total += scores.softmax(-1).sum(-2)
+    if queries.is_meta:  # shapes without values: there are no rows to tell apart
+        return torch.zeros(*queries.shape[:2], keys.shape[2], dtype=torch.float32, device="meta")
+    rating = visible.new_ones(visible.shape[:2]) if rating_rows is None else rating_rows
+    scale = queries.shape[3] ** -0.5 if scale is None else scale
+    return kernel_for(queries).attention_received(queries.detach(), keys.detach(), visible, rating, scale)
 
 
 def _check(

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 import crosstrim
 from crosstrim import saliency as function
 from crosstrim.errors import InputError
+from crosstrim.kernels import saliency_torch
 from tests.oracle import saliency_by_loops
-
-module = sys.modules["crosstrim.saliency"]
 
 
 def case(seed=0, batch=2, heads=4, key_heads=2, rows=5, features=11, size=8, dtype=torch.float32):
@@ -54,7 +53,7 @@ def test_defaults_are_all_rows_and_the_usual_scale():
 def test_chunks_do_not_change_the_result(monkeypatch):
     queries, keys, visible, rating = case(rows=50)
     whole = function(queries, keys, visible, rating_rows=rating)
-    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 4 * 11 * 3)
+    monkeypatch.setattr(saliency_torch, "CHUNK_BYTES", 4 * 4 * 11 * 3)
     torch.testing.assert_close(function(queries, keys, visible, rating_rows=rating), whole, atol=1e-5, rtol=0)
 
 
@@ -64,6 +63,22 @@ def test_padding_and_batch_mates_change_nothing_to_the_last_bit():
     together = function(queries, keys, visible, rating_rows=rating)
     alone = function(queries[:1, :, 2:], keys[:1], visible[:1, 2:], rating_rows=rating[:1, 2:])
     assert torch.equal(together[:1], alone)
+
+
+def test_invisible_features_change_nothing():
+    """Only what some rating row sees is computed; what it sees may have holes that differ from row to row."""
+    queries, keys, visible, rating = case(rows=6, features=40)
+    visible[..., ::3] = False
+    got = function(queries, keys, visible, rating_rows=rating)
+    assert not got[..., ::3].any()
+    left = torch.arange(40) % 3 != 0
+    assert torch.equal(got[..., left], function(queries, keys[:, :, left], visible[..., left], rating_rows=rating))
+
+
+def test_no_gradient_flows():
+    queries, keys, visible, rating = case()
+    got = function(queries.requires_grad_(), keys.requires_grad_(), visible, rating_rows=rating)
+    assert not got.requires_grad
 
 
 def test_no_rating_row_gives_zeros():
@@ -98,14 +113,18 @@ print(resident("VmHWM") - before - result.numel() * 4 / 2**20)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from Linux's /proc")
-def test_peak_memory_at_the_11b_shape_stays_under_128_mb():
-    extra = float(subprocess.run([sys.executable, "-c", MEASURE, "2048"], capture_output=True, check=True).stdout)
-    print(f"{extra:.1f} MiB above inputs and result")
-    assert 0 < extra < 128  # the whole attention map would be 1601 MiB
+def test_peak_memory_at_the_11b_shape_does_not_grow_with_the_text():
+    short, long = (
+        float(subprocess.run([sys.executable, "-c", MEASURE, rows], capture_output=True, check=True).stdout)
+        for rows in ("512", "4096")
+    )
+    print(f"{short:.1f} and {long:.1f} MiB above inputs and result at 512 and 4096 rows")
+    assert 0 < short < 64
+    assert long < 1.1 * short  # the whole attention map would be 3202 MiB
 
 
 def test_the_attention_map_is_never_materialised():
-    """Every tensor the computation makes stays within the chunk's budget, at the 11B shape."""
+    """No tensor that the computation makes is larger than two chunks, at the 11B shape."""
     sizes = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -118,7 +137,7 @@ def test_the_attention_map_is_never_materialised():
     visible = torch.ones(1, 64, 6404, dtype=torch.bool)
     with Watch():
         crosstrim.saliency(queries, keys, visible)
-    assert max(sizes) <= module.CHUNK_BYTES < 32 * 64 * 6404 * 4
+    assert max(sizes) <= 2 * saliency_torch.CHUNK_BYTES < 32 * 64 * 6404 * 4 / 4
 
 
 @pytest.mark.parametrize(

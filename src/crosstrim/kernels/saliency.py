@@ -1,0 +1,57 @@
+"""Which kernel computes the attention each feature receives."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+import torch
+
+from crosstrim.errors import ConfigError, InputError, MissingExtraError
+from crosstrim.kernels import saliency_torch
+
+VARIABLE = "CROSSTRIM_KERNEL"
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TRITON_LARGEST_HEAD = 128
+
+
+def kernel_for(queries: torch.Tensor) -> ModuleType:
+    """The module whose `attention_received` computes these queries, as CROSSTRIM_KERNEL says, read at each call.
+
+    "auto", the default: Triton for float32, bfloat16 and float16 heads of up to 128 numbers on a GPU, where Triton
+    is installed; else torch. "torch" and "triton" are taken at their word.
+
+    Args:
+        queries: [B, Hq, T, D].
+
+    Raises:
+        ConfigError: the variable has another value, or asks for Triton on a CPU without Triton's interpreter.
+        MissingExtraError: it asks for Triton, which is not installed.
+        InputError: it asks for Triton with a dtype or a head size that the kernel does not have.
+    """
+    choice = os.environ.get(VARIABLE) or "auto"
+    if choice not in ("auto", "torch", "triton"):
+        raise ConfigError(f"{VARIABLE} is {choice!r}; it must be auto, torch or triton.")
+    fits = queries.dtype in TRITON_DTYPES and queries.shape[-1] <= TRITON_LARGEST_HEAD
+    if choice == "torch" or (choice == "auto" and not (queries.is_cuda and fits)):
+        return saliency_torch
+    try:
+        from crosstrim.kernels import saliency_triton
+    except ImportError as error:
+        if choice == "auto":
+            return saliency_torch
+        raise MissingExtraError(
+            f"{VARIABLE}=triton needs Triton, which cannot be imported ({error}): pip install 'crosstrim[kernels]', "
+            f"or set {VARIABLE}=auto."
+        ) from error
+    if not fits:
+        raise InputError(
+            f"{VARIABLE}=triton computes float32, bfloat16 and float16 with heads of up to {TRITON_LARGEST_HEAD} "
+            f"numbers, got {queries.dtype} and {queries.shape[-1]}; set {VARIABLE}=auto."
+        )
+    if not queries.is_cuda and not saliency_triton.INTERPRETED:
+        raise ConfigError(
+            f"{VARIABLE}=triton needs tensors on a GPU, these are on {queries.device}; set {VARIABLE}=auto, or "
+            "TRITON_INTERPRET=1 before Python starts to run the kernel slowly on the CPU."
+        )
+    return saliency_triton
