@@ -43,7 +43,7 @@ def saliency(
         return torch.zeros(*queries.shape[:2], keys.shape[2], dtype=torch.float32, device="meta")
     rating = visible.new_ones(visible.shape[:2]) if rating_rows is None else rating_rows
     scale = queries.shape[3] ** -0.5 if scale is None else scale
-    return kernel_for(queries).attention_received(queries.detach(), keys.detach(), visible, rating, scale)
+    return kernel_for(queries)(queries.detach(), keys.detach(), visible, rating, scale)
 
 
 def _check(

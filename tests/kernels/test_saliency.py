@@ -24,12 +24,13 @@ def pick(monkeypatch):
         monkeypatch.delenv("CROSSTRIM_KERNEL", raising=False)
         if choice is not None:
             monkeypatch.setenv("CROSSTRIM_KERNEL", choice)
-        stand_in = SimpleNamespace(__name__=TRITON, INTERPRETED=interpreted) if triton else None
+        kernel = SimpleNamespace(__module__=TRITON)
+        stand_in = SimpleNamespace(attention_received=kernel, INTERPRETED=interpreted) if triton else None
         monkeypatch.setitem(sys.modules, TRITON, stand_in)  # None is how Python marks what cannot be imported
         monkeypatch.delattr("crosstrim.kernels.saliency_triton", raising=False)
         with FakeTensorMode():
             queries = torch.empty(1, 2, 3, size, device=device, dtype=dtype)
-        return kernel_for(queries).__name__.rsplit("_", 1)[1]
+        return kernel_for(queries).__module__.rsplit("_", 1)[1]
 
     return function
 

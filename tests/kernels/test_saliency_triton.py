@@ -14,7 +14,7 @@ from tests.oracle import saliency_by_loops
 
 triton = pytest.importorskip("triton", reason="make test-kernels installs Triton")
 
-from crosstrim.kernels import saliency_triton
+from crosstrim.kernels import saliency_triton  # noqa: E402
 
 interpreted = pytest.mark.skipif(not saliency_triton.INTERPRETED, reason="needs TRITON_INTERPRET=1")
 compiled = pytest.mark.skipif(saliency_triton.INTERPRETED, reason="needs Triton's compiler")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from types import ModuleType
+from collections.abc import Callable
 
 import torch
 
@@ -15,8 +15,10 @@ TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TRITON_LARGEST_HEAD = 128
 
 
-def kernel_for(queries: torch.Tensor) -> ModuleType:
-    """The module whose `attention_received` computes these queries, as CROSSTRIM_KERNEL says, read at each call.
+def kernel_for(
+    queries: torch.Tensor,
+) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]:
+    """The `attention_received` that computes these queries; CROSSTRIM_KERNEL, read at each call, has a say.
 
     "auto", the default: Triton for float32, bfloat16 and float16 heads of up to 128 numbers on a GPU, where Triton
     is installed; else torch. "torch" and "triton" are taken at their word.
@@ -34,12 +36,12 @@ def kernel_for(queries: torch.Tensor) -> ModuleType:
         raise ConfigError(f"{VARIABLE} is {choice!r}; it must be auto, torch or triton.")
     fits = queries.dtype in TRITON_DTYPES and queries.shape[-1] <= TRITON_LARGEST_HEAD
     if choice == "torch" or (choice == "auto" and not (queries.is_cuda and fits)):
-        return saliency_torch
+        return saliency_torch.attention_received
     try:
         from crosstrim.kernels import saliency_triton
     except ImportError as error:
         if choice == "auto":
-            return saliency_torch
+            return saliency_torch.attention_received
         raise MissingExtraError(
             f"{VARIABLE}=triton needs Triton, which cannot be imported ({error}): pip install 'crosstrim[kernels]', "
             f"or set {VARIABLE}=auto."
@@ -54,4 +56,4 @@ def kernel_for(queries: torch.Tensor) -> ModuleType:
             f"{VARIABLE}=triton needs tensors on a GPU, these are on {queries.device}; set {VARIABLE}=auto, or "
             "TRITON_INTERPRET=1 before Python starts to run the kernel slowly on the CPU."
         )
-    return saliency_triton
+    return saliency_triton.attention_received
