@@ -43,7 +43,7 @@ def attention_received(
 def _seen_by_any(seen: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Indices [M] of the features that some of the `rows` see; `seen` [T, N] is read chunk by chunk."""
     union = torch.zeros(seen.shape[1], dtype=torch.bool, device=seen.device)
-    for chunk in rows.split(max(1, CHUNK_BYTES // seen.shape[1])):
+    for chunk in rows.split(max(1, CHUNK_BYTES // (4 * seen.shape[1]))):
         union |= seen[chunk].any(0)
     return union.nonzero().squeeze(-1)
 
