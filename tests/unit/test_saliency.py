@@ -120,7 +120,7 @@ def test_peak_memory_at_the_11b_shape_does_not_grow_with_the_text():
     )
     print(f"{short:.1f} and {long:.1f} MiB above inputs and result at 512 and 4096 rows")
     assert 0 < short < 64
-    assert long < 1.1 * short  # the whole attention map would be 3202 MiB
+    assert long < short + 6  # the allocator varies by some MiB; the whole attention map would be 3202 MiB
 
 
 def test_the_attention_map_is_never_materialised():
