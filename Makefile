@@ -2,17 +2,19 @@
 #   PYTHON=python3.12                the interpreter that .venv is made with
 #   TORCH=torch==2.12.0              another torch than the one in constraints.txt
 # Both count when .venv is made: `make clean` first.
+#   WHEELS=folder                    where `make test-sglang` looks for packages before it asks the network
 
 PYTHON ?= python3
 OLDEST_TRANSFORMERS := 5.17.0
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 PYTEST := -m pytest
+FIND_LINKS := $(if $(WHEELS),--find-links $(WHEELS))
 
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-ray test-oldest test-lmms test-kernels lint clean
+.PHONY: help demo test test-slow test-ray test-oldest test-lmms test-kernels test-sglang lint clean
 
 help:
 	@echo "make demo         ask the embedded model about a picture, trimmed and untrimmed"
@@ -22,6 +24,7 @@ help:
 	@echo "make test-oldest  the model's tests on transformers $(OLDEST_TRANSFORMERS), the oldest supported"
 	@echo "make test-lmms    the plugin for lmms-eval, run by lmms-eval itself; downloads about a gigabyte"
 	@echo "make test-kernels the Triton kernels, interpreted and compiled on the CPU; Linux"
+	@echo "make test-sglang  the tests that run SGLang, on the CPU"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove what the other targets made"
 
@@ -55,6 +58,14 @@ help:
 	@.venv/bin/python $(PIP_INSTALL) -c .venv/constraints.txt --no-deps --target .venv-triton triton
 	@touch $@
 
+# SGLang's own requirements are for CUDA: what it imports on a CPU is listed instead.
+.venv-sglang/.installed: pyproject.toml constraints.txt requirements-sglang.txt
+	@echo "Installing into .venv-sglang ..."
+	@$(PYTHON) -m venv .venv-sglang
+	@.venv-sglang/bin/python $(PIP_INSTALL) $(FIND_LINKS) -c constraints.txt $(or $(TORCH),torch)
+	@.venv-sglang/bin/python $(PIP_INSTALL) $(FIND_LINKS) --no-deps -r requirements-sglang.txt -e .
+	@touch $@
+
 demo: .venv/.installed
 	@mkdir -p build
 	.venv/bin/crosstrim ask cat "What colour is the 2?" --k 0.05 --compare --overlay build/overlay.png
@@ -79,10 +90,14 @@ test-kernels: .venv-triton/.installed
 	@PYTHONPATH=.venv-triton .venv/bin/python $(PYTEST) -m "not slow" tests/kernels
 	@PYTHONPATH=.venv-triton TRITON_INTERPRET=1 .venv/bin/python $(PYTEST) -m "not slow" tests/kernels
 
+test-sglang: .venv-sglang/.installed
+	@PYTHONPATH=tests/engines/sglang_shims .venv-sglang/bin/python $(PYTEST) --disable-warnings tests/engines/test_sglang_*.py
+
 lint: .venv/.installed
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 
 clean:
-	@rm -rf .venv .venv-oldest .venv-triton .venv-lmms build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-oldest .venv-triton .venv-lmms .venv-sglang build dist
+	@rm -rf .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

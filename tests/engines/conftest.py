@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 from PIL import Image
 
 import crosstrim
+
+collect_ignore_glob = [] if importlib.util.find_spec("sglang") else ["test_sglang_*.py"]
 
 
 def write_pictures(folder, count=4):

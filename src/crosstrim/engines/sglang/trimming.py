@@ -1,0 +1,277 @@
+"""Which image features a request keeps: crosstrim's own score, policies and selection on SGLang's packed requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from crosstrim import policies
+from crosstrim.config import TrimConfig
+from crosstrim.errors import ConfigError
+from crosstrim.rows import last_turn_rows
+from crosstrim.saliency import saliency
+from crosstrim.selection import budget_of, select
+
+FREE_SLOTS = "free_slots"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to trim in an engine.
+
+    Attributes:
+        config: as for `crosstrim.trim`.
+        free_slots: whether KV slots that turn out unneeded go back to the pool after the prompt. False keeps them
+            allocated and unread, to compare with.
+    """
+
+    config: TrimConfig
+    free_slots: bool = True
+
+    @property
+    def count_depends_on_prompt(self) -> bool:
+        """Whether how much stays is only known once the features were scored."""
+        return not self.config.lossless and self.config.keep is None
+
+    @classmethod
+    def read(cls, overrides: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
+        """From the model's config and the environment; no option at all is the lossless tier.
+
+        Args:
+            overrides: the object "crosstrim" of SGLang's `--json-model-override-args`.
+            environment: `CROSSTRIM_K`, `CROSSTRIM_KEEP`, `CROSSTRIM_POLICY`, and so on for each field of
+                `TrimConfig`, as JSON or as plain text.
+
+        Raises:
+            ConfigError: an option is unknown, out of range, given in both places, or cannot be had in SGLang.
+        """
+        names = [*(field.name for field in fields(TrimConfig)), FREE_SLOTS]
+        given = {name: environment[_variable(name)] for name in names if _variable(name) in environment}
+        both = sorted(set(given) & set(overrides))
+        if both:
+            raise ConfigError(
+                f"{both[0]} is given twice, by {_variable(both[0])}={given[both[0]]} and in the model's config as "
+                f"{overrides[both[0]]!r}; remove one."
+            )
+        values = {**overrides, **{name: _parse(text) for name, text in given.items()}}
+        free_slots = values.pop(FREE_SLOTS, True)
+        if not isinstance(free_slots, bool):
+            raise ConfigError(f"{FREE_SLOTS}={free_slots!r} must be true or false.")
+        config = TrimConfig.from_dict(values)
+        if not config.trim_first_layer:
+            raise ConfigError(
+                "trim_first_layer=False cannot be had in SGLang, where one row of KV slots serves all layers; leave "
+                "it out."
+            )
+        if hasattr(config.voters(), "shares"):
+            raise ConfigError(
+                f"policy={config.policy!r} keeps less from layer to layer, which cannot be had in SGLang, where one "
+                "row of KV slots serves all layers; choose another policy."
+            )
+        return cls(config, free_slots)
+
+
+def _variable(name: str) -> str:
+    return f"CROSSTRIM_{name.upper()}"
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The sizes of a model that the choice depends on.
+
+    Attributes:
+        features_per_tile: patches of a tile plus its class token.
+        tiles_per_image: tiles every image is padded to.
+        query_heads: of a cross-attention layer, over all tensor-parallel ranks.
+        image_token_id: id of `<|image|>`.
+        user_turn_ids: token ids that open a user turn, or None.
+    """
+
+    features_per_tile: int
+    tiles_per_image: int
+    query_heads: int
+    image_token_id: int
+    user_turn_ids: tuple[int, ...] | None
+
+    @property
+    def features_per_image(self) -> int:
+        """Padding tiles included."""
+        return self.features_per_tile * self.tiles_per_image
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a request keeps for as long as it lives; a request that is prefilled again keeps the same.
+
+    Attributes:
+        indices: [K] int64, ascending, over all features of the request's images, padding tiles counted.
+        prompt_rows: text rows of the prompt; rows after them were generated.
+        free_slots: whether image slots beyond K go back to the pool.
+    """
+
+    indices: torch.Tensor
+    prompt_rows: int
+    free_slots: bool
+
+
+@dataclass
+class Prompt:
+    """One request with images in a batch of prompts.
+
+    Attributes:
+        images: SGLang's record of its images, which lives as long as the request.
+        rows: its text rows among those of the batch.
+        token_ids: [T] of these rows.
+        features: [N, hidden] of its images, padding tiles included.
+        visible: [T, N] bool, what each row may see.
+        slots: [S] KV slots of its images, S >= K.
+        kept: what it keeps; None until the first cross-attention layer has chosen.
+    """
+
+    images: Any
+    rows: slice
+    token_ids: torch.Tensor
+    features: torch.Tensor
+    visible: torch.Tensor
+    slots: torch.Tensor
+    kept: Kept | None = None
+
+
+class Trimming:
+    """The settings applied to a model's geometry.
+
+    Args:
+        settings: what to trim.
+        geometry: of the model.
+    """
+
+    def __init__(self, settings: Settings, geometry: Geometry) -> None:
+        self.settings = settings
+        self.geometry = geometry
+        config = settings.config
+        self._policy = config.voters()
+        self._knobs: dict[str, Any] = {"k": config.k, "keep": config.keep, "k_base": config.k_base}
+
+    def visible(self, token_ids: Sequence[int], tiles: Sequence[int]) -> torch.Tensor:
+        """What each text row may see: the real tiles of the images that come last before it.
+
+        Args:
+            token_ids: [T], with one `<|image|>` for each image.
+            tiles: real tiles of each image.
+
+        Returns:
+            [T, N] bool on the CPU, features in (image, tile, feature) order, padding tiles counted.
+        """
+        # Meta's rule, as transformers' own processor states it.
+        from transformers.models.mllama.processing_mllama import get_cross_attention_token_mask
+
+        spans = get_cross_attention_token_mask(list(token_ids), self.geometry.image_token_id)
+        seen = torch.zeros(len(token_ids), len(tiles), self.geometry.features_per_image, dtype=torch.bool)
+        for image, ((start, end), count) in enumerate(zip(spans, tiles, strict=True)):
+            rows = slice(start, len(token_ids) if end == -1 else end)
+            seen[rows, image, : count * self.geometry.features_per_tile] = True
+        return seen.flatten(1)
+
+    def slots(self, token_ids: Sequence[int], tiles: Sequence[int]) -> int:
+        """KV slots that suffice for what will be kept: exact but for `k`, which is bounded by the number of voters.
+
+        Only what the last row sees is ever read again, so earlier images need none.
+        """
+        visible = self.visible(token_ids, tiles)[-1:].unflatten(-1, (len(tiles), -1))
+        counts = visible.sum(-1)
+        if self.settings.count_depends_on_prompt and self.settings.config.k is None:
+            return int(counts.sum())
+        voters = 1 if self.settings.config.k is None else self.geometry.query_heads
+        return int(torch.minimum(counts, voters * budget_of(visible, **self._knobs)).sum())
+
+    def choose(
+        self,
+        prompt: Prompt,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        all_heads: Callable[[torch.Tensor], torch.Tensor],
+    ) -> Kept:
+        """Choose in the first cross-attention layer.
+
+        Args:
+            prompt: the request.
+            queries: [T, Hq, D] of this tensor-parallel rank, after the query norm.
+            keys: [N, Hkv, D] likewise.
+            values: [N, Hkv, D] likewise.
+            all_heads: joins the ranks' [1, heads, ...] along the heads. Every rank then chooses the same.
+        """
+        needed = prompt.visible[-1]  # rows to come see what the last one sees
+        if not self.settings.config.lossless:
+            needed = needed & self._selected(prompt, queries, keys, values, all_heads)
+        return Kept(needed.nonzero().squeeze(-1), len(prompt.token_ids), self.settings.free_slots)
+
+    def _selected(
+        self,
+        prompt: Prompt,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        all_heads: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """[N] bool: the policy's choice among all visible features."""
+        size = self.geometry.features_per_image
+        queries, keys, values = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (queries, keys, values))
+        scores = saliency(queries, keys, prompt.visible.unsqueeze(0), rating_rows=self._rating_rows(prompt))
+        visible = prompt.visible.any(0, keepdim=True)
+        evidence = policies.Evidence(
+            saliency=all_heads(scores),
+            visible=visible,
+            keys=all_heads(keys),
+            values=all_heads(values),
+            budget=budget_of(visible.unflatten(-1, (-1, size)), **self._knobs),
+            features_per_image=size,
+            features_per_tile=self.geometry.features_per_tile,
+        )
+        if self.settings.config.k is None and self.settings.config.keep is None:
+            chosen: torch.Tensor = self._policy.chosen(evidence)[0]  # type: ignore[attr-defined]  # else it is lossless
+            return chosen
+        return select(self._policy(evidence), visible, features_per_image=size, **self._knobs)[0]
+
+    def _rating_rows(self, prompt: Prompt) -> torch.Tensor | None:
+        if self.settings.config.rating_rows == "all":
+            return None
+        turn_ids = self.settings.config.user_turn_ids or self.geometry.user_turn_ids
+        return last_turn_rows(prompt.token_ids.unsqueeze(0), self.geometry.image_token_id, turn_ids)
+
+
+def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Attention of text rows to image features; rows that see nothing get zeros, as in Meta's reference.
+
+    Args:
+        queries: [T, Hq, D].
+        keys: [M, Hkv, D].
+        values: [M, Hkv, D].
+        visible: [T, M] bool.
+
+    Returns:
+        [T, Hq, D].
+    """
+    output = torch.zeros_like(queries)
+    rows = visible.any(-1)
+    if not rows.any():
+        return output
+    mask = visible[rows]
+    query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (queries[rows], keys, values))
+    attended = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=None if mask.all() else mask, enable_gqa=query.shape[1] != key.shape[1]
+    )
+    output[rows] = attended[0].transpose(0, 1)
+    return output
