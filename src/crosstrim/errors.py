@@ -38,7 +38,7 @@ class ResultError(CrosstrimError, OSError):
 
 
 class EngineError(CrosstrimError, RuntimeError):
-    """Something that runs the model for others, such as a Ray cluster, cannot be reached or gave up."""
+    """Something that runs the model for others, such as a Ray cluster or SGLang, is set up wrongly or gave up."""
 
 
 class MissingExtraError(CrosstrimError, ImportError):
