@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from crosstrim.state import TrimState
 def plainly_trimmed(model: nn.Module, report: TrimReport) -> Iterator[None]:
     """Inside the block, the model keeps what a trimmed run of the same prompt kept, without scoring.
 
+    Once the prompt has run, its samples may be repeated in the cache and the batch.
+
     Args:
         model: an Mllama that is not trimmed.
         report: of the trimmed run.
@@ -29,8 +32,12 @@ def plainly_trimmed(model: nn.Module, report: TrimReport) -> Iterator[None]:
         kept[sample, [index for image in images for index in image.kept_indices]] = True
     state = TrimState.of(kept, kept, parts.features_per_image)
 
+    @cache
+    def state_of(batch: int) -> TrimState:
+        return state.batch(lambda tensor: tensor.repeat_interleave(batch // len(kept), dim=0))
+
     def short(mask: torch.Tensor) -> torch.Tensor | None:
-        return state.trim_mask(mask, mask.shape[2], mask.dtype)
+        return state_of(len(mask)).trim_mask(mask, mask.shape[2], mask.dtype)
 
     def before_leader(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         if kwargs["cross_attention_states"] is None:

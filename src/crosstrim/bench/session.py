@@ -1,0 +1,92 @@
+"""Suite "session": the first and the second question about a picture, each asked anew and in a session."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import crosstrim
+from crosstrim import answering, images, mini
+from crosstrim.bench.layers import compared
+from crosstrim.bench.timing import Timing, alternate
+from crosstrim.models import mllama
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "full": {"pictures": 3, "rounds": 15},
+    "quick": {"pictures": 1, "rounds": 5},
+    "tiny": {"pictures": 1, "rounds": 1},
+}
+CONFIG = crosstrim.TrimConfig(keep=0.5)
+
+Asked = list[tuple[float, int]]
+"""For each question in its turn: seconds to the first token, and how often the vision tower was entered."""
+
+
+def run(pictures: int, rounds: int) -> Iterator[dict[str, Any]]:
+    """Measure two questions about each of mini's example pictures.
+
+    Args:
+        pictures: how many of them.
+        rounds: measured conversations about each.
+
+    Yields:
+        For each way (untrimmed, trimmed, session) and question one row: the time to the first token, as a ratio to
+        that of the first question asked the same way, and the highest number of entries into the vision tower.
+    """
+    model, processor = crosstrim.load("mini")
+    ways: dict[str, Callable[[Any, list[str]], Iterator[float]]] = {
+        "untrimmed": lambda picture, questions: _anew(model, processor, picture, questions, None),
+        "trimmed": lambda picture, questions: _anew(model, processor, picture, questions, CONFIG),
+        "session": lambda picture, questions: _session(model, processor, picture, questions),
+    }
+    asked: dict[str, list[Asked]] = {way: [] for way in ways}
+    for example in mini.examples()[:pictures]:
+        picture = images.open_image(example["image"])
+        questions = [one["question"] for one in example["questions"][:2]]
+
+        def conversation(way: str, picture: Any = picture, questions: list[str] = questions) -> Asked:
+            with _entries(model) as entries:
+                found = []
+                for seconds in ways[way](picture, questions):
+                    found.append((seconds, len(entries)))
+                    entries.clear()
+                return found
+
+        turns = alternate({way: lambda way=way: conversation(way) for way in ways}, rounds=rounds, warm_up=1)
+        for way in ways:
+            asked[way] += turns[way]
+    for way, conversations in asked.items():
+        timings = [Timing.of([one[place][0] for one in conversations]) for place in range(2)]
+        for place, question in enumerate(("first", "second")):
+            yield {
+                "model": "mini",
+                "way": way,
+                "question": question,
+                **compared(timings[place], timings[0]),
+                "vision_tower_entries": max(one[place][1] for one in conversations),
+            }
+
+
+def _anew(
+    model: Any, processor: Any, picture: Any, questions: list[str], config: crosstrim.TrimConfig | None
+) -> Iterator[float]:
+    for question in questions:
+        yield answering.ask(model, processor, picture, question, config, max_new_tokens=1).seconds
+
+
+def _session(model: Any, processor: Any, picture: Any, questions: list[str]) -> Iterator[float]:
+    session = crosstrim.Session(model, processor, picture, CONFIG)
+    for question in questions:
+        yield session.ask(question, max_new_tokens=1).seconds
+
+
+@contextlib.contextmanager
+def _entries(model: Any) -> Iterator[list[None]]:
+    """A list that grows with each entry into the vision tower."""
+    found: list[None] = []
+    hook = mllama.locate(model).vision_model.register_forward_pre_hook(lambda *_: found.append(None))
+    try:
+        yield found
+    finally:
+        hook.remove()
