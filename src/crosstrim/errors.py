@@ -29,6 +29,10 @@ class LoadError(CrosstrimError, OSError):
     """A model, a processor or a file could not be loaded."""
 
 
+class DeviceError(CrosstrimError, RuntimeError):
+    """What was asked for needs a device that is not there."""
+
+
 class DatasetError(CrosstrimError, ValueError):
     """A file of questions cannot be read, or has rows that cannot be asked."""
 

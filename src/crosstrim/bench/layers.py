@@ -166,7 +166,7 @@ def make_ways(
     for name, options in trims.items():
         if plain:
             with crosstrim.trim(model, **options) as trimmed:
-                model(**inputs, past_key_values=_new_cache(model))
+                model(**inputs, past_key_values=new_cache(model))
                 report = trimmed.report()
             ways["plain", name] = partial(plainly_trimmed, model, report)
         ways["crosstrim", name] = partial(crosstrim.trim, model, **options)
@@ -175,7 +175,7 @@ def make_ways(
 
 def prefilled(model: nn.Module, way: Way, inputs: dict[str, torch.Tensor], copies: int = 1) -> DynamicCache:
     """The cache after the prompt, with `copies` of each sample."""
-    cache = _new_cache(model)
+    cache = new_cache(model)
     with way():
         model(**inputs, past_key_values=cache)
     if copies > 1:
@@ -223,7 +223,8 @@ def held_bytes(cache: DynamicCache, indices: tuple[int, ...]) -> int:
     return sum(cache.layers[index].keys.nbytes + cache.layers[index].values.nbytes for index in indices)
 
 
-def _new_cache(model: nn.Module) -> DynamicCache:
+def new_cache(model: nn.Module) -> DynamicCache:
+    """An empty cache for this model."""
     return DynamicCache(config=cast(Any, model).config.text_config)
 
 

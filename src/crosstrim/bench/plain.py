@@ -19,15 +19,16 @@ from crosstrim.state import TrimState
 def plainly_trimmed(model: nn.Module, report: TrimReport) -> Iterator[None]:
     """Inside the block, the model keeps what a trimmed run of the same prompt kept, without scoring.
 
-    Once the prompt has run, its samples may be repeated in the cache and the batch.
+    A batch that is a multiple of the report's repeats each of its samples so often.
 
     Args:
         model: an Mllama that is not trimmed.
         report: of the trimmed run.
     """
     parts = mllama.locate(model)
+    device = next(parts.leader.parameters()).device
     features = sum(image.features for image in report.samples[0])
-    kept = torch.zeros(len(report.samples), features, dtype=torch.bool)
+    kept = torch.zeros(len(report.samples), features, dtype=torch.bool, device=device)
     for sample, images in enumerate(report.samples):
         kept[sample, [index for image in images for index in image.kept_indices]] = True
     state = TrimState.of(kept, kept, parts.features_per_image)
@@ -48,14 +49,15 @@ def plainly_trimmed(model: nn.Module, report: TrimReport) -> Iterator[None]:
         if kwargs["cross_attention_states"] is not None:
             layer = kwargs["past_key_values"].layers[parts.layer_indices[0]]
             heads, size = layer.keys.shape[1], layer.keys.shape[3]
-            slots = state.slots.to(layer.keys.device)[:, None, :, None].expand(-1, heads, -1, size)
+            slots = state_of(len(layer.keys)).slots.to(layer.keys.device)[:, None, :, None].expand(-1, heads, -1, size)
             layer.keys, layer.values = layer.keys.gather(2, slots), layer.values.gather(2, slots)
 
     def before_follower(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         kwargs["cross_attention_mask"] = short(kwargs["cross_attention_mask"])
         if kwargs["cross_attention_states"] is not None:
-            sequence = mllama.as_sequence(kwargs["cross_attention_states"], len(kept))
-            kwargs["cross_attention_states"] = state.trim_features(sequence)
+            batch = len(args[0] if args else kwargs["hidden_states"])
+            sequence = mllama.as_sequence(kwargs["cross_attention_states"], batch)
+            kwargs["cross_attention_states"] = state_of(batch).trim_features(sequence)
         return args, kwargs
 
     hooks = [

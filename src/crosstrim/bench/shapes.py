@@ -23,6 +23,9 @@ class Shape:
         tile_pixels: side of a tile.
         patch_pixels: side of a patch.
         tiles: per image, padding tiles included.
+        tower_hidden: width of the vision tower, in heads of 80.
+        tower_layers: of the tower's first part.
+        tower_global_layers: of its second part.
     """
 
     name: str
@@ -35,6 +38,9 @@ class Shape:
     tile_pixels: int = 560
     patch_pixels: int = 14
     tiles: int = 4
+    tower_hidden: int = 1280
+    tower_layers: int = 32
+    tower_global_layers: int = 8
 
     @property
     def features_per_tile(self) -> int:
@@ -52,7 +58,20 @@ SHAPES = {
     for shape in (
         Shape("11B", hidden=4096, feed_forward=14336, heads=32, key_heads=8, layers=40, cross_layers=8),
         Shape("90B", hidden=8192, feed_forward=28672, heads=64, key_heads=8, layers=100, cross_layers=20),
-        Shape("tiny", 64, 96, heads=8, key_heads=4, layers=8, cross_layers=3, tile_pixels=28, patch_pixels=7),
+        Shape(
+            "tiny",
+            hidden=64,
+            feed_forward=96,
+            heads=8,
+            key_heads=4,
+            layers=8,
+            cross_layers=3,
+            tile_pixels=28,
+            patch_pixels=7,
+            tower_hidden=80,
+            tower_layers=1,
+            tower_global_layers=1,
+        ),
     )
 }
 IMAGE_TOKEN = 64
@@ -65,6 +84,7 @@ def build(
     cross_layers: int = 3,
     self_layers: int = 1,
     feed_forward: int | None = None,
+    vocabulary: int = IMAGE_TOKEN,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     seed: int = 0,
@@ -76,6 +96,7 @@ def build(
         cross_layers: how many cross-attention layers it has; they come last.
         self_layers: how many self-attention layers come before them, one at least.
         feed_forward: another width inside the MLPs, where these are not what is measured.
+        vocabulary: tokens, where reading the output matrix is to be measured.
         dtype: of the weights.
         device: of the weights.
         seed: of the weights; the caller's random state stays as it is.
@@ -87,7 +108,7 @@ def build(
     from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration
 
     text = MllamaTextConfig(
-        vocab_size=IMAGE_TOKEN,
+        vocab_size=vocabulary,
         hidden_size=shape.hidden,
         intermediate_size=feed_forward or shape.feed_forward,
         num_hidden_layers=self_layers + cross_layers,
@@ -123,6 +144,39 @@ def build(
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model.eval()  # type: ignore[no-any-return]
+
+
+def vision_tower(shape: Shape, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
+    """The vision tower of such a model, with random weights: a `MllamaVisionModel` in evaluation mode."""
+    from transformers.models.mllama.configuration_mllama import MllamaVisionConfig
+    from transformers.models.mllama.modeling_mllama import MllamaVisionModel
+
+    read = [layer for layer in (3, 7, 15, 23, 30) if layer < shape.tower_layers] or [0]
+    config = MllamaVisionConfig(
+        hidden_size=shape.tower_hidden,
+        intermediate_size=4 * shape.tower_hidden,
+        attention_heads=shape.tower_hidden // 80,
+        num_hidden_layers=shape.tower_layers,
+        num_global_layers=shape.tower_global_layers,
+        intermediate_layers_indices=read,
+        vision_output_dim=shape.tower_hidden * (1 + len(read)),
+        image_size=shape.tile_pixels,
+        patch_size=shape.patch_pixels,
+        max_num_tiles=shape.tiles,
+    )
+    with torch.random.fork_rng(), torch.device(device):
+        tower = MllamaVisionModel._from_config(config, dtype=dtype, attn_implementation="sdpa")
+    return tower.eval()  # type: ignore[no-any-return]
+
+
+def pictures(shape: Shape, batch: int, *, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
+    """What `vision_tower` takes of `batch` random pictures of all tiles."""
+    sides = (shape.tile_pixels, shape.tile_pixels)
+    return {
+        "pixel_values": torch.rand(batch, 1, shape.tiles, 3, *sides, dtype=dtype, device=device),
+        "aspect_ratio_ids": torch.full((batch, 1), 6, device=device),  # 2 x 2 tiles
+        "aspect_ratio_mask": torch.ones(batch, 1, shape.tiles, dtype=torch.long, device=device),
+    }
 
 
 def prompt(
