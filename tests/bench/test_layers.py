@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from transformers import DynamicCache
 
 import crosstrim
-from crosstrim import compat
+from crosstrim import attention, compat
 from crosstrim.bench import layers, shapes
+from crosstrim.bench.overhead import inside_hooks
 from crosstrim.bench.plain import plainly_trimmed
 from crosstrim.bench.timing import Timing, alternate, inside
 
@@ -67,8 +70,10 @@ def both_passes(model, inputs):
     return torch.cat([prompt, model(**shapes.next_token(inputs, 9), past_key_values=cache).logits], dim=1)
 
 
-def test_the_suite_has_a_row_for_everything_and_true_bytes():
-    rows = layers.run(TINY, trims={"half": {"keep": 0.5}, "lossless": {}}, batch=2, rows=9, tiles=1, rounds=2)
+def test_the_suite_has_a_row_for_everything_and_true_bytes(model):
+    trims = {"half": {"keep": 0.5}, "lossless": {}}
+    measured = layers.measure(model, TINY, trims=trims, batch=2, rows=9, tiles=1, rounds=2)
+    rows = [row for row in measured if row["layer"] != "hooks"]
     names = [(row["phase"], row["layer"], row["way"], row["trim"]) for row in rows]
     ways = [
         ("untrimmed", ""),
@@ -84,6 +89,72 @@ def test_the_suite_has_a_row_for_everything_and_true_bytes():
         assert row["kv_bytes"] == 3 * 2 * 2 * 4 * kept[row["trim"]] * 8 * 4
         assert row["runs"] == 2
         assert row["ms"] > 0
+    hooks = [row for row in measured if row not in rows]
+    assert [(row["phase"], row["way"], row["trim"]) for row in hooks] == [
+        ("decode", "crosstrim", "half"),
+        ("decode", "crosstrim", "lossless"),
+    ]
+    assert all(row["ms"] > 0 and row["ratio"] > 0 for row in hooks)
+
+
+@pytest.mark.parametrize("trim", [{"keep": 0.5}, {}], ids=["keep", "lossless"])
+def test_a_repeated_cache_is_that_of_a_repeated_prompt(model, trim):
+    inputs = shapes.prompt(TINY, batch=2, rows=9)
+    ways = layers.make_ways(model, inputs, {"one": trim})
+    fourfold = {name: tensor.repeat_interleave(2, dim=0) for name, tensor in inputs.items()}
+    fourfold["cross_attention_states"] = inputs["cross_attention_states"].unflatten(0, (2, 4))
+    fourfold["cross_attention_states"] = fourfold["cross_attention_states"].repeat_interleave(2, dim=0).flatten(0, 1)
+    for way in ways.values():
+        with torch.no_grad():
+            cache = layers.prefilled(model, way, inputs, copies=2)
+            with way():
+                step = model(**layers.step(layers.repeated(inputs, 2), cache)()).logits
+            expected = layers.prefilled(model, way, fourfold)
+            with way():
+                torch.testing.assert_close(step, model(**layers.step(fourfold, expected)()).logits)
+        indices = (1, 2, 3)
+        assert layers.held_bytes(cache, indices) == layers.held_bytes(expected, indices)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time as the overhead is measured with; it goes on only where a test says so."""
+    time = [0.0]
+    monkeypatch.setattr("crosstrim.bench.overhead.now", lambda device: time[0])
+
+    def spend(seconds):
+        time[0] += seconds
+
+    return spend
+
+
+def test_only_the_hooks_that_were_put_on_are_timed_and_none_stays(model, clock):
+    before = [(dict(m._forward_pre_hooks), dict(m._forward_hooks)) for m in model.modules()]
+    earlier = model.lm_head.register_forward_pre_hook(lambda *_: clock(5))
+
+    @contextlib.contextmanager
+    def put_on(model, seconds):
+        hook = model.lm_head.register_forward_hook(lambda *_: clock(seconds))
+        yield
+        hook.remove()
+
+    with torch.no_grad(), inside_hooks(model, put_on, seconds=3) as watch:
+        model(**shapes.prompt(TINY, batch=1, rows=9))
+    earlier.remove()
+    assert watch.seconds == 3
+    assert [(dict(m._forward_pre_hooks), dict(m._forward_hooks)) for m in model.modules()] == before
+
+
+def test_scoring_is_overhead_and_attention_is_none(model, clock, monkeypatch):
+    for name, function, seconds in (
+        ("crosstrim.models.maskfree.attend", attention.attend, 100),
+        ("crosstrim.decision.saliency", crosstrim.saliency, 1),
+    ):
+        monkeypatch.setattr(name, lambda *args, f=function, s=seconds, **options: (clock(s), f(*args, **options))[1])
+    with torch.no_grad(), inside_hooks(model, crosstrim.trim, keep=0.5) as watch:
+        cache = DynamicCache(config=model.config.text_config)
+        model(**shapes.prompt(TINY, batch=1, rows=9), past_key_values=cache)
+    assert watch.seconds == 1
 
 
 def test_variants_take_turns_and_warm_ups_do_not_count():

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from crosstrim.cli import app
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
-VERBS = ("", "ask", "examples", "eval", "analyze", "batch", "serve", "doctor")
+VERBS = ("", "ask", "examples", "eval", "analyze", "bench", "batch", "serve", "doctor")
 MARK = "<!-- What follows is written by `python -m tests.cli.help_pages`. -->\n"
 
 

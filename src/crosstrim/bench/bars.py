@@ -53,7 +53,7 @@ def judge(suite: str, rows: Rows) -> list[dict[str, Any]]:
     return judged
 
 
-def only(rows: Iterable[Mapping[str, Any]], field: str, **wanted: Any) -> float:
+def only(rows: Iterable[Mapping[str, Any]], field: str, /, **wanted: Any) -> float:
     """The field of the one row that has these values.
 
     Raises:

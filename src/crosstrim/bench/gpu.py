@@ -20,7 +20,6 @@ from crosstrim.errors import DeviceError
 from crosstrim.models import mllama
 
 Row = dict[str, Any]
-Name = tuple[str, str]
 
 _11B: dict[str, Any] = {"shape": "11B", "self_layers": 32, "cross_layers": 8, "vocabulary": 128256}
 _90B: dict[str, Any] = {"shape": "90B", "self_layers": 16, "cross_layers": 4, "vocabulary": 128256}
@@ -58,8 +57,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "cases": [{**_TINY, "tiles": [4, 1], "batches": [1, 2], "larger": [4]}],
     },
 }
-COLUMNS = ("what", "shape", "tiles", "batch", "way", "trim", "status", "prompt_ms", "step_ms", "step_busy_ms")
-COLUMNS += ("tokens_per_s", "prompt_peak_gib", "step_peak_gib", "kv_gib")
+COLUMNS = (
+    *("what", "shape", "tiles", "batch", "way", "trim", "status", "ms_per_image", "prompt_ms", "step_ms"),
+    *("step_busy_ms", "tokens_per_s", "prompt_peak_gib", "step_peak_gib", "kv_gib", "next_batch"),
+)
 TRIMS: dict[str, dict[str, Any]] = {f"keep={keep}": {"keep": keep} for keep in (1.0, 0.5, 0.25)}
 
 FITS, TOO_LARGE, NOT_REACHED = "fits", "does not fit", "not reached in time"
@@ -98,8 +99,8 @@ def run(
     """
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(
-            "the suite gpu needs a CUDA device, and torch sees none; run it on a machine with an NVIDIA GPU and a CUDA "
-            "build of torch, or measure on the CPU with the suites layers and decode."
+            "the suite gpu needs a CUDA device, and torch sees none; run it on a machine with an NVIDIA GPU and a "
+            "CUDA build of torch, or measure on the CPU with the suites layers and decode."
         )
     deadline = time.monotonic() + budget_s
     for batch in pictures:
@@ -149,7 +150,7 @@ def _model(
 ) -> Iterator[Row]:
     sizes = shapes.SHAPES[shape]
     like: dict[str, Any] = {"dtype": torch.bfloat16, "device": device}
-    depth = {"self_layers": self_layers, "cross_layers": cross_layers}
+    depth: dict[str, Any] = {"self_layers": self_layers, "cross_layers": cross_layers}
     common = {"shape": shape, **depth, "rows": rows, "dtype": "bfloat16", "device": device}
     model = _unless_too_large(lambda: shapes.build(sizes, **depth, vocabulary=vocabulary, **like), device)
     if model is None:
@@ -174,22 +175,19 @@ def _model(
             yield cell | {"status": TOO_LARGE}
             continue
         runs = {name: partial(_generate, model, way, inputs, steps) for name, way in ways.items()}
-        turns = alternate({name: partial(_unless_too_large, one, device) for name, one in runs.items()}, rounds=rounds,
-                          warm_up=1)  # fmt: skip
+        safe = {name: partial(_unless_too_large, one, device) for name, one in runs.items()}
+        turns = alternate(safe, rounds=rounds, warm_up=1)
         for way, trim in ways:
             yield cell | {"way": way, "trim": trim} | _summary(turns[way, trim], batch)
-        del runs, turns, inputs
+        del runs, safe, turns, inputs
         _free(device)
     if larger:
         for real in tiles:
             ways = layers.make_ways(model, prompt(1, real), TRIMS, plain=False)
             for (way, trim), put_on in ways.items():
-                tried = [
-                    (batch, lambda batch=batch: _generate(model, put_on, prompt(batch, real), 1))  # noqa: B023
-                    for batch in (*batches, *larger)
-                ]
+                attempt = partial(_prompt_and_step, model, put_on, partial(prompt, real=real))
                 row = {"what": "largest batch", **common, "tiles": real, "way": way, "trim": trim}
-                yield row | _largest(tried, device, deadline)
+                yield row | _largest(attempt, [*batches, *larger], device, deadline)
 
 
 def _generate(model: nn.Module, way: layers.Way, inputs: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -238,13 +236,19 @@ def _summary(turns: list[dict[str, Any] | None], batch: int) -> Row:
     }
 
 
-def _largest(tried: list[tuple[int, Callable[[], Any]]], device: str, deadline: float) -> Row:
+def _prompt_and_step(
+    model: nn.Module, way: layers.Way, prompt: Callable[[int], dict[str, Any]], batch: int
+) -> dict[str, Any]:
+    return _generate(model, way, prompt(batch), 1)
+
+
+def _largest(attempt: Callable[[int], Any], batches: list[int], device: str, deadline: float) -> Row:
     """The largest batch that ran, and the next one, which did not fit or was not reached."""
     fitting = 0
-    for batch, attempt in tried:
+    for batch in batches:
         if time.monotonic() > deadline:
             return {"status": NOT_REACHED, "batch": fitting, "next_batch": batch}
-        if _unless_too_large(attempt, device) is None:
+        if _unless_too_large(partial(attempt, batch), device) is None:
             return {"status": TOO_LARGE, "batch": fitting, "next_batch": batch}
         _free(device)
         fitting = batch
@@ -287,6 +291,6 @@ def _busy_seconds(attempt: Callable[[], Any], device: torch.device) -> float | N
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         attempt()
         torch.cuda.synchronize(device)
-    events = [event for event in seen.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    events = [event for event in seen.key_averages() if event.device_type.name == "CUDA"]
     microseconds = sum(event.self_device_time_total for event in events if not event.is_user_annotation)
     return microseconds / 1e6 or None

@@ -151,9 +151,7 @@ Name = tuple[str, str]
 Way = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
-def make_ways(
-    model: nn.Module, inputs: dict[str, torch.Tensor], trims: Trims, plain: bool = True
-) -> dict[Name, Way]:
+def make_ways(model: nn.Module, inputs: dict[str, torch.Tensor], trims: Trims, plain: bool = True) -> dict[Name, Way]:
     """What puts each variant on the model, by way and trim; the untrimmed one comes first.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -28,7 +28,7 @@ def inside_hooks(
         **options: of `put_on`.
     """
     watch, device = Stopwatch(), next(model.parameters()).device
-    projections = {layer.cross_attn.o_proj for layer in mllama.locate(model).cross_layers}
+    projections = {cast(Any, layer).cross_attn.o_proj for layer in mllama.locate(model).cross_layers}
 
     def timed(hook: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(hook)

@@ -49,7 +49,9 @@ def plainly_trimmed(model: nn.Module, report: TrimReport) -> Iterator[None]:
         if kwargs["cross_attention_states"] is not None:
             layer = kwargs["past_key_values"].layers[parts.layer_indices[0]]
             heads, size = layer.keys.shape[1], layer.keys.shape[3]
-            slots = state_of(len(layer.keys)).slots.to(layer.keys.device)[:, None, :, None].expand(-1, heads, -1, size)
+            slots = (
+                state_of(len(layer.keys)).slots.to(layer.keys.device)[:, None, :, None].expand(-1, heads, -1, size)
+            )
             layer.keys, layer.values = layer.keys.gather(2, slots), layer.values.gather(2, slots)
 
     def before_follower(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import crosstrim
@@ -36,24 +37,17 @@ def run(pictures: int, rounds: int) -> Iterator[dict[str, Any]]:
     """
     model, processor = crosstrim.load("mini")
     ways: dict[str, Callable[[Any, list[str]], Iterator[float]]] = {
-        "untrimmed": lambda picture, questions: _anew(model, processor, picture, questions, None),
-        "trimmed": lambda picture, questions: _anew(model, processor, picture, questions, CONFIG),
-        "session": lambda picture, questions: _session(model, processor, picture, questions),
+        "untrimmed": partial(_anew, model, processor, None),
+        "trimmed": partial(_anew, model, processor, CONFIG),
+        "session": partial(_session, model, processor),
     }
     asked: dict[str, list[Asked]] = {way: [] for way in ways}
     for example in mini.examples()[:pictures]:
         picture = images.open_image(example["image"])
         questions = [one["question"] for one in example["questions"][:2]]
 
-        def conversation(way: str, picture: Any = picture, questions: list[str] = questions) -> Asked:
-            with _entries(model) as entries:
-                found = []
-                for seconds in ways[way](picture, questions):
-                    found.append((seconds, len(entries)))
-                    entries.clear()
-                return found
-
-        turns = alternate({way: lambda way=way: conversation(way) for way in ways}, rounds=rounds, warm_up=1)
+        variants = {way: partial(_conversation, model, ask, picture, questions) for way, ask in ways.items()}
+        turns = alternate(variants, rounds=rounds, warm_up=1)
         for way in ways:
             asked[way] += turns[way]
     for way, conversations in asked.items():
@@ -68,8 +62,19 @@ def run(pictures: int, rounds: int) -> Iterator[dict[str, Any]]:
             }
 
 
+def _conversation(
+    model: Any, ask: Callable[[Any, list[str]], Iterator[float]], picture: Any, questions: list[str]
+) -> Asked:
+    found = []
+    with _entries(model) as entries:
+        for seconds in ask(picture, questions):
+            found.append((seconds, len(entries)))
+            entries.clear()
+    return found
+
+
 def _anew(
-    model: Any, processor: Any, picture: Any, questions: list[str], config: crosstrim.TrimConfig | None
+    model: Any, processor: Any, config: crosstrim.TrimConfig | None, picture: Any, questions: list[str]
 ) -> Iterator[float]:
     for question in questions:
         yield answering.ask(model, processor, picture, question, config, max_new_tokens=1).seconds

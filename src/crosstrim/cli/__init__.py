@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import crosstrim
-from crosstrim.cli import analyze, ask, batch, doctor, evaluate, examples, serve
+from crosstrim.cli import analyze, ask, batch, bench, doctor, evaluate, examples, serve
 from crosstrim.cli.console import Group
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ app.command("ask")(ask.ask)
 app.command("examples")(examples.examples)
 app.command("eval")(evaluate.evaluate)
 app.command("analyze")(analyze.analyze)
+app.command("bench")(bench.bench)
 app.command("batch")(batch.batch)
 app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)

@@ -1,0 +1,112 @@
+"""`crosstrim bench`: what it prints, writes and refuses, and its exit code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from crosstrim.bench import suites
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Whatever is asked for runs at the smallest size."""
+    for name, suite in suites.SUITES.items():
+        settings = dict.fromkeys(suite.settings, suite.settings["tiny"])
+        monkeypatch.setitem(suites.SUITES, name, replace(suite, settings=settings))
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """A suite "session" whose second question takes this share of the first one's time."""
+
+    def give(ratio):
+        def run(**settings):
+            for question, share, entries in (("first", 1.0, 1), ("second", ratio, 0)):
+                yield {
+                    "way": "session",
+                    "question": question,
+                    "ms": 1.0,
+                    "ratio": share,
+                    "vision_tower_entries": entries,
+                }
+
+        monkeypatch.setitem(suites.SUITES, "session", replace(suites.SUITES["session"], run=run))
+
+    return give
+
+
+def test_json_is_the_result_and_the_file_holds_the_same(run, tiny, tmp_path):
+    result = run("bench", "decode", "--quick", "--json", "--out", tmp_path / "decode.json")
+    assert (result.code, result.json["suite"], result.json["size"]) == (0, "decode", "quick")
+    assert json.loads((tmp_path / "decode.json").read_text()) == result.json
+    assert len((tmp_path / "decode.csv").read_text().splitlines()) == 1 + len(result.json["rows"])
+    assert result.stderr.count("crosstrim: wrote ") == 2
+
+
+def test_people_read_a_table_and_with_check_the_bars(run, rows):
+    rows(0.2)
+    plain = run("bench", "session")
+    assert plain.code == 0
+    assert plain.stdout.startswith("session\n\nway")
+    assert "at most" not in plain.stdout
+    checked = run("bench", "session", "--check")
+    assert checked.code == 0
+    assert "second question's time to first token, of the first one's        0.2      0.25   yes" in checked.stdout
+    assert checked.stderr == ""
+
+
+def test_a_missed_bar_ends_with_one_and_is_named(run, rows, tmp_path):
+    rows(0.3)
+    assert run("bench", "session").code == 0
+    result = run("bench", "session", "--check", "--out", tmp_path / "session.json")
+    assert result.code == 1
+    assert "crosstrim: missed: second question's time to first token, of the first one's\n" in result.stderr
+    assert "NO" in result.stdout
+    assert json.loads((tmp_path / "session.json").read_text())["bars"][0]["met"] is False
+
+
+def test_a_folder_gets_everything(run, rows, tmp_path):
+    rows(0.2)
+    result = run("bench", "session", "--to", tmp_path / "out", "--json")
+    written = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert written == ["session.csv", "session.json", "session.md", "session.png"]
+    assert result.stderr.count("crosstrim: wrote ") == 4
+
+
+def test_what_was_measured_stays_when_the_rest_fails(run, monkeypatch, tmp_path):
+    def broken(**settings):
+        yield {"way": "session", "ms": 1.0}
+        raise RuntimeError("no power")
+
+    monkeypatch.setitem(suites.SUITES, "session", replace(suites.SUITES["session"], run=broken))
+    with pytest.raises(RuntimeError, match="no power"):
+        run("bench", "session", "--out", tmp_path / "session.json")
+    left = json.loads((tmp_path / "session.json").read_text())
+    assert (left["rows"], left["complete"], left["bars"]) == ([{"way": "session", "ms": 1.0}], False, [])
+
+
+def test_without_a_gpu(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = run("bench", "gpu", "--out", tmp_path / "gpu.json")
+    assert result.code == 1
+    assert result.stderr.startswith("crosstrim: the suite gpu needs a CUDA device, and torch sees none; run it on")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["speed"], 2, "SUITE speed must be one of layers, decode, saliency, session, mini, gpu"),
+        (["layers", "--out", "layers.csv"], 1, "layers.csv must end in .json"),
+        (["layers", "--out", "missing/layers.json"], 1, "create missing first"),
+    ],
+)
+def test_refusals_come_before_any_work(run, monkeypatch, arguments, code, words):
+    monkeypatch.setattr(suites, "measure", lambda *_args, **_options: pytest.fail("something was measured"))
+    result = run("bench", *arguments)
+    assert result.code == code
+    assert words in " ".join(result.stderr.replace("│", " ").split())
