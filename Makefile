@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-ray test-oldest test-lmms test-kernels test-sglang lint clean
+.PHONY: help demo test test-slow test-ray test-oldest test-lmms test-kernels test-sglang bench lint clean
 
 help:
 	@echo "make demo         ask the embedded model about a picture, trimmed and untrimmed"
@@ -25,6 +25,7 @@ help:
 	@echo "make test-lmms    the plugin for lmms-eval, run by lmms-eval itself; downloads about a gigabyte"
 	@echo "make test-kernels the Triton kernels, interpreted and compiled on the CPU; Linux"
 	@echo "make test-sglang  the tests that run SGLang, on the CPU"
+	@echo "make bench        time and memory against their bars, on a machine that does nothing else"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove what the other targets made"
 
@@ -92,6 +93,12 @@ test-kernels: .venv-triton/.installed
 
 test-sglang: .venv-sglang/.installed
 	@PYTHONPATH=tests/engines/sglang_shims .venv-sglang/bin/python $(PYTEST) --disable-warnings tests/engines/test_sglang_*.py
+
+bench: .venv/.installed
+	@mkdir -p build/bench
+	@failed=; for suite in layers decode saliency session mini; do \
+		.venv/bin/crosstrim bench $$suite --check --out build/bench/$$suite.json || failed="$$failed $$suite"; \
+	done; if [ -n "$$failed" ]; then echo "FAILED:$$failed" >&2; exit 1; fi
 
 lint: .venv/.installed
 	@.venv/bin/ruff check

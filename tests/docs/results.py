@@ -12,7 +12,7 @@ from typing import Any
 
 from crosstrim.eval import analysis_report, kv_table
 from crosstrim.memory import SHAPES
-from tests.docs import capacity, pages, policies
+from tests.docs import bench, capacity, pages, policies
 
 HELDOUT = "evaluation/results/mini-heldout.json"
 SWEEP = "evaluation/results/mini-sweep.jsonl"
@@ -235,9 +235,14 @@ def written(name: str) -> str:
         part = capacity.part()
     else:
         part = _COMPAT.format(table=_table(rows_of_compat(report["results"]), with_kept=False), **facts)
-    begin, end = "<!-- results -->", "<!-- end of results -->"
-    before, _, rest = pages.text(name).partition(begin)
-    assert end in rest, f"{name} has no place for results"
+    text = _put(pages.text(name), "results", part)
+    return _put(text, "suites", bench.part(bench.committed())) if name == "docs/performance.md" else text
+
+
+def _put(text: str, mark: str, part: str) -> str:
+    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    before, _, rest = text.partition(begin)
+    assert end in rest, f"the page has no place for {mark}"
     return f"{before}{begin}\n{part}{end}{rest.partition(end)[2]}"
 
 

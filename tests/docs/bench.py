@@ -1,0 +1,66 @@
+"""The part of docs/performance.md about the suites: what they measure, their bars, and what was committed of them."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from typing import Any
+
+from crosstrim.bench import bars, report
+from crosstrim.bench.suites import SUITES
+from crosstrim.eval import analysis_report
+from tests.docs import pages
+
+FOLDER = "benchmarks/results"
+
+_PART = """\
+| suite | measures |
+|---|---|
+{suites}
+
+`--check` holds a run against the bars of its suite:
+
+| bar | suite | at most | measured |
+|---|---|---:|---:|
+{bars}
+
+{results}
+"""
+
+
+def committed() -> dict[str, dict[str, Any]]:
+    """By suite, the result that is kept in the repository, where there is one."""
+    files = {name: f"{FOLDER}/{name}.json" for name in SUITES}
+    return {name: json.loads(pages.text(file)) for name, file in files.items() if (pages.ROOT / file).is_file()}
+
+
+def part(results: dict[str, dict[str, Any]]) -> str:
+    """What stands between the marks, of these results."""
+    missing = [f'"{name}"' for name in SUITES if name not in results]
+    sections = [_section(result) for result in results.values()]
+    if missing:
+        sections.append(f"**Not measured** by a full run: {', '.join(missing)}.")
+    return _PART.format(
+        suites="\n".join(f"| `{suite.name}` | {suite.what} |" for suite in SUITES.values()),
+        bars="\n".join(_bar(bar, results.get(bar.suite)) for bar in bars.BARS),
+        results="\n\n".join(sections),
+    )
+
+
+def _bar(bar: bars.Bar, result: dict[str, Any] | None) -> str:
+    measured = "not measured"
+    if result is not None:
+        figure = bar.figure(result["rows"])
+        measured = f"{figure:.3g} {bar.unit}".rstrip() + ("" if figure <= bar.limit else ", missed")
+    return f"| {bar.name} | `{bar.suite}` | {bar.limit:.3g} {bar.unit}".rstrip() + f" | {measured} |"
+
+
+def _section(result: dict[str, Any]) -> str:
+    table, hardware, versions = next(report.tables(result)), result["hardware"], result["versions"]
+    machine = ", ".join([hardware["cpu"], f"{hardware['cores']} cores", *hardware["gpus"]])
+    facts = (
+        f"Measured once, on {machine}, {hardware['threads']} threads, torch {versions['torch']}, transformers "
+        f"{versions['transformers']} ([{result['suite']}.json](../{FOLDER}/{result['suite']}.json))."
+    )
+    lines = [f"### Suite {result['suite']}", "", textwrap.fill(facts, 118, break_on_hyphens=False), ""]
+    return "\n".join([*lines, *analysis_report.markdown_table(table)])

@@ -1,0 +1,34 @@
+"""Committed results of the suites, and what the docs make of them."""
+
+from __future__ import annotations
+
+import crosstrim
+from crosstrim.bench import bars, suites
+from tests.docs import bench
+
+
+def test_committed_results_are_whole_and_their_bars_are_todays():
+    for name, result in bench.committed().items():
+        assert (result["format"], result["suite"], result["size"]) == (suites.FORMAT, name, "full")
+        assert result["complete"]
+        assert result["versions"]["crosstrim"] == crosstrim.__version__
+        assert result["bars"] == bars.judge(name, result["rows"])
+
+
+def test_what_is_not_committed_is_not_measured():
+    part = bench.part({})
+    assert part.count("| not measured |") == len(bars.BARS)
+    assert '**Not measured** by a full run: "layers", "decode", "saliency", "session", "mini", "gpu".' in part
+
+
+def test_a_committed_result_is_shown_with_its_machine_and_missed_bars():
+    result = suites.measure(suites.SUITES["session"], "tiny")
+    for row in result["rows"]:
+        if (row["way"], row["question"]) == ("session", "second"):
+            row["ratio"] = 0.5
+    part = bench.part({"session": result})
+    assert "| second question's time to first token, of the first one's | `session` | 0.25 | 0.5, missed |" in part
+    assert "| entries into the vision tower for both questions | `session` | 1 | 1 |" in part
+    assert "### Suite session" in part
+    assert result["hardware"]["cpu"] in " ".join(part.split())
+    assert '**Not measured** by a full run: "layers", "decode", "saliency", "mini", "gpu".' in part
