@@ -8,7 +8,9 @@ import sys
 import pytest
 import torch
 
+import crosstrim
 from crosstrim.bench import bars, gpu, layers, report, saliency, suites
+from crosstrim.bench.shapes import SHAPES
 from crosstrim.errors import CrosstrimError, DeviceError, ResultError
 
 PARTS = {"format", "suite", "size", "config", "rows", "bars", "complete", "versions", "hardware"}
@@ -108,10 +110,24 @@ def test_mini_is_measured_every_way(measured):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read off Linux's /proc")
-def test_peaks_are_measured_in_a_process_of_their_own(measured):
-    assert [row["peak_mib"] is not None for row in measured("saliency")["rows"] if row["what"] == "score"] == [
-        True
-    ] * 2
+def test_peaks_are_measured_in_processes_of_their_own(measured):
+    scores = [row for row in measured("saliency")["rows"] if row["what"] == "score"]
+    assert len(scores) == 2
+    assert all(row["peak_mib"] is not None and row["resident_mib"] is not None and row["ms"] > 0 for row in scores)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read off Linux's /proc")
+def test_the_peak_is_what_scoring_allocates(monkeypatch):
+    """64 MiB that are held for a moment while it scores do not go unseen."""
+    genuine, shape = crosstrim.saliency, SHAPES["tiny"]
+
+    def wasteful(*args):
+        torch.ones(2**24).sum()
+        return genuine(*args)
+
+    frugal = saliency._score(shape, 8, 0)["resident_mib"]
+    monkeypatch.setattr(crosstrim, "saliency", wasteful)
+    assert saliency._score(shape, 8, 0)["resident_mib"] >= 60 > frugal
 
 
 def test_a_measuring_process_that_fails_is_no_result(monkeypatch):
@@ -166,13 +182,16 @@ def test_a_bar_reads_exactly_one_row():
 
 def test_the_memory_bars_see_the_highest_peak_and_how_it_grows():
     def judge(peaks):
-        rows = [{"what": "score", "rows": rows, "peak_mib": peak} for rows, peak in peaks.items()]
+        rows = [
+            {"what": "score", "rows": rows, "peak_mib": peak, "resident_mib": 2 * peak}
+            for rows, peak in peaks.items()
+        ]
         rows += [{"what": "choose", "policy": policy, "ms": 1.0} for policy in saliency.POLICIES]
         highest, growth, *_ = bars.judge("saliency", rows)
         return highest["figure"], highest["met"], growth["figure"], growth["met"]
 
-    assert judge({32: 10.0, 512: 40.0, 2048: 50.0, 4096: 42.0}) == (50.0, True, 1.05, True)
-    assert judge({512: 100.0, 4096: 150.0}) == (150.0, False, 1.5, False)
+    assert judge({32: 10.0, 512: 40.0, 2048: 50.0, 4096: 42.0}) == (100.0, True, 1.05, True)
+    assert judge({512: 100.0, 4096: 150.0}) == (300.0, False, 1.5, False)
 
 
 @pytest.mark.parametrize("name", suites.SUITES)

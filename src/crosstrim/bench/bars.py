@@ -79,9 +79,9 @@ def _prompt(layer: str) -> Callable[[Rows], float]:
     return lambda rows: only(rows, "ratio", phase="prefill", layer=layer, way="crosstrim", trim="keep=0.5")
 
 
-def _highest_peak(rows: Rows) -> float:
+def _highest_resident(rows: Rows) -> float:
     scores = [row for row in rows if row["what"] == "score"]
-    return max(only(scores, "peak_mib", rows=row["rows"]) for row in scores)
+    return max(only(scores, "resident_mib", rows=row["rows"]) for row in scores)
 
 
 def _growth_of_the_peak(rows: Rows) -> float:
@@ -103,8 +103,10 @@ BARS = (
     Bar("layers", "crosstrim's own code per step, of the untrimmed time", 0.02, _step("keep=0.5", layer="hooks")),
     Bar("layers", "first layer at a prompt of 256 rows, which scores", 1.6, _prompt("leader")),
     Bar("layers", "later layers at a prompt of 256 rows, keep=0.5", 0.58, _prompt("followers")),
-    Bar("saliency", "peak memory of scoring above inputs and result", 128.0, _highest_peak, "MiB"),
-    Bar("saliency", "peak memory of scoring 4096 rows, of that of 512", 1.1, _growth_of_the_peak),
+    Bar(
+        "saliency", "resident memory of scoring at its peak, above inputs and result", 128.0, _highest_resident, "MiB"
+    ),
+    Bar("saliency", "memory needed at once to score 4096 rows, of that for 512", 1.1, _growth_of_the_peak),
     *(
         Bar("saliency", f"CPU time of choosing 640 of 6404 features, {policy}", 150.0, _choice(policy), "ms")
         for policy in ("union", "contribution", "mmr", "dpp")

@@ -148,7 +148,7 @@ def draw(result: Result, plot: Any) -> Any:
             )
             series.setdefault(label.strip(), {})[row[suite.across]] = row[suite.up]
     across = list(dict.fromkeys(row[suite.across] for row in rows if suite.across in row))
-    figure, axes = plot.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = plot.subplots(figsize=(8, 4), layout="constrained")
     if all(isinstance(one, int | float) for one in across):
         for label, points in series.items():
             axes.plot(*zip(*sorted(points.items()), strict=True), marker="o", markersize=4, label=label)
@@ -160,7 +160,7 @@ def draw(result: Result, plot: Any) -> Any:
             axes.bar(places, list(points.values()), width=0.9 * width, label=label)
         axes.set_xticks(range(len(across)), [one or "untrimmed" for one in across])
     axes.set(xlabel=suite.across, ylabel=suite.up, title=suite.name)
-    axes.legend(frameon=False, fontsize=7)
+    figure.legend(frameon=False, fontsize=7, loc="outside right upper")
     axes.grid(alpha=0.25, axis="y")
     return figure
 

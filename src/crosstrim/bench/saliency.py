@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -37,14 +38,18 @@ def run(shape: str, rows: list[int], scorings: int, keep: int, choices: int) -> 
         choices: measured runs of each policy.
 
     Yields:
-        For each length the time, and the peak memory in MiB above inputs and result (None where the system is not
-        Linux); then for each policy the CPU time of choosing.
+        For each length the time, and two peaks of memory in MiB above inputs and result, None where the system is
+        not Linux: `peak_mib` is what is needed at once, `resident_mib` has also what the allocator has not yet given
+        back. Then for each policy the CPU time of choosing.
 
     Raises:
         CrosstrimError: a process that measures fails.
     """
     for count in rows:
-        yield {"what": "score", "shape": shape, "rows": count} | _apart(shape, count, scorings)
+        timed = _apart(shape, count, scorings)
+        # With a fixed threshold glibc maps every large tensor on its own, and returns it at once. That takes time.
+        needed = _apart(shape, count, 0, MALLOC_MMAP_THRESHOLD_=str(2**20))["resident_mib"]
+        yield {"what": "score", "shape": shape, "rows": count, **timed, "peak_mib": needed}
     sizes = shapes.SHAPES[shape]
     evidence = _evidence(sizes, keep)
     turns = alternate(
@@ -83,10 +88,11 @@ def _choose(policy: policies.Policy, evidence: policies.Evidence, keep: int) -> 
         torch.set_num_threads(threads)
 
 
-def _apart(shape: str, rows: int, runs: int) -> dict[str, Any]:
+def _apart(shape: str, rows: int, runs: int, **variables: str) -> dict[str, Any]:
     """`_score` in a process of its own, whose peak is that of nothing else."""
     command = [sys.executable, "-m", __name__, shape, str(rows), str(runs)]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **variables}
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if process.returncode:
         raise CrosstrimError(
             f"the process that scores {rows} rows ended with code {process.returncode}: "
@@ -118,7 +124,8 @@ def _score(shape: shapes.Shape, rows: int, runs: int) -> dict[str, Any]:
         begun = time.perf_counter()
         crosstrim.saliency(queries, keys, visible)
         seconds.append(time.perf_counter() - begun)
-    return Timing.of(seconds).to_dict() | {"peak_mib": peak}
+    timing = Timing.of(seconds).to_dict() if seconds else {}
+    return timing | {"resident_mib": peak}
 
 
 def _resident_mib(field: str) -> float:

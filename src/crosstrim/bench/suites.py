@@ -73,7 +73,7 @@ SUITES = {
             "time and peak memory of scoring against the length of the text, CPU time of choosing on one core",
             saliency.run,
             saliency.SETTINGS,
-            ("what", "rows", "policy", "ms", "ms_p20", "ms_p80", "peak_mib"),
+            ("what", "rows", "policy", "ms", "ms_p20", "ms_p80", "peak_mib", "resident_mib"),
             across="rows",
             up="peak_mib",
             lines=("what",),
