@@ -25,7 +25,7 @@ warnings.simplefilter("error", UserWarning)
 import crosstrim
 heavy = ["typer", "rich", "matplotlib", "accelerate", "torchvision", "triton", "sklearn", "skimage"]
 heavy += ["transformers.models.mllama.modeling_mllama", "transformers.modeling_utils"]
-heavy += ["crosstrim.cli", "crosstrim.eval", "crosstrim.viz", "crosstrim.images", "PIL"]
+heavy += ["crosstrim.cli", "crosstrim.eval", "crosstrim.bench", "crosstrim.viz", "crosstrim.images", "PIL"]
 heavy += ["crosstrim.engines", "crosstrim.tables", "ray", "fastapi", "uvicorn"]
 loaded = [name for name in heavy if name in set(sys.modules) - already]
 assert not loaded, loaded
@@ -45,8 +45,8 @@ core += ["features", "quantisation", "memory", "capacity", "compat", "errors", "
 core += [f"models.{name}" for name in ("mllama", "cache", "memory", "parallel", "tiles", "vision")]
 for name in core:
     importlib.import_module(f"crosstrim.{name}")
-upper = ["crosstrim.cli", "crosstrim.eval", "crosstrim.viz", "crosstrim.images", "crosstrim.environment"]
-upper += ["crosstrim.engines", "crosstrim.tables"]
+upper = ["crosstrim.cli", "crosstrim.eval", "crosstrim.bench", "crosstrim.viz", "crosstrim.images"]
+upper += ["crosstrim.environment", "crosstrim.engines", "crosstrim.tables"]
 assert not [name for name in upper if name in sys.modules]
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
