@@ -52,6 +52,43 @@ def test_options_that_cannot_be(run, served, wrong):
     assert served == []
 
 
+def test_sglang_gets_the_trim_and_its_own_options(run, monkeypatch):
+    seen = []
+
+    def serve_by_sglang(*arguments, **options):
+        seen.append((arguments, options))
+        raise SystemExit(0)  # the real one becomes SGLang's server
+
+    monkeypatch.setattr(verb, "serve_by_sglang", serve_by_sglang)
+    arguments = ["--engine", "sglang", "--keep", 0.5, "--port", 31000, "--device", "cpu", "--tensor-parallel", 2]
+    run("serve", *arguments, "--", "--mem-fraction-static", "0.7")
+    expected = {"device": "cpu", "host": "127.0.0.1", "port": 31000, "tensor_parallel": 2}
+    assert seen == [(("mini", TrimConfig(keep=0.5)), {**expected, "options": ["--mem-fraction-static", "0.7"]})]
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "named"),
+    [
+        (["--api-key", "secret"], {}, "--api-key does not go with --engine sglang"),
+        ([], {"CROSSTRIM_API_KEY": "secret"}, "CROSSTRIM_API_KEY does not go with --engine sglang"),
+        (["--queue-limit", 8], {}, "--queue-limit does not go with --engine sglang"),
+    ],
+)
+def test_limits_of_our_server_do_not_seem_to_limit_sglangs(run, monkeypatch, given, environment, named):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(verb, "serve_by_sglang", None)
+    result = run("serve", "--engine", "sglang", *given)
+    assert result.code == 2
+    assert named in " ".join(result.stderr.replace("\u2502", " ").split())
+
+
+def test_sglangs_options_go_with_sglang(run, served):
+    assert run("serve", "--tensor-parallel", 2).code == 2
+    assert run("serve", "--", "--tp-size", "2").code == 2
+    assert served == []
+
+
 def test_an_address_that_is_taken_is_told_before_the_model_is_loaded(run):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

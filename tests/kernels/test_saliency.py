@@ -35,19 +35,16 @@ def pick(monkeypatch):
     return function
 
 
-def test_auto_takes_triton_where_it_can(pick):
-    assert pick() == pick("auto") == pick("") == "triton"
-    assert pick(dtype=torch.bfloat16) == pick(dtype=torch.float16) == pick(size=20) == "triton"
-
-
-def test_auto_takes_torch_elsewhere(pick):
-    assert pick(device="cpu") == pick(device="cpu", interpreted=True) == "torch"
-    assert pick(dtype=torch.float64) == pick(size=129) == pick(triton=False) == "torch"
+def test_auto_takes_torch_until_the_other_was_measured(pick):
+    assert pick() == pick("auto") == pick("") == "torch"
+    assert pick(device="cpu", interpreted=True) == pick(dtype=torch.bfloat16) == pick(triton=False) == "torch"
 
 
 def test_the_choice_is_obeyed(pick):
     assert pick("torch") == "torch"
     assert pick("triton") == pick("triton", device="cpu", interpreted=True) == "triton"
+    assert pick("triton", dtype=torch.bfloat16) == pick("triton", dtype=torch.float16) == "triton"
+    assert pick("triton", size=20) == "triton"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -114,13 +115,19 @@ print(resident("VmHWM") - before - result.numel() * 4 / 2**20)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from Linux's /proc")
 def test_peak_memory_at_the_11b_shape_does_not_grow_with_the_text():
+    # What glibc keeps of freed memory for later varies by chance; above this size it keeps nothing.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
     short, long = (
-        float(subprocess.run([sys.executable, "-c", MEASURE, rows], capture_output=True, check=True).stdout)
+        float(
+            subprocess.run(
+                [sys.executable, "-c", MEASURE, rows], capture_output=True, check=True, env=environment
+            ).stdout
+        )
         for rows in ("512", "4096")
     )
     print(f"{short:.1f} and {long:.1f} MiB above inputs and result at 512 and 4096 rows")
     assert 0 < short < 64
-    assert long < short + 6  # the allocator varies by some MiB; the whole attention map would be 3202 MiB
+    assert long < 1.1 * short  # the whole attention map would be 3202 MiB
 
 
 def test_the_attention_map_is_never_materialised():

@@ -18,7 +18,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "quick": {"pictures": 1, "rounds": 5},
     "tiny": {"pictures": 1, "rounds": 1},
 }
-CONFIG = crosstrim.TrimConfig(keep=0.5)
+CONFIG = crosstrim.TrimConfig(k=0.25)
 
 Asked = list[tuple[float, int]]
 """For each question in its turn: seconds to the first token, and how often the vision tower was entered."""

@@ -12,13 +12,24 @@ from crosstrim.cli import console, options
 from crosstrim.engines.ray_serve import serve_on_ray
 from crosstrim.engines.server.local import serve_here
 from crosstrim.engines.server.settings import Settings
+from crosstrim.engines.sglang.launch import serve as serve_by_sglang
 
 _DEFAULT = Settings()
+_SGLANG_TAKES = {"engine", "host", "port", "tensor_parallel", "model", "device", "sglang_options"}
+_SGLANG_TAKES |= {"k", "keep", "lossless", "policy", "rating_rows", "k_base", "whole_first_layer", "kv_dtype"}
 
 
 def serve(
+    context: typer.Context,
+    sglang_options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- OPTION]...", help="Further options of SGLang's server; with --engine sglang."),
+    ] = None,
     engine: Annotated[
-        str, typer.Option("--engine", metavar="local|ray", help="In this process, or by Ray Serve.")
+        str,
+        typer.Option(
+            "--engine", metavar="local|ray|sglang", help="In this process, by Ray Serve, or as SGLang's server."
+        ),
     ] = "local",
     host: Annotated[str, typer.Option("--host", metavar="HOST", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[
@@ -81,6 +92,9 @@ def serve(
     address: Annotated[
         str | None, typer.Option("--address", metavar="ADDRESS", help="Of a running Ray cluster; with --engine ray.")
     ] = None,
+    tensor_parallel: Annotated[
+        int, typer.Option("--tensor-parallel", metavar="COUNT", min=1, help="Ranks; with --engine sglang.")
+    ] = 1,
     model: options.Model = "mini",
     dtype: options.Dtype = None,
     device: options.Device = None,
@@ -90,8 +104,31 @@ def serve(
 
     The trim is that of requests which do not bring their own. Prints the server's URL once it listens.
     """
-    if engine not in ("local", "ray"):
-        raise typer.BadParameter(f"--engine {engine} must be one of local, ray.")
+    if engine not in ("local", "ray", "sglang"):
+        raise typer.BadParameter(f"--engine {engine} must be one of local, ray, sglang.")
+    trim = options.trim_config(
+        k=k,
+        keep=keep,
+        lossless=lossless,
+        policy=policy,
+        rating_rows=rating_rows,
+        k_base=k_base,
+        whole_first_layer=whole_first_layer,
+        kv_dtype=kv_dtype,
+    )
+    if engine == "sglang":
+        _refuse_what_sglang_does_not_take(context)
+        serve_by_sglang(
+            model,
+            trim,
+            device=device,
+            host=host,
+            port=port,
+            tensor_parallel=tensor_parallel,
+            options=sglang_options or (),
+        )
+    if sglang_options or tensor_parallel != 1:
+        raise typer.BadParameter("--tensor-parallel and options after -- go with --engine sglang.")
     if engine == "local" and (replicas != 1 or address is not None):
         raise typer.BadParameter("--replicas and --address go with --engine ray.")
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""):
@@ -100,16 +137,7 @@ def serve(
         model=model,
         dtype=dtype,
         device=device or (None if engine == "ray" else environment.best_device()),
-        trim=options.trim_config(
-            k=k,
-            keep=keep,
-            lossless=lossless,
-            policy=policy,
-            rating_rows=rating_rows,
-            k_base=k_base,
-            whole_first_layer=whole_first_layer,
-            kv_dtype=kv_dtype,
-        ),
+        trim=trim,
         max_batch=max_batch,
         max_wait_ms=max_wait_ms,
         queue_limit=queue_limit,
@@ -130,3 +158,15 @@ def serve(
             typer.echo(url)
 
     run(settings, host, port, ready)
+
+
+def _refuse_what_sglang_does_not_take(context: typer.Context) -> None:
+    """SGLang has a server of its own: what limits ours, a key above all, must not seem to limit that one."""
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name not in _SGLANG_TAKES and source is not None and source.name != "DEFAULT":
+            where = "CROSSTRIM_API_KEY" if source.name == "ENVIRONMENT" else parameter.opts[0]
+            raise typer.BadParameter(
+                f"{where} does not go with --engine sglang; unset it, and give SGLang's own options after --."
+            )

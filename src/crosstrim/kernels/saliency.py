@@ -20,8 +20,8 @@ def kernel_for(
 ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]:
     """The `attention_received` that computes these queries; CROSSTRIM_KERNEL, read at each call, has a say.
 
-    "auto", the default: Triton for float32, bfloat16 and float16 heads of up to 128 numbers on a GPU, where Triton
-    is installed; else torch. "torch" and "triton" are taken at their word.
+    "auto", the default, is torch: Triton's kernel has not been run on a GPU yet, and no measurement says that it is
+    the faster one there. "torch" and "triton" are taken at their word.
 
     Args:
         queries: [B, Hq, T, D].
@@ -34,19 +34,16 @@ def kernel_for(
     choice = os.environ.get(VARIABLE) or "auto"
     if choice not in ("auto", "torch", "triton"):
         raise ConfigError(f"{VARIABLE} is {choice!r}; it must be auto, torch or triton.")
-    fits = queries.dtype in TRITON_DTYPES and queries.shape[-1] <= TRITON_LARGEST_HEAD
-    if choice == "torch" or (choice == "auto" and not (queries.is_cuda and fits)):
+    if choice in ("auto", "torch"):
         return saliency_torch.attention_received
     try:
         from crosstrim.kernels import saliency_triton
     except ImportError as error:
-        if choice == "auto":
-            return saliency_torch.attention_received
         raise MissingExtraError(
             f"{VARIABLE}=triton needs Triton, which cannot be imported ({error}): pip install 'crosstrim[kernels]', "
             f"or set {VARIABLE}=auto."
         ) from error
-    if not fits:
+    if queries.dtype not in TRITON_DTYPES or queries.shape[-1] > TRITON_LARGEST_HEAD:
         raise InputError(
             f"{VARIABLE}=triton computes float32, bfloat16 and float16 with heads of up to {TRITON_LARGEST_HEAD} "
             f"numbers, got {queries.dtype} and {queries.shape[-1]}; set {VARIABLE}=auto."
