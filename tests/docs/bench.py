@@ -12,6 +12,8 @@ from crosstrim.eval import analysis_report
 from tests.docs import pages
 
 FOLDER = "benchmarks/results"
+OLDEST = f"{FOLDER}/layers-transformers-5.17.json"
+"""The suite "layers" once more, on the oldest transformers that is supported."""
 
 _PART = """\
 | suite | measures |
@@ -25,6 +27,11 @@ _PART = """\
 {bars}
 
 {results}
+"""
+_OLDEST = """\
+**On transformers {version}** ([{name}](../{file})) an untrimmed step takes {slower:.0f} times as long: it hands
+attention one row of queries for each of four heads that share a key head, which PyTorch computes slowly on a CPU.
+There the same step takes {half:.2f} of the untrimmed time at keep=0.5, and {quarter:.2f} at keep=0.25.
 """
 
 
@@ -40,10 +47,31 @@ def part(results: dict[str, dict[str, Any]]) -> str:
     sections = [_section(result) for result in results.values()]
     if missing:
         sections.append(f"**Not measured** by a full run: {', '.join(missing)}.")
+    if "layers" in results and (pages.ROOT / OLDEST).is_file():
+        sections.append(_oldest(results["layers"], json.loads(pages.text(OLDEST))))
     return _PART.format(
         suites="\n".join(f"| `{suite.name}` | {suite.what} |" for suite in SUITES.values()),
         bars="\n".join(_bar(bar, results.get(bar.suite)) for bar in bars.BARS),
         results="\n\n".join(sections),
+    )
+
+
+def _oldest(newest: dict[str, Any], oldest: dict[str, Any]) -> str:
+    def step(result: dict[str, Any], way: str, trim: str) -> dict[str, Any]:
+        place = {"phase": "decode", "layer": "all", "way": way, "trim": trim, "tiles": None}
+        return next(row for row in result["rows"] if place.items() <= row.items())
+
+    return textwrap.fill(
+        _OLDEST.format(
+            version=oldest["versions"]["transformers"],
+            name=OLDEST.rpartition("/")[2],
+            file=OLDEST,
+            slower=step(oldest, "untrimmed", "")["ms"] / step(newest, "untrimmed", "")["ms"],
+            half=step(oldest, "crosstrim", "keep=0.5")["ratio"],
+            quarter=step(oldest, "crosstrim", "keep=0.25")["ratio"],
+        ).replace("\n", " "),
+        118,
+        break_on_hyphens=False,
     )
 
 

@@ -56,7 +56,7 @@ def test_bytes_read_per_step():
     weights = 2 * (40 * (2 * hidden**2 + 2 * hidden * 1024 + 3 * hidden * 14336) + hidden * 128256)
     kv = 2 * 6404 * 8 * 128 * 2 * 8
     assert (round(weights / 1e9, 1), round(kv / 1e9, 2)) == (18.5, 0.21)
-    for row in pages.table("docs/performance.md", "batch"):
+    for row in pages.table("docs/performance.md", "batch size"):
         batch, *written = [number(cell) for cell in row.values()]
         saved = [100 * batch * dropped * kv / (weights + batch * kv) for dropped in (1 / 2, 7 / 8)]
         assert [round(share, 1) for share in saved] == written
