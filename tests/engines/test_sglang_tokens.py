@@ -53,6 +53,21 @@ def spread(tmp_path_factory, short):
     )
 
 
+@pytest.fixture(scope="module")
+def spread_by_heads(tmp_path_factory, short):
+    """Two ranks, each with half of the heads whose union stays."""
+    folder = tmp_path_factory.mktemp("spread_by_heads")
+    environment = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+    return sglang_runs.run(
+        folder, mini.path(), short, trim={"k": K}, environment=environment, tp_size=2, max_total_tokens=4096
+    )
+
+
+@pytest.fixture(scope="module")
+def lossless(tmp_path_factory, short):
+    return sglang_runs.run(tmp_path_factory.mktemp("lossless"), mini.path(), short, trim={}, max_total_tokens=4096)
+
+
 def test_a_mixed_batch_gives_the_tokens_of_transformers(unfreed, model, processor, short):
     assert unfreed.tokens(0) == sglang_runs.reference(model, processor, short, k=K)
 
@@ -76,5 +91,14 @@ def test_two_ranks_choose_alike(spread, model, processor, short):
     assert spread.tokens(0) == sglang_runs.reference(model, processor, short, keep=0.3)
 
 
-def test_the_pool_is_free_again(retracted, unfreed, spread):
-    assert [run.slots_in_use_at_the_end for run in (retracted, unfreed, spread)] == [0, 0, 0]
+def test_two_ranks_unite_their_heads(spread_by_heads, model, processor, short):
+    assert spread_by_heads.tokens(0) == sglang_runs.reference(model, processor, short, k=K)
+
+
+def test_lossless_gives_the_tokens_of_lossless_on_transformers(lossless, model, processor, short):
+    assert lossless.tokens(0) == sglang_runs.reference(model, processor, short)
+
+
+def test_the_pool_is_free_again(retracted, unfreed, spread, spread_by_heads, lossless):
+    runs = (retracted, unfreed, spread, spread_by_heads, lossless)
+    assert [run.slots_in_use_at_the_end for run in runs] == [0] * len(runs)
