@@ -47,7 +47,7 @@ def run(shape: str, rows: list[int], scorings: int, keep: int, choices: int) -> 
     """
     for count in rows:
         timed = _apart(shape, count, scorings)
-        # With a fixed threshold glibc maps all but small tensors on their own, and returns them at once. That takes time.
+        # With a fixed threshold glibc maps all but small tensors on their own and returns them at once. It is slow.
         needed = _apart(shape, count, 0, MALLOC_MMAP_THRESHOLD_=str(2**16))["resident_mib"]
         yield {"what": "score", "shape": shape, "rows": count, **timed, "peak_mib": needed}
     sizes = shapes.SHAPES[shape]
