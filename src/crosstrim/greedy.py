@@ -13,6 +13,9 @@ import torch.nn.functional as F
 POOL = 4
 """A greedy choice is among this many times the budget, the most relevant ones: the rest could not win."""
 
+MOST_STEPS = 1024
+"""A budget beyond this is filled up by relevance: so many features cover an image, and every step takes time."""
+
 SKETCH = 64
 """Dimensions that keys are projected to before they are compared, when they have more."""
 
@@ -33,13 +36,13 @@ def order(
         relevance: [R, F] float32, not negative, for each of R images.
         visible: [R, F] bool.
         keys: [R, Hkv, F, D]; likeness is the cosine between the keys of all heads, side by side (see `sketch`).
-        budget: [R] int64, how many features each image takes.
+        budget: [R] int64, how many features each image takes, of which at most `MOST_STEPS` by the rule.
         take: the rule.
 
     Returns:
         [R, F] float32, the first one taken highest.
     """
-    budget = budget.minimum(visible.sum(-1))
+    budget = budget.minimum(visible.sum(-1)).clamp_max(MOST_STEPS)
     ranked = relevance.masked_fill(~visible, -1.0).argsort(dim=-1, descending=True, stable=True)
     size = ranked.shape[1]
     places = torch.arange(size, device=ranked.device)

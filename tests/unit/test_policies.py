@@ -167,6 +167,19 @@ def test_images_with_budgets_of_their_own_are_chosen_from_as_if_alone(seed, budg
                 assert got.tolist() == expected
 
 
+@pytest.mark.parametrize("name", ["mmr", "dpp"])
+def test_beyond_the_most_steps_features_follow_by_relevance(name, monkeypatch):
+    one = evidence(batch=1, budget=12)
+    monkeypatch.setattr(greedy, "POOL", IMAGE)  # the pool is of the budget, which the limit changes
+    free = policies.resolve(name)(one)[0, 0].argsort(descending=True).tolist()
+    monkeypatch.setattr(greedy, "MOST_STEPS", 5)
+    order = policies.resolve(name)(one)[0, 0].argsort(descending=True).tolist()
+    assert order[:5] == free[:5]
+    relevance = one.saliency[0].mean(0)
+    rest = [n for n in one.visible[0].nonzero().flatten().tolist() if n not in order[:5]]
+    assert order[5 : 5 + len(rest)] == sorted(rest, key=lambda n: -relevance[n].item())
+
+
 def test_diversity_leaves_out_twins():
     """Two features with the same key: the greedy policies take one of them, the plain ranking both."""
     one = evidence(batch=1, budget=2)
