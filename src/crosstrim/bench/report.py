@@ -9,7 +9,7 @@ from typing import Any
 
 from crosstrim.bench.suites import SUITES, Suite
 from crosstrim.errors import ResultError
-from crosstrim.eval.analysis_report import Table, markdown_table
+from crosstrim.eval.analysis_report import Table, markdown_table, prepare
 from crosstrim.eval.journal import write_whole
 from crosstrim.eval.report import pyplot
 
@@ -61,20 +61,6 @@ def check_file(path: Path) -> None:
         raise ResultError(f"{path} must end in .json; the rows go beside it as .csv.")
     if not path.parent.is_dir():
         raise ResultError(f"{path} lies in a folder that does not exist; create {path.parent} first.")
-
-
-def prepare(folder: Path) -> None:
-    """Make a folder for `write`, and refuse before any work is done what `write` could not do.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        ResultError: the folder cannot be made.
-    """
-    pyplot()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResultError(f"{folder} cannot be written to: {error.strerror}.") from error
 
 
 def write_data(result: Result, path: Path) -> list[Path]:

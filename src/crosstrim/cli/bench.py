@@ -9,6 +9,7 @@ import typer
 
 from crosstrim.bench import report, suites
 from crosstrim.cli import console, options
+from crosstrim.eval import analysis_report
 
 
 def bench(
@@ -44,7 +45,7 @@ def bench(
     if out is not None:
         report.check_file(out)
     if to is not None:
-        report.prepare(to)
+        analysis_report.prepare(to)
     with console.progress("rows") as steps:
 
         def saved(result: dict[str, Any]) -> None:
