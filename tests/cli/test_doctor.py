@@ -44,7 +44,7 @@ def test_doctor_looks_at_a_model(run, checkpoint):
 
 def test_people_read_the_same(run, checkpoint):
     text = run("doctor").stdout
-    assert f"transformers   {transformers.__version__}" in text
+    assert ["transformers", transformers.__version__] in [line.split() for line in text.splitlines()]
     for finding in crosstrim.compat.check():
         assert f"  {finding.name}: " in text
     assert "repaired on this model" in run("doctor", "--model", checkpoint).stdout
