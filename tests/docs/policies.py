@@ -34,8 +34,8 @@ points ahead of `union` and at keep=0.05 {twentieth}, far outside the bands. `un
 agree on a few places, and questions about the whole picture suffer. Diversity mends that, more so when measured
 on what features add (`contribution`) than on what attracts attention (`mmr`). So `contribution` decides where
 `keep` is given and no policy is named. It was chosen on 512 validation questions, with other handwriting and
-other photographs than these. Blind rules lose far more: which features stay does matter, but for count, which a
-coarse view of everything answers.
+other photographs than these; that diversity helps had shown before on 128 of these. Blind rules lose far more:
+which features stay does matter, but for count, which a coarse view of everything answers.
 
 All of this is one small model with {features} features an image, on one task. On Llama-3.2-Vision it is to be
 measured; the commands are below.
