@@ -51,13 +51,11 @@ def config(dtype: torch.dtype = torch.float32) -> MllamaConfig:
     return MllamaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN, dtype=dtype)
 
 
-def build(
-    seed: int = 0, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
-) -> MllamaForConditionalGeneration:
-    """A model whose gates are open and whose cross-attention is opinionated, so that trimming can be seen."""
+def randomised(config: MllamaConfig, seed: int = 0, attention: str = "sdpa") -> MllamaForConditionalGeneration:
+    """A model of this configuration whose gates are open and whose cross-attention is opinionated."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MllamaForConditionalGeneration._from_config(config(), attn_implementation=attention)
+        model = MllamaForConditionalGeneration._from_config(config, attn_implementation=attention)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name.endswith(("_gate", "gate_attn", "gate_ffn", ".gate")):
@@ -68,6 +66,14 @@ def build(
                     parameter.normal_(0, parameter[0].numel() ** -0.5)
                 elif "embed_tokens" in name:
                     parameter.normal_(0, 1)
+    return model
+
+
+def build(
+    seed: int = 0, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+) -> MllamaForConditionalGeneration:
+    """A model in which trimming can be seen, that generates to the end."""
+    model = randomised(config(), seed, attention)
     model.generation_config.eos_token_id = None  # generate to the end, so that every token is compared
     model.generation_config.pad_token_id = PAD
     model.generation_config.do_sample = False
