@@ -51,10 +51,11 @@ def test_defaults_are_all_rows_and_the_usual_scale():
     torch.testing.assert_close(function(queries, keys, visible).double(), expected, atol=1e-5, rtol=0)
 
 
-def test_chunks_do_not_change_the_result(monkeypatch):
-    queries, keys, visible, rating = case(rows=50)
+@pytest.mark.parametrize("scores", [1, 3 * 2 * 11, 50 * 2 * 11, 50 * 3 * 11 * 2], ids=str)
+def test_chunks_of_rows_and_of_heads_do_not_change_the_result(monkeypatch, scores):
+    queries, keys, visible, rating = case(3, 2, 6, 3, 50, 11)
     whole = function(queries, keys, visible, rating_rows=rating)
-    monkeypatch.setattr(saliency_torch, "CHUNK_BYTES", 4 * 4 * 11 * 3)
+    monkeypatch.setattr(saliency_torch, "CHUNK_BYTES", {"cpu": 4 * scores})
     torch.testing.assert_close(function(queries, keys, visible, rating_rows=rating), whole, atol=1e-5, rtol=0)
 
 
@@ -144,7 +145,7 @@ def test_the_attention_map_is_never_materialised():
     visible = torch.ones(1, 64, 6404, dtype=torch.bool)
     with Watch():
         crosstrim.saliency(queries, keys, visible)
-    assert max(sizes) <= 2 * saliency_torch.CHUNK_BYTES < 32 * 64 * 6404 * 4 / 4
+    assert max(sizes) <= 2 * saliency_torch.CHUNK_BYTES["cpu"] < 32 * 64 * 6404 * 4 / 4
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 
-# Scores of one chunk of rows, and as much again for their softmax: small, so that a processor's cache holds them.
-CHUNK_BYTES = 4 * 2**20
+# Scores of one chunk, and as much again for their softmax. Small on a CPU, so that a processor's cache holds them; an
+# accelerator waits for the next call more than for memory, so it gets fewer and larger ones.
+CHUNK_BYTES = {"cpu": 4 * 2**20}
+CHUNK_BYTES_ELSEWHERE = 64 * 2**20
 
 
 def attention_received(
@@ -43,7 +47,7 @@ def attention_received(
 def _seen_by_any(seen: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Indices [M] of the features that some of the `rows` see; `seen` [T, N] is read chunk by chunk."""
     union = torch.zeros(seen.shape[1], dtype=torch.bool, device=seen.device)
-    for chunk in rows.split(max(1, CHUNK_BYTES // (4 * seen.shape[1]))):
+    for chunk in rows.split(max(1, _chunk_bytes(seen.device) // (4 * seen.shape[1]))):
         union |= seen[chunk].any(0)
     return union.nonzero().squeeze(-1)
 
@@ -59,19 +63,28 @@ def _one_sample(
     """The attention [Hq, M] that the features `columns`, whose keys are [Hkv, M, D], receive from `rows`."""
     key_heads, feature_count, head_size = keys.shape
     group = len(queries) // key_heads
-    rows_per_chunk = min(len(rows), max(1, CHUNK_BYTES // (4 * group * feature_count)))
-    buffers = torch.empty(2, group * rows_per_chunk, feature_count, dtype=torch.float32, device=keys.device)
+    per_row = group * feature_count  # scores, for each key head
+    budget = max(1, _chunk_bytes(keys.device) // (4 * per_row))
+    rows_per_chunk = min(len(rows), budget)
+    heads_per_chunk = min(key_heads, budget // rows_per_chunk)
+    buffers = torch.empty(2, heads_per_chunk * rows_per_chunk * per_row, dtype=torch.float32, device=keys.device)
     received = torch.zeros(key_heads, group, feature_count, dtype=torch.float32, device=keys.device)
     for chunk in rows.split(rows_per_chunk):
         # The query heads that share a key head stand below each other, so that no key is copied.
         packed = (queries[:, chunk].float() * scale).view(key_heads, group * len(chunk), head_size)
-        scores, weights = buffers[:, : packed.shape[1]]
         hidden = ~seen[chunk].index_select(1, columns)
         masked = bool(hidden.any())  # mostly all rows see the same features, and there is nothing left to hide
-        for head in range(key_heads):
-            torch.mm(packed[head], keys[head].T, out=scores)
+        for first in range(0, key_heads, heads_per_chunk):
+            heads = slice(first, first + heads_per_chunk)
+            shape = (len(keys[heads]), group, len(chunk), feature_count)
+            scores, weights = (buffer[: prod(shape)].view(shape) for buffer in buffers)
+            torch.bmm(packed[heads], keys[heads].transpose(1, 2), out=scores.flatten(1, 2))
             if masked:
-                scores.view(group, len(chunk), feature_count).masked_fill_(hidden, float("-inf"))
+                scores.masked_fill_(hidden, float("-inf"))
             torch.softmax(scores, -1, out=weights)
-            received[head] += weights.view(group, len(chunk), feature_count).sum(1)
+            received[heads] += weights.sum(2)
     return received.flatten(0, 1)
+
+
+def _chunk_bytes(device: torch.device) -> int:
+    return CHUNK_BYTES.get(device.type, CHUNK_BYTES_ELSEWHERE)
