@@ -144,8 +144,10 @@ def chat_prompt(processor: Any, question: str, images: int = 1, turns: Sequence[
         turns: what was asked and answered before.
 
     Raises:
-        InputError: the question is empty or names an image token, or there are turns and no chat template.
+        InputError: the question is no text, empty, or names an image token, or there are turns and no chat template.
     """
+    if not isinstance(question, str):
+        raise InputError(f"a question must be a str, not a {type(question).__name__}.")
     if not question.strip():
         raise InputError("the question is empty; ask something about the picture.")
     if processor.image_token in question:
@@ -198,7 +200,14 @@ def generate(model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], *, 
         torch.cuda.synchronize()
     begun = time.perf_counter()
     output = model.generate(
-        **inputs, max_new_tokens=max_new_tokens, do_sample=False, logits_processor=LogitsProcessorList([watch])
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        logits_processor=LogitsProcessorList([watch]),
+        # Whatever the model's own configuration of generation says.
+        do_sample=False,
+        num_beams=1,
+        num_return_sequences=1,
+        return_dict_in_generate=False,
     )
     if on_cuda:
         torch.cuda.synchronize()

@@ -18,13 +18,17 @@ from crosstrim.models import cache as caches
 from crosstrim.models import mllama
 
 
-def put_on(model: mllama.Mllama, trim_first_layer: bool) -> list[RemovableHandle]:
+def put_on(model: mllama.Mllama) -> list[RemovableHandle]:
     """Register the hooks that a compiled decoding step follows."""
-    layers = list(zip(model.cross_layers, model.layer_indices, strict=True))
     return [
         layer.register_forward_pre_hook(partial(_shorten_mask, index), with_kwargs=True)
-        for layer, index in layers[0 if trim_first_layer else 1 :]
+        for layer, index in zip(model.cross_layers, model.layer_indices, strict=True)
     ]
+
+
+def compiling() -> bool:
+    """Whether this very code is being traced; `torch.compiler.is_compiling` also knows of other threads' work."""
+    return torch.compiler.is_dynamo_compiling()
 
 
 def refusal() -> InputError:
@@ -41,7 +45,7 @@ def stands_aside(kwargs: dict[str, Any]) -> bool:
     Raises:
         InputError: it is, and it brings images.
     """
-    if not torch.compiler.is_compiling():
+    if not compiling():
         return False
     if kwargs.get("pixel_values") is not None or kwargs.get("cross_attention_states") is not None:
         raise refusal()
@@ -49,10 +53,11 @@ def stands_aside(kwargs: dict[str, Any]) -> bool:
 
 
 def _shorten_mask(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not torch.compiler.is_compiling():
+    if not compiling():
         return None
     state = caches.traced_state(kwargs.get("past_key_values"), index)
-    mask = kwargs.get("cross_attention_mask")
-    if state is not None and mask is not None:
-        kwargs["cross_attention_mask"] = state.trim_mask_traced(mask)
+    if state is not None:
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        mask = kwargs.get("cross_attention_mask")
+        kwargs["cross_attention_mask"] = state.trim_mask_traced(mask, hidden_states.shape[1], hidden_states.dtype)
     return args, kwargs

@@ -42,8 +42,11 @@ class Decision:
             blind_rows_leak: whether rows that see nothing attend to everything all the same. Then a sample that
                 sees nothing keeps everything, since dropping anything would show.
         """
-        visible = self._visible(step, new_count, self._real_rows(step))
-        kept = visible | ~visible.any(-1, keepdim=True) if blind_rows_leak else visible
+        real = self._real_rows(step)
+        real[:, -1] = True  # generated tokens see what the last row sees, though it may be padding
+        visible = self._visible(step, new_count, real)
+        blind = ~visible.any(-1, keepdim=True) | ~step.visible[:, -1].any(-1, keepdim=True)
+        kept = visible | blind if blind_rows_leak else visible
         return (TrimState.of(kept, visible, self._model.features_per_image),) * len(self._model.cross_layers)
 
     def scored(self, step: ForwardPass, new_count: int, older_keys: torch.Tensor | None) -> LayerStates:

@@ -1,5 +1,9 @@
 """The errors and warnings crosstrim raises, all children of `CrosstrimError` or `CrosstrimWarning`."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class CrosstrimError(Exception):
     """Anything crosstrim refuses; the message names the value met, the limit and the remedy."""
@@ -18,7 +22,15 @@ class UnsupportedCacheError(CrosstrimError, TypeError):
 
 
 class AlreadyTrimmedError(CrosstrimError, RuntimeError):
-    """The model carries a trim already."""
+    """The model carries a trim already.
+
+    Attributes:
+        handle: of that trim, to `remove()` it.
+    """
+
+    def __init__(self, message: str, handle: Any = None) -> None:
+        super().__init__(message)
+        self.handle = handle
 
 
 class InputError(CrosstrimError, ValueError):

@@ -61,6 +61,9 @@ class FeatureCache:
         self._models: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
         self._numbers = count()
 
+    def __repr__(self) -> str:
+        return f"<FeatureCache of {len(self)} images, {self.bytes} of {self.max_bytes} bytes>"
+
     def __len__(self) -> int:
         """Images held."""
         with self._lock:

@@ -22,6 +22,7 @@ class ForwardPass:
         before: what the cache was trimmed to before this pass, layer by layer.
         images: the tensor that brings new images, None when there are none.
         past: tokens in the cache before this pass, None without a cache.
+        trims_leader: whether the leader's own cache holds the kept features alone, and not every one.
         continuation: how many of the last rows already continue the prompt (see `TrimHandle._expect`).
         prompt: without a cache, the earlier pass whose selection this one reuses.
         queries: [B, Hq, T, D] of the leader, when it scores.
@@ -42,6 +43,7 @@ class ForwardPass:
     before: LayerStates | None
     images: torch.Tensor | None
     past: int | None = None
+    trims_leader: bool = True
     continuation: int = 0
     prompt: UncachedPrompt | None = None
     queries: torch.Tensor = field(init=False)
@@ -56,6 +58,12 @@ class ForwardPass:
     call: Any = None
     _masks: dict[int, tuple[torch.Tensor | None, tuple[int, ...] | None]] = field(default_factory=dict)
     _read: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> tuple[torch.Tensor | None, ...]:
+        """What a choice follows from beside the images, row by row: tokens, their mask, and what they may see."""
+        mask = self.attention_mask
+        return self.tokens, None if mask is None or mask.dim() != 2 else mask, self.visible
 
     def mask(self, state: TrimState, mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """The mask over all features as one over the slots of `state`, made once for all layers that share it.
@@ -119,6 +127,23 @@ def check_rows(mask: torch.Tensor, tokens: torch.Tensor, cache: Any) -> None:
             f"cross_attention_mask covers {mask.shape[1]} text rows, but this pass reaches row {past + rows}. "
             f"Assisted and prompt-lookup decoding do this to Mllama in transformers {transformers.__version__}, "
             "which cannot run them untrimmed either; use a newer transformers or plain decoding."
+        )
+
+
+def check_samples(states: LayerStates | None, tokens: torch.Tensor) -> None:
+    """Refuse another number of samples than the cache holds.
+
+    Args:
+        states: what the cache was trimmed to.
+        tokens: [B, T] or [B, T, hidden].
+
+    Raises:
+        InputError: B is not that of the cache.
+    """
+    if states is not None and states[0].kept.shape[0] != tokens.shape[0]:
+        raise InputError(
+            f"the cache holds {states[0].kept.shape[0]} samples and the input {tokens.shape[0]}; "
+            "repeat or select both alike."
         )
 
 

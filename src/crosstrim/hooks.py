@@ -23,10 +23,9 @@ from crosstrim.errors import (
     CompatWarning,
     CrosstrimError,
     CrosstrimWarning,
-    InputError,
     UnsupportedCacheError,
 )
-from crosstrim.forward import ForwardPass, check_images, check_rows, visible_features
+from crosstrim.forward import ForwardPass, check_images, check_rows, check_samples, visible_features
 from crosstrim.models import cache as caches
 from crosstrim.models import mllama
 from crosstrim.models.maskfree import MaskFree
@@ -61,15 +60,12 @@ class TrimHandle:
         self._disabled: ContextVar[bool] = ContextVar("crosstrim_disabled", default=False)
         self._latest: _Outcome | None = None
         self._hooks: list[RemovableHandle] = []
-        if is_trimmed(self._model.model):
-            raise AlreadyTrimmedError(
-                f"this {type(model).__name__} is trimmed already; call remove() on the handle that trim() "
-                "returned, or leave its with block, before trimming again."
-            )
+        self._blocks = 0
         self._put_on()
 
     def _put_on(self) -> None:
-        queries, keys, values = mllama.attention_inputs(self._model.leader)
+        self._watched = mllama.attention_inputs(self._model.leader)
+        queries, keys, values = self._watched
         self._hooks = [
             self._model.model.register_forward_pre_hook(self._begin, with_kwargs=True),
             self._model.model.register_forward_hook(self._end, with_kwargs=True, always_call=True),
@@ -87,13 +83,14 @@ class TrimHandle:
         ]
         for layer in self._model.cross_layers:
             self._hooks += MaskFree(layer, lambda: self._current).put_on()
-        self._hooks += compiled.put_on(self._model, self.config.trim_first_layer)
+        self._hooks += compiled.put_on(self._model)
 
     def remove(self) -> None:
         """Take the trim off; the model is as it was. A second call does nothing."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        self._local = threading.local()  # an interrupted pass leaves its tensors there
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[None]:
@@ -101,6 +98,7 @@ class TrimHandle:
 
         A cache that was filled while trimming was on cannot be continued inside the block.
         """
+        self._refuse_removed()
         token = self._disabled.set(True)
         try:
             yield
@@ -108,7 +106,7 @@ class TrimHandle:
             self._disabled.reset(token)
 
     def report(self, cache: Any = None) -> TrimReport:
-        """What was kept in the latest generation, or in the one that `cache` (past_key_values) belongs to.
+        """What was kept in the latest trimmed generation, or in the one that `cache` (past_key_values) belongs to.
 
         Raises:
             CrosstrimError: nothing was generated yet, or `cache` holds nothing that this trim kept.
@@ -127,29 +125,45 @@ class TrimHandle:
             compat={finding.name: finding.repaired for finding in compat.check(self._model.model)},
         )
 
+    def __repr__(self) -> str:
+        return f"<TrimHandle {'on' if self._hooks else 'removed'}: {self.config}>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be copied with the model: the hooks of a copy would still look at the original's layers."""
+        raise CrosstrimError("a trimmed model cannot be copied or pickled; remove() the trim first.")
+
     def __enter__(self) -> TrimHandle:
+        self._refuse_removed()
+        self._blocks += 1
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self.remove()
+        self._blocks -= 1
+        if self._blocks == 0:
+            self.remove()
+
+    def _refuse_removed(self) -> None:
+        if not self._hooks:
+            raise CrosstrimError("this trim was removed; call crosstrim.trim again for a new one.")
 
     # The hooks, in the order in which a forward pass meets them.
 
     @property
     def _current(self) -> ForwardPass | None:
-        return None if torch.compiler.is_compiling() else getattr(self._local, "current", None)
+        return None if compiled.compiling() else getattr(self._local, "current", None)
 
     def _expect(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the head: learn how many rows at the end are guesses that continue the prompt.
 
         Assisted decoding puts its first guesses into the same pass as the prompt and asks for one set of logits
-        more than it guessed. Guesses must not rate, and must see what a generated token sees. Without a cache from
-        the caller, logits_to_keep only slices the output.
+        more than it guessed. Guesses must not rate, and must see what a generated token sees. Whoever else asks for
+        several logits hardly brings a cache and positions as `generate` does.
         """
-        if torch.compiler.is_compiling():
+        if compiled.compiling():
             return
         wanted = kwargs.get("logits_to_keep", 0)
-        guessing = isinstance(wanted, int) and wanted > 1 and kwargs.get("past_key_values") is not None
+        by_generate = kwargs.get("past_key_values") is not None and kwargs.get("position_ids") is not None
+        guessing = isinstance(wanted, int) and wanted > 1 and by_generate and not self._lossless
         self._local.continuation = wanted - 1 if guessing else 0
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -196,16 +210,14 @@ class TrimHandle:
                 )
             self._latest = _Outcome(None, 0, 0)  # text only
             return
-        if states is not None and states[0].kept.shape[0] != tokens.shape[0]:
-            raise InputError(
-                f"the cache holds {states[0].kept.shape[0]} samples and the input {tokens.shape[0]}; "
-                "repeat or select both alike."
-            )
+        check_samples(states, tokens)
         past = None if images is None or cache is None else int(cache.get_seq_length())
-        step = ForwardPass(tokens, kwargs.get("attention_mask"), cache, states, images, past, continuation)
-        if cache is None and images is not None:
-            step.prompt = self._uncached.find(images, tokens)
-        self._local.current = step
+        whole = not self.config.trim_first_layer if states is None else caches.is_whole(cache, self._leader_index)
+        if continuation >= tokens.shape[1] or tokens.shape[0] > 1:
+            continuation = 0  # no assisted decoding
+        self._local.current = ForwardPass(
+            tokens, kwargs.get("attention_mask"), cache, states, images, past, not whole, continuation
+        )
 
     def _before_leader(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The leader attends to all features of new images and to the kept ones of earlier images."""
@@ -218,9 +230,11 @@ class TrimHandle:
         if step.images is None:
             check_images(mask, step.before, 0, size)
             step.after = step.before
-            if self.config.trim_first_layer and step.after is not None:
+            if step.trims_leader and step.after is not None:
                 kwargs["cross_attention_mask"] = step.mask(step.after[0], mask, hidden_states)
             return args, kwargs
+        if not self._lossless:
+            mllama.check_attention_inputs(module, self._watched)
         step.cache, step.full_mask = kwargs.get("past_key_values"), mask
         features = mllama.as_sequence(kwargs["cross_attention_states"], hidden_states.shape[0])
         check_images(mask, step.before, features.shape[1], size)
@@ -228,13 +242,15 @@ class TrimHandle:
         whole = TrimState.whole(features, size)
         step.wide = extended(step.before, (whole,) * len(self._model.cross_layers))
         leader_mask = mask
-        if step.before is not None and self.config.trim_first_layer:
+        if step.before is not None and step.trims_leader:
             leader_mask = step.mask(step.wide[0], mask, hidden_states)
-        columns = step.wide[0].length if self.config.trim_first_layer else step.wide[0].feature_count
+        columns = step.wide[0].length if step.trims_leader else step.wide[0].feature_count
         step.visible = visible_features(
             leader_mask, kwargs.get("full_text_row_masked_out_mask"), hidden_states, columns
         )
-        if step.prompt is not None and self.config.trim_first_layer:
+        if step.cache is None and not torch.is_grad_enabled():  # as `generate` runs, and no training
+            step.prompt = self._uncached.find(step.images, *step.rows)
+        if step.prompt is not None and step.trims_leader:
             leader_mask = step.prompt.hide_from_generated_rows(leader_mask, hidden_states)
         step.counts = step.wide[0].readable(leader_mask) if columns == step.wide[0].length else None
         kwargs["cross_attention_mask"] = leader_mask
@@ -256,8 +272,10 @@ class TrimHandle:
         features = mllama.as_sequence(kwargs["cross_attention_states"], hidden_states.shape[0])
         step.appended = step.prompt.states if step.prompt else self._decide(step, features.shape[1])
         step.after = extended(step.before, step.appended)
+        if step.cache is None and step.prompt is None and not torch.is_grad_enabled():
+            self._uncached.remember(step.images, step.after, *step.rows)
         step.forget_scores()  # the followers need the memory
-        if step.cache is None or not self.config.trim_first_layer:
+        if step.cache is None or not step.trims_leader:
             return None
         caches.keep_newest(step.cache, self._leader_index, step.appended[0])
         if not step.continuation:
@@ -293,6 +311,8 @@ class TrimHandle:
     def _decide(self, step: ForwardPass, new_count: int) -> LayerStates:
         if self._lossless:
             return self._decision.lossless(step, new_count, blind_rows_leak=self._evicts_afterwards)
+        if not hasattr(step, "queries"):  # the leader's attention was compiled, and ran without its hooks
+            raise compiled.refusal()
         older = None
         if step.before is not None:
             older = step.cache.layers[self._leader_index].keys[:, :, :-new_count]
@@ -334,15 +354,13 @@ class TrimHandle:
         if step.after is None:  # the leader was compiled, and ran without its hooks
             raise compiled.refusal()
         if step.cache is None:
-            if step.prompt is None:
-                self._uncached.remember(step.images, step.tokens, step.after)
             self._latest = _Outcome(step.after, 0, 0)
             return
         if self._evicts_afterwards:
             for index, state in zip(self._model.layer_indices[1:], step.appended[1:], strict=True):
                 caches.keep_newest(step.cache, index, state)
-        caches.adopt(step.cache, self._model.layer_indices, step.after, self.config.kv_dtype)
-        trimmed = self._model.layer_indices[0 if self.config.trim_first_layer else 1 :]
+        caches.adopt(step.cache, self._model.layer_indices, step.after, self.config.kv_dtype, not step.trims_leader)
+        trimmed = self._model.layer_indices[0 if step.trims_leader else 1 :]
         caches.fill_up(step.cache, trimmed, self._model.features_per_image)
         self._latest = self._outcome(step.cache)
 
@@ -355,9 +373,10 @@ class TrimHandle:
         return _Outcome(states, held, per_feature * states[0].kept.numel())
 
 
-def is_trimmed(model: nn.Module) -> bool:
-    """Whether a trim is on this module, which `mllama.locate` found as the model."""
-    return any(isinstance(getattr(hook, "__self__", None), TrimHandle) for hook in model._forward_pre_hooks.values())
+def handle_on(model: nn.Module) -> TrimHandle | None:
+    """The trim that is on this module, which `mllama.locate` found as the model."""
+    owners = (getattr(hook, "__self__", None) for hook in model._forward_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, TrimHandle)), None)
 
 
 def trim(model: nn.Module, config: TrimConfig | None = None, **options: Any) -> TrimHandle:
@@ -384,6 +403,12 @@ def trim(model: nn.Module, config: TrimConfig | None = None, **options: Any) -> 
         CompatWarning: the installed transformers departs from Meta's reference and the model was not repaired.
     """
     config = resolve(config, options, "trim(model")
+    if (handle := handle_on(mllama.locate(model).model)) is not None:
+        raise AlreadyTrimmedError(
+            f"this {type(model).__name__} is trimmed already; call remove() on the handle that trim() returned, or "
+            "on this error's `handle`, before trimming again.",
+            handle,
+        )
     unrepaired = [finding.name for finding in compat.check(model) if finding.open]
     if unrepaired:
         warnings.warn(

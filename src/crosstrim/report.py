@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +31,7 @@ class ImageReport:
     features: int
     visible: int
     kept: int
-    kept_indices: tuple[int, ...]
+    kept_indices: tuple[int, ...] = field(repr=False)
     layers: tuple[int, ...]
 
     @property

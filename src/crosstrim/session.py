@@ -16,7 +16,7 @@ from crosstrim import answering
 from crosstrim.config import TrimConfig, resolve
 from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError
 from crosstrim.features import FeatureCache, digests
-from crosstrim.hooks import is_trimmed, trim
+from crosstrim.hooks import handle_on, trim
 from crosstrim.models import mllama, prompts, vision
 
 if TYPE_CHECKING:
@@ -72,15 +72,19 @@ class Session:
             UnsupportedModelError: the model has no cross-attention layers that crosstrim knows.
         """
         config = resolve(config, options, "Session(model, processor, images")
+        self._located = mllama.locate(model).model
+        self._model, self._processor = model, processor
         self.config = answering.for_tokenizer(config, processor.tokenizer)
         self.cache = FeatureCache() if cache is None else cache
-        self._model, self._processor = model, processor
-        self._located = mllama.locate(model).model
         self._refuse_trimmed()
         self._images = _prepare(processor, images)
         self._pictures = digests(self._images)
         self._turns: list[answering.Turn] = []
         self._speaking = threading.Lock()  # a turn is asked and remembered before the next one is asked
+
+    def __repr__(self) -> str:
+        pictures = self._images["aspect_ratio_mask"].shape[1]
+        return f"<Session on {pictures} pictures, {len(self._turns)} turns: {self.config}>"
 
     @property
     def turns(self) -> tuple[answering.Turn, ...]:
@@ -104,7 +108,7 @@ class Session:
         Raises:
             AlreadyTrimmedError: the model was trimmed since the session was made.
             ConfigError: `max_new_tokens` is below 1.
-            InputError: the question is empty or names an image token.
+            InputError: the question is no text, empty, or names an image token.
         """
         return self._answer(question, (), max_new_tokens)
 
@@ -139,10 +143,11 @@ class Session:
                 return replace(answer, seconds=seconds, report=trimmed.report())
 
     def _refuse_trimmed(self) -> None:
-        if is_trimmed(self._located):
+        if (handle := handle_on(self._located)) is not None:
             raise AlreadyTrimmedError(
                 f"this {type(self._model).__name__} is trimmed already, but a session trims for each question "
-                "itself; call remove() on the handle that trim() returned, and give the session its config."
+                "itself; call remove() on the handle that trim() returned, and give the session its config.",
+                handle,
             )
 
 
@@ -160,6 +165,12 @@ def _prepare(processor: Any, images: Any) -> Any:
     several = images if isinstance(images, list | tuple) else [images]
     if not several:
         raise InputError("a session needs a picture; none was given.")
+    for one in several:
+        if not isinstance(one, Image.Image | str | os.PathLike) and not hasattr(one, "read"):
+            raise InputError(
+                f"a picture must be a PIL image, a path or a file, not a {type(one).__name__}; "
+                "PIL.Image.fromarray makes one of an array."
+            )
     pictures = [one if isinstance(one, Image.Image) else open_image(one) for one in several]
     try:
         return prompts.image_inputs(processor, pictures)

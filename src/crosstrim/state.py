@@ -135,9 +135,13 @@ class TrimState:
             trimmed = mask.gather(-1, self.slots.to(mask.device)[:, None, None].expand(-1, 1, mask.shape[2], -1))
         return trimmed if self.rectangular else self._hide_filling(trimmed)
 
-    def trim_mask_traced(self, mask: torch.Tensor) -> torch.Tensor:
+    def trim_mask_traced(self, mask: torch.Tensor | None, rows: int, dtype: torch.dtype) -> torch.Tensor:
         """`trim_mask` by tensors alone, so that one compiled graph serves every choice of the same length."""
-        return self._hide_filling(mask.gather(-1, self.slots[:, None, None].expand(-1, 1, mask.shape[2], -1)))
+        if mask is None:
+            trimmed = torch.zeros(len(self.slots), 1, rows, self.length, dtype=dtype, device=self.slots.device)
+        else:
+            trimmed = mask.gather(-1, self.slots[:, None, None].expand(-1, 1, mask.shape[2], -1))
+        return self._hide_filling(trimmed)
 
     def _hide_filling(self, mask: torch.Tensor) -> torch.Tensor:
         return mask.masked_fill(~self.occupied.to(mask.device)[:, None, None], torch.finfo(mask.dtype).min)
@@ -176,10 +180,29 @@ def extended(before: LayerStates | None, newer: LayerStates) -> LayerStates:
 
 @dataclass(frozen=True)
 class UncachedPrompt:
-    """The prompt that decided a selection, and the selection."""
+    """The prompt that decided a selection, and the selection.
 
-    tokens: torch.Tensor
+    Attributes:
+        rows: what the choice followed from beside the images, each [B, T, ...] or None.
+        version: of the image tensor, which writing to it raises.
+        states: the selection.
+    """
+
+    rows: tuple[torch.Tensor | None, ...]
+    version: int
     states: LayerStates
+
+    @property
+    def length(self) -> int:
+        """Rows of the prompt."""
+        return next(tensor.shape[1] for tensor in self.rows if tensor is not None)
+
+    def begins(self, rows: tuple[torch.Tensor | None, ...]) -> bool:
+        """Whether these rows are the prompt's, perhaps followed by more."""
+        return all(
+            one is other if one is None or other is None else torch.equal(one, other[:, : self.length].to(one.device))
+            for one, other in zip(self.rows, rows, strict=True)
+        )
 
     def hide_from_generated_rows(self, mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor:
         """The mask [B, 1, T, N] with what was dropped hidden from the rows after the prompt.
@@ -189,7 +212,7 @@ class UncachedPrompt:
         batch, rows = hidden_states.shape[:2]
         if mask is None:
             mask = hidden_states.new_zeros(batch, 1, rows, self.states[0].feature_count)
-        generated = torch.arange(rows, device=mask.device) >= self.tokens.shape[1]
+        generated = torch.arange(rows, device=mask.device) >= self.length
         hidden = generated[:, None] & ~self.states[0].kept.to(mask.device)[:, None, None]
         return mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
 
@@ -198,22 +221,32 @@ class Uncached:
     """Selections of generations that run without a cache and pass the whole prompt again for every token.
 
     There is no cache to carry the state, so it is found by the identity of the image tensor, weakly held, and by
-    the prompt being the beginning of the present tokens.
+    the prompt being the beginning of the present rows.
     """
 
     def __init__(self) -> None:
         self._prompts = WeakTensorKeyDictionary()
         self._lock = threading.Lock()
 
-    def find(self, images: torch.Tensor, tokens: torch.Tensor) -> UncachedPrompt | None:
-        """The selection made for these images and a prompt that `tokens` continue."""
+    def find(self, images: torch.Tensor, *rows: torch.Tensor | None) -> UncachedPrompt | None:
+        """The selection made for these images and a prompt that `rows`, as of `remember`, continue."""
         with self._lock:
             prompt: UncachedPrompt | None = self._prompts.get(images)
-        if prompt is None or prompt.tokens.shape[1] > tokens.shape[1] or prompt.tokens.shape[0] != tokens.shape[0]:
-            return None
-        return prompt if torch.equal(tokens[:, : prompt.tokens.shape[1]], prompt.tokens) else None
+        found = prompt is not None and prompt.version == _version(images) and prompt.begins(rows)
+        return prompt if found else None
 
-    def remember(self, images: torch.Tensor, tokens: torch.Tensor, states: LayerStates) -> None:
-        """Keep the selection for as long as the image tensor lives."""
+    def remember(self, images: torch.Tensor, states: LayerStates, *rows: torch.Tensor | None) -> None:
+        """Keep the selection for as long as the image tensor lives.
+
+        Args:
+            images: the tensor that brought them.
+            states: the selection.
+            *rows: what it followed from, each [B, T, ...] or None.
+        """
+        held = tuple(None if one is None else one.detach().clone() for one in rows)
         with self._lock:
-            self._prompts[images] = UncachedPrompt(tokens, states)
+            self._prompts[images] = UncachedPrompt(held, _version(images), states)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version  # tensors of inference mode keep no count

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import threading
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import crosstrim
 from crosstrim import FeatureCache, Session, TrimConfig, answering
-from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError
+from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError, UnsupportedModelError
 from crosstrim.models import vision
 
 PICTURE = Image.effect_noise((56, 28), 80).convert("RGB")
@@ -190,7 +191,12 @@ def test_a_trim_on_the_model_is_refused_with_the_remedy(loaded):
 
 @pytest.mark.parametrize(
     ("question", "options", "error"),
-    [(" ", {}, InputError), ("a <|image|>", {}, InputError), ("what?", {"max_new_tokens": 0}, ConfigError)],
+    [
+        (" ", {}, InputError),
+        ("a <|image|>", {}, InputError),
+        (3, {}, InputError),
+        ("what?", {"max_new_tokens": 0}, ConfigError),
+    ],
 )
 def test_a_question_that_cannot_be_asked_changes_nothing(loaded, tower, question, options, error):
     model, processor = loaded
@@ -213,6 +219,19 @@ def test_a_failure_is_no_turn_and_leaves_no_hook(loaded, monkeypatch):
     assert session.chat("what?", max_new_tokens=2).tokens == 2
 
 
+def test_whatever_the_model_generates_by_default_a_session_decodes_greedily(loaded):
+    model, _ = loaded
+    expected = Session(*loaded, PICTURE, k=0.5).ask("what?", max_new_tokens=TOKENS)
+    model.generation_config.update(num_beams=2, return_dict_in_generate=True, do_sample=True, num_return_sequences=2)
+    got = Session(*loaded, PICTURE, k=0.5).ask("what?", max_new_tokens=TOKENS)
+    assert (got.answer, got.report) == (expected.answer, expected.report)
+
+
+def test_model_and_processor_the_wrong_way_round(loaded):
+    with pytest.raises(UnsupportedModelError, match="expected a loaded model, got MllamaProcessor"):
+        Session(*reversed(loaded), PICTURE)
+
+
 def test_pictures_that_cannot_be_used(loaded, tmp_path):
     PICTURE.save(whole := io.BytesIO(), format="PNG")
     cut_off = Image.open(io.BytesIO(whole.getvalue()[:-200]))
@@ -221,6 +240,8 @@ def test_pictures_that_cannot_be_used(loaded, tmp_path):
         ([], "none was given"),
         (tmp_path / "no.png", "there is no picture"),
         ([PICTURE, cut_off], "a picture cannot be used"),
+        (None, r"a PIL image, a path or a file, not a NoneType"),
+        (np.asarray(PICTURE), r"not a ndarray; PIL\.Image\.fromarray"),
     ]:
         with pytest.raises(InputError, match=wording):
             Session(*loaded, images, cache=cache)

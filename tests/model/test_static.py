@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import transformers
 from packaging.version import Version
 from transformers import CompileConfig, DynamicCache, StaticCache
+from transformers.cache_utils import StaticLayer
 
 import crosstrim
 from crosstrim.errors import UnsupportedCacheError
@@ -123,3 +126,29 @@ def test_an_image_appended_to_a_static_cache(model):
             logits.append(model(**second, past_key_values=cache).logits)
         assert trimmed.report(caches[0]).samples == trimmed.report(caches[1]).samples
     torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"keep": 7}, {"k": 0.1}, {"keep": 7, "trim_first_layer": False}], ids=str)
+def test_compiled_decoding_without_a_mask(model, options):
+    """The slots that fill the bucket up are nobody's, and nothing but the state says so."""
+    batch = tiny.inputs(*SINGLE)
+    del batch["cross_attention_mask"]
+    with crosstrim.trim(model, **options):
+        expected = generate(model, batch)
+        out = generate(model, batch, cache_implementation="static", compile_config=compiled_config())
+    assert torch.equal(out.sequences, expected.sequences)
+    torch.testing.assert_close(torch.stack(out.logits), torch.stack(expected.logits), atol=1e-4, rtol=0)
+
+
+def test_a_static_cache_that_served_untrimmed_and_was_reset_is_new(model):
+    batch = tiny.inputs(*SINGLE)
+    cache = StaticCache(model.config.text_config, max_cache_len=32)
+    for index in tiny.CROSS_LAYERS:
+        cache.layers[index] = StaticLayer(max_cache_len=68)
+    generate(model, batch, past_key_values=cache)
+    with crosstrim.trim(model, k=0.1), pytest.raises(UnsupportedCacheError, match=r"before trim\(\)"):
+        model(**batch, past_key_values=copy.deepcopy(cache))
+    cache.reset()
+    with crosstrim.trim(model, k=0.1):
+        out = generate(model, batch, past_key_values=cache)
+        assert torch.equal(out.sequences, generate(model, batch).sequences)

@@ -18,17 +18,23 @@ class ImageLayer(DynamicLayer):  # type: ignore[misc]
 
     What was kept belongs to the cache and not to any module, so the layers carry it: it dies with the cache, is
     copied with it, and is reordered with it.
+
+    Attributes:
+        state: what was kept.
+        whole: whether the layer holds every feature all the same, as the first one does on request.
     """
+
+    whole = False
 
     def __init__(self, layer: DynamicLayer | StaticLayer, state: TrimState | None) -> None:
         super().__init__()
         # A static cache gets its fixed length back once it is known what stays, see `fill_up`.
         self.is_compileable = layer.is_compileable
-        if layer.is_initialized:
-            self.dtype, self.device = layer.dtype, layer.device
-        self.keys, self.values = layer.keys, layer.values
-        self.is_initialized = layer.is_initialized
         self.state = state
+        if _holds_any(layer):  # and not only room for them
+            self.dtype, self.device = layer.dtype, layer.device
+            self.keys, self.values = layer.keys, layer.values
+            self.is_initialized = True
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: assisted decoding takes back text tokens, and image features are none."""
@@ -96,7 +102,12 @@ def check(cache: Cache | None, layer_indices: tuple[int, ...], kv_dtype: str | N
 def traced_state(cache: Cache | None, index: int) -> TrimState | None:
     """What layer `index` was trimmed to, asked for in a way that compiled code can follow."""
     layer = None if cache is None else cache.layers[index]
-    return layer.state if isinstance(layer, ImageLayer) else None
+    return layer.state if isinstance(layer, ImageLayer) and not layer.whole else None
+
+
+def is_whole(cache: Cache, index: int) -> bool:
+    """Whether layer `index` of a cache that a trim filled holds every feature."""
+    return bool(cache.layers[index].whole)
 
 
 def states_of(cache: Cache | None, layer_indices: tuple[int, ...]) -> LayerStates | None:
@@ -112,8 +123,13 @@ def holds_features(cache: Cache | None, leader_index: int) -> bool:
     """Whether the cross-attention layer `leader_index` has cached any image feature."""
     if cache is None or leader_index >= len(cache.layers):
         return False
-    layer = cache.layers[leader_index]
-    return bool(layer.is_initialized) and layer.keys.numel() > 0
+    return _holds_any(cache.layers[leader_index])
+
+
+def _holds_any(layer: Any) -> bool:
+    if not layer.is_initialized or layer.keys.numel() == 0:
+        return False
+    return not isinstance(layer, StaticLayer) or int(layer.get_seq_length()) > 0  # else it was reset
 
 
 def keep_newest(cache: Cache, index: int, state: TrimState) -> None:
@@ -162,7 +178,9 @@ def fill_up(cache: Cache, layer_indices: tuple[int, ...], features_per_image: in
             torch._dynamo.mark_static_address(tensor, guard=False)
 
 
-def adopt(cache: Cache, layer_indices: tuple[int, ...], states: LayerStates, kv_dtype: str | None) -> None:
+def adopt(
+    cache: Cache, layer_indices: tuple[int, ...], states: LayerStates, kv_dtype: str | None, leader_is_whole: bool
+) -> None:
     """Turn the cross-attention layers of `cache` into `ImageLayer`s, each carrying its own of `states`.
 
     With a `kv_dtype` they hold eight bits per number. A layer that was adopted before stays of its kind.
@@ -175,6 +193,7 @@ def adopt(cache: Cache, layer_indices: tuple[int, ...], states: LayerStates, kv_
         layer.state = state
         if isinstance(layer, EightBitImageLayer):
             layer.pack()
+    cache.layers[layer_indices[0]].whole = leader_is_whole
 
 
 def bytes_of(cache: Cache, layer_indices: tuple[int, ...]) -> int:

@@ -127,6 +127,22 @@ def attention_inputs(layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]
     return cross_attention.q_norm, cross_attention.k_norm, cross_attention.v_proj
 
 
+def check_attention_inputs(layer: nn.Module, watched: tuple[nn.Module, ...]) -> None:
+    """Refuse a layer whose `attention_inputs` are no longer the `watched` ones.
+
+    A hook on a module that is not called sees nothing, and one inside an adapter half of what that makes.
+
+    Raises:
+        UnsupportedModelError: one was replaced.
+    """
+    for name, expected, found in zip(("q_norm", "k_norm", "v_proj"), watched, attention_inputs(layer), strict=True):
+        if found is not expected:
+            raise UnsupportedModelError(
+                f"{name} of the first cross-attention layer was replaced after trim(), by a {type(found).__name__}; "
+                "remove() the trim and call crosstrim.trim again."
+            )
+
+
 def attention_scale(layer: nn.Module) -> float:
     """What the layer multiplies q·k with before the softmax."""
     return float(cast(Any, layer).cross_attn.scaling)
