@@ -1,7 +1,9 @@
 """Training-free trimming of image features in cross-attention vision-language models."""
 
-from crosstrim import compat, errors
+from crosstrim import compat, errors, mini, policies
+from crosstrim.answering import Answer
 from crosstrim.config import TrimConfig
+from crosstrim.errors import CrosstrimError
 from crosstrim.features import FeatureCache
 from crosstrim.hooks import TrimHandle, trim
 from crosstrim.loading import load
@@ -13,6 +15,8 @@ from crosstrim.session import Session
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
+    "CrosstrimError",
     "FeatureCache",
     "Session",
     "TrimConfig",
@@ -21,6 +25,8 @@ __all__ = [
     "compat",
     "errors",
     "load",
+    "mini",
+    "policies",
     "saliency",
     "select",
     "trim",

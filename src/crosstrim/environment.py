@@ -21,15 +21,17 @@ def describe(model: Any = None) -> dict[str, Any]:
     """The environment as plain JSON types.
 
     Args:
-        model: a loaded model to describe and check as well.
+        model: a loaded model to describe and check as well. Whether a repair is on can be said of a model alone.
     """
-    findings = compat.check(model)
+    findings = [finding.to_dict() | {"open": finding.open} for finding in compat.check(model)]
+    if model is None:
+        findings = [{name: one[name] for name in ("name", "departs", "summary", "reference")} for one in findings]
     result: dict[str, Any] = {
         "versions": versions(best_device()),
         "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
         "extras": extras(),
-        "compat": [{**finding.to_dict(), "open": finding.open} for finding in findings],
+        "compat": findings,
     }
     if model is not None:
         result["model"] = _describe_model(model)

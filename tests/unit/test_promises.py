@@ -7,8 +7,8 @@ import sys
 
 import crosstrim
 
-PUBLIC = ["FeatureCache", "Session", "TrimConfig", "TrimHandle", "TrimReport"]
-PUBLIC += ["compat", "errors", "load", "saliency", "select", "trim"]
+PUBLIC = ["Answer", "CrosstrimError", "FeatureCache", "Session", "TrimConfig", "TrimHandle", "TrimReport"]
+PUBLIC += ["compat", "errors", "load", "mini", "policies", "saliency", "select", "trim"]
 
 
 def test_public_names():
