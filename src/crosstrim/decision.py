@@ -98,7 +98,7 @@ class Decision:
         states = [whole]
         for share in self._policy.shares(followers):
             fewer = select(votes, kept, keep=share, features_per_image=size)
-            at_most = int(share_of(share, torch.tensor(most)))
+            at_most = int(share_of(share, torch.tensor(most, device="cpu")))
             states.append(whole if share == 1 else TrimState.of(fewer, visible, size, at_most=at_most))
         return tuple(states)
 
@@ -126,7 +126,7 @@ class Decision:
         size, keep = self._model.features_per_image, self._config.keep
         if keep is None:
             return new_count
-        per_image = int(share_of(keep, torch.tensor(size))) if isinstance(keep, float) else min(keep, size)
+        per_image = int(budget_of(torch.ones(size, dtype=torch.bool, device="cpu"), keep=keep))
         return per_image * (new_count // size)
 
 

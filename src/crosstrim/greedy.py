@@ -139,8 +139,10 @@ def sketch(keys: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
     each = (F.normalize(keys[:, head].gather(1, index).float(), dim=-1) for head in range(heads))
     if heads * size <= SKETCH:
         return F.normalize(torch.cat(list(each), dim=-1), dim=-1)
-    projection = torch.randn(heads, size, SKETCH, generator=torch.Generator().manual_seed(0)).to(keys.device)
-    projected = torch.zeros(*pool.shape, SKETCH, device=keys.device)
+    # Always drawn on the CPU and in float32, whatever the caller made torch's defaults: the same on every machine.
+    seeded = torch.Generator("cpu").manual_seed(0)
+    projection = torch.randn(heads, size, SKETCH, generator=seeded, dtype=torch.float32, device="cpu").to(keys.device)
+    projected = torch.zeros(*pool.shape, SKETCH, dtype=torch.float32, device=keys.device)
     for head, unit in enumerate(each):  # one after the other: side by side they would be as large as the keys
         projected += unit @ projection[head]
     return F.normalize(projected, dim=-1)

@@ -98,7 +98,8 @@ class Random:
     def __call__(self, evidence: Evidence) -> torch.Tensor:
         """Return uniform noise, drawn on the CPU so that it is the same on every device."""
         visible = evidence.visible
-        noise = torch.rand(visible.shape[1], generator=torch.Generator().manual_seed(int(self.seed)))
+        seeded = torch.Generator("cpu").manual_seed(int(self.seed))
+        noise = torch.rand(visible.shape[1], generator=seeded, dtype=torch.float32, device="cpu")
         return noise.to(visible.device).expand(visible.shape[0], 1, -1)
 
 
@@ -113,7 +114,7 @@ class Grid:
     def __call__(self, evidence: Evidence) -> torch.Tensor:
         """Return the same ranking for every tile."""
         tile = -_even_order(evidence.features_per_tile - 1)
-        tile = torch.cat([torch.ones(1), tile]).to(evidence.visible.device)
+        tile = torch.cat([tile.new_ones(1), tile]).to(evidence.visible.device)
         batch, count = evidence.visible.shape
         return tile.repeat(count // len(tile)).expand(batch, 1, -1)
 
@@ -285,12 +286,12 @@ class Pyramid:
 
 @lru_cache(maxsize=4)
 def _even_order(patches: int) -> torch.Tensor:
-    """[patches] float: place of each patch of a square tile in an order that covers it evenly at any length."""
+    """[patches] float32: place of each patch of a square tile in an order that covers it evenly at any length."""
     side = math.isqrt(patches)
-    step = torch.tensor([0.7548776662466927, 0.5698402909980532], dtype=torch.float64)
-    free = torch.ones(side, side, dtype=torch.bool)
-    axis = (torch.arange(side, dtype=torch.float64) + 0.5) / side
-    places = torch.empty(side, side)
+    step = torch.tensor([0.7548776662466927, 0.5698402909980532], dtype=torch.float64, device="cpu")
+    free = torch.ones(side, side, dtype=torch.bool, device="cpu")
+    axis = (torch.arange(side, dtype=torch.float64, device="cpu") + 0.5) / side
+    places = torch.empty(side, side, dtype=torch.float32, device="cpu")
     for place in range(side * side):
         point = (0.5 + place * step) % 1
         distance = (axis[:, None] - point[0]).square() + (axis[None] - point[1]).square()

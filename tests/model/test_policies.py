@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import crosstrim
+from crosstrim import policies
 from crosstrim.policies import POLICIES, Evidence
 from tests import tiny
 from tests.tiny import Image
@@ -46,3 +47,23 @@ def test_every_policy_keeps_its_budget_in_a_batch(model, inputs, policy):
     with crosstrim.trim(model, keep=9, policy=policy) as trimmed:
         model.generate(**inputs, max_new_tokens=2)
         assert [images[0].kept for images in trimmed.report().samples] == [9, 9]
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("knob", [{"keep": 0.2}, {"keep": 9}, {"k": 0.1}], ids=str)
+def test_the_callers_default_dtype_and_device_decide_nothing(model, inputs, policy, knob):
+    def kept():
+        with crosstrim.trim(model, policy=policy, **knob) as trimmed, torch.no_grad():
+            cache = model(**inputs).past_key_values
+        return [images[0].kept_indices for images in trimmed.report(cache).samples]
+
+    expected = kept()
+    try:
+        for dtype, device in ((torch.bfloat16, "cpu"), (torch.float64, "cpu"), (torch.float32, "meta")):
+            torch.set_default_dtype(dtype)
+            policies._even_order.cache_clear()
+            with torch.device(device):
+                assert kept() == expected, (dtype, device)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        policies._even_order.cache_clear()

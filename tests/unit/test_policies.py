@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
 from itertools import product
@@ -137,6 +138,35 @@ def test_contribution_is_mmr_of_attention_times_value(seed, budget):
     for sample in range(2):
         expected = mmr_by_loops(replace(one, saliency=added, keys=one.values), sample, 0.5)
         assert votes[sample, 0].argsort(descending=True)[: len(expected)].tolist() == expected
+
+
+@contextlib.contextmanager
+def defaults(dtype, device):
+    """torch's defaults as a caller may have set them."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_the_callers_default_dtype_and_device_decide_nothing(name, dtype):
+    one = evidence(image=1570, tile=785, images=2, size=64, budget=200)  # large enough that keys are projected
+    knobs = {"k": 0.1}, {"keep": 0.1}, {"keep": 90}
+    expected = policies.resolve(name)(one)
+    policies._even_order.cache_clear()
+    with defaults(dtype, "meta"):
+        votes = policies.resolve(name)(one)
+        kept = [select(votes, one.visible, features_per_image=1570, **knob) for knob in knobs]
+    policies._even_order.cache_clear()
+    assert (votes.dtype, votes.device) == (torch.float32, expected.device)
+    assert torch.equal(votes, expected)
+    for found, knob in zip(kept, knobs, strict=True):
+        assert torch.equal(found, select(expected, one.visible, features_per_image=1570, **knob))
 
 
 def references(one):
