@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast
 
-from crosstrim import policies
+from crosstrim import amount, policies
 from crosstrim.errors import ConfigError
 from crosstrim.quantisation import KV_DTYPES
 
@@ -50,15 +49,9 @@ class TrimConfig:
     kv_dtype: Literal["int8", "fp8"] | None = None
 
     def __post_init__(self) -> None:
-        if self.k is not None and self.keep is not None:
-            raise ConfigError(
-                f"k={self.k!r} and keep={self.keep!r} are two ways to say how much stays; give one of them."
-            )
-        if self.k is not None:
-            _check_share("k", self.k)
-        if self.keep is not None:
-            _check_budget(self.keep)
-        _check_choice("k_base", self.k_base, ("visible", "all"))
+        k, keep = amount.checked(self.k, self.keep, self.k_base, ConfigError)
+        object.__setattr__(self, "k", k)
+        object.__setattr__(self, "keep", keep)
         _check_choice("rating_rows", self.rating_rows, ("all", "last_turn"))
         _check_choice("kv_dtype", self.kv_dtype, (None, *KV_DTYPES))
         if not isinstance(self.trim_first_layer, bool):
@@ -126,26 +119,6 @@ def resolve(config: TrimConfig | None, options: Mapping[str, Any], call: str) ->
     if config is not None and not isinstance(config, TrimConfig):
         raise ConfigError(f"expected a TrimConfig, got {config!r}; did you mean {call}, k={config!r})?")
     return config or TrimConfig.from_dict(options)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_share(name: str, value: object) -> None:
-    if not _is_number(value) or not 0 < value <= 1:  # type: ignore[operator]
-        raise ConfigError(f"{name}={value!r} must be a share above 0 and at most 1, such as {name}=0.25.")
-
-
-def _check_budget(keep: object) -> None:
-    if isinstance(keep, int) and not isinstance(keep, bool):
-        if keep < 1:
-            raise ConfigError(f"keep={keep!r} as a count must be at least 1 feature per image.")
-    elif not _is_number(keep) or not 0 < keep <= 1:  # type: ignore[operator]
-        raise ConfigError(
-            f"keep={keep!r} must be a share above 0 and at most 1, such as keep=0.5, or a whole number of features, "
-            "such as keep=2048."
-        )
 
 
 def _check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:

@@ -80,7 +80,8 @@ def marginal_relevance(relevance: torch.Tensor, unit: torch.Tensor, steps: int, 
     Returns:
         [R, steps] int64.
     """
-    gain = balance * relevance
+    # 0 times minus infinity would be no number, which argmax prefers to all numbers.
+    gain = (balance * relevance).masked_fill(relevance == -torch.inf, -torch.inf)
     redundancy = torch.full_like(relevance, -1.0)
     taken = torch.empty(len(gain), steps, dtype=torch.long, device=gain.device)
     for place in range(steps):

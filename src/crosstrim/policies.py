@@ -90,10 +90,14 @@ class Random:
     """A control: one voter with no opinion. The same draw for every sample, so batch mates do not matter.
 
     Attributes:
-        seed: of the draw.
+        seed: of the draw, a whole number from 0; "random:3" says it as a float.
     """
 
-    seed: int = 0
+    seed: float = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63 or self.seed != int(self.seed):
+            raise ConfigError(f"seed={self.seed!r} must be a whole number from 0 to 2**63 - 1.")
 
     def __call__(self, evidence: Evidence) -> torch.Tensor:
         """Return uniform noise, drawn on the CPU so that it is the same on every device."""
@@ -281,7 +285,7 @@ class Pyramid:
     def shares(self, followers: int) -> tuple[float, ...]:
         """What each of the later layers reads of the choice."""
         step = (1 - self.last) / max(followers - 1, 1)
-        return tuple(round(1 - step * place, 9) for place in range(followers))
+        return tuple(max(round(1 - step * place, 9), 1e-9) for place in range(followers))
 
 
 @lru_cache(maxsize=4)

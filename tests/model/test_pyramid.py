@@ -69,3 +69,4 @@ def test_shares_fall_evenly_from_all_to_the_last():
     assert policies.Pyramid(0.4).shares(4) == (1.0, 0.8, 0.6, 0.4)
     assert policies.Pyramid(1.0).shares(3) == (1.0, 1.0, 1.0)
     assert policies.Pyramid(0.4).shares(1) == (1.0,)
+    assert policies.Pyramid(1e-12).shares(2) == (1.0, 1e-9), "never nothing at all"

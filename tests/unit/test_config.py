@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import re
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from crosstrim import TrimConfig
@@ -18,6 +20,9 @@ from crosstrim.errors import ConfigError
         ({"k": float("nan")}, "k=nan"),
         ({"k": "0.25"}, "k='0.25'"),
         ({"k": True}, "k=True"),
+        ({"k": np.True_}, "k=np.True_"),
+        ({"keep": np.float32(1.5)}, "keep=np.float32.1.5. must be a share"),
+        ({"keep": 5, "policy": "random:nan"}, "seed=nan must be a whole number"),
         ({"keep": 0}, "keep=0 as a count must be at least 1"),
         ({"keep": 0.0}, "keep=0.0 must be a share above 0"),
         ({"keep": 1.5}, "keep=1.5 .* whole number"),
@@ -57,6 +62,16 @@ def test_from_dict_refuses_what_it_does_not_know():
         TrimConfig.from_dict({"kk": 0.25})
     with pytest.raises(ConfigError, match="format version 2"):
         TrimConfig.from_dict({"version": 2})
+
+
+def test_numpys_numbers_become_pythons():
+    assert [type(TrimConfig(keep=one).keep) for one in (np.int64(5), np.float32(0.5), np.float64(0.5))] == [
+        *(int, float, float)
+    ]
+    assert TrimConfig(k=np.float32(0.1)).k == 0.1, "as it prints, not the bits"
+    assert TrimConfig(k=Fraction(1, 4)).k == 0.25
+    assert type(TrimConfig(k=np.float64(0.25)).k) is type(TrimConfig(k=1).k) is float
+    assert json.dumps(TrimConfig(keep=np.int64(5)).to_dict())
 
 
 def test_keep_of_one_is_a_count_and_of_one_point_zero_a_share():

@@ -59,9 +59,10 @@ def test_votes_obey_budgets_and_repeat(name, images):
     assert not (kept & ~one.visible).any()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "mmr:0", "mmr:1", "contribution:0"])
 def test_a_sample_does_not_depend_on_its_batch_mates(name):
     one = evidence(batch=3)
+    one.budget[:] = torch.tensor([[2], [6], [9]])  # and so pools of different sizes
     together = policies.resolve(name)(one)
     for index in range(3):
         assert torch.equal(policies.resolve(name)(sample_of(one, index)), together[index : index + 1])
@@ -107,7 +108,7 @@ def dpp_by_determinants(one, sample, width):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**31), st.integers(1, 9), st.sampled_from([0.2, 0.5, 0.8]))
+@given(st.integers(0, 2**31), st.integers(1, 9), st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0]))
 def test_mmr_equals_brute_force(seed, budget, balance):
     one = evidence(seed, budget=budget)
     votes = policies.MaximalMarginalRelevance(balance)(one)
@@ -210,6 +211,14 @@ def test_beyond_the_most_steps_features_follow_by_relevance(name, monkeypatch):
     assert order[5 : 5 + len(rest)] == sorted(rest, key=lambda n: -relevance[n].item())
 
 
+def test_diversity_alone_is_among_the_visible():
+    """A pool that is larger than what is visible ends before the others' does."""
+    one = evidence(batch=2, budget=9)
+    one.visible[0, 12:] = False
+    kept = policies.MaximalMarginalRelevance(0.0)(one)[0, 0].argsort(descending=True)[:9].tolist()
+    assert kept == mmr_by_loops(one, 0, 0.0)
+
+
 def test_diversity_leaves_out_twins():
     """Two features with the same key: the greedy policies take one of them, the plain ranking both."""
     one = evidence(batch=1, budget=2)
@@ -278,6 +287,10 @@ def test_names_take_numbers():
     assert policies.resolve("random:7") == policies.Random(7)
     assert policies.resolve("mmr:0.3") == policies.MaximalMarginalRelevance(0.3)
     for name, wording in {
+        "random:nan": "seed=nan must be a whole number from 0",
+        "random:2.5": "seed=2.5 must be",
+        "random:-1": "seed=-1.0 must be",
+        "random:1e30": r"seed=1e\+30 must be",
         "mass:1.5": "p=1.5 must be a share",
         "mass:x": "takes no number 'x'",
         "union:3": "'union' takes no number '3'",
