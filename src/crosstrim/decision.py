@@ -82,9 +82,9 @@ class Decision:
         return self._layer_states(votes, visible, kept)
 
     def _vote(self, evidence: policies.Evidence) -> tuple[torch.Tensor, torch.Tensor]:
-        votes = self._policy(evidence)
+        votes = policies.votes_of(self._policy, evidence)
         if self._config.k is None and self._config.keep is None:
-            return votes, self._policy.chosen(evidence)  # type: ignore[attr-defined]  # else it is lossless
+            return votes, policies.chosen_by(self._policy, evidence)
         size = self._model.features_per_image
         return votes, select(votes, evidence.visible, features_per_image=size, **self._knobs)
 

@@ -9,6 +9,7 @@ import torch
 
 import crosstrim
 from crosstrim import policies
+from crosstrim.errors import InputError
 from crosstrim.policies import POLICIES, Evidence
 from tests import tiny
 from tests.tiny import Image
@@ -67,3 +68,31 @@ def test_the_callers_default_dtype_and_device_decide_nothing(model, inputs, poli
     finally:
         torch.set_default_dtype(torch.float32)
         policies._even_order.cache_clear()
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Chooses more than is there to be seen."""
+
+    def __call__(self, evidence: Evidence) -> torch.Tensor:
+        return evidence.saliency
+
+    def chosen(self, evidence: Evidence) -> torch.Tensor:
+        return torch.ones_like(evidence.visible)
+
+
+def test_a_policys_own_choice_is_cut_to_what_is_visible(model, inputs):
+    with crosstrim.trim(model, policy=Everything()) as trimmed:
+        model.generate(**inputs, max_new_tokens=2)
+        report = trimmed.report()
+    assert [images[0].kept for images in report.samples] == [2 * 17, 4 * 17]
+    assert report.kept_fraction == 1
+
+
+@pytest.mark.parametrize("returned", [None, torch.zeros(2, 5)], ids=["None", "shape"])
+def test_votes_that_are_none_are_refused_in_words(model, inputs, returned):
+    with (
+        crosstrim.trim(model, keep=5, policy=lambda evidence: returned),
+        pytest.raises(InputError, match=r"test_policies.*<lambda> returned .*, but votes must be a tensor"),
+    ):
+        model.generate(**inputs, max_new_tokens=2)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosstrim import greedy, policies, select
-from crosstrim.errors import ConfigError
+from crosstrim.errors import ConfigError, InputError
 from crosstrim.policies import Evidence
 
 NAMES = sorted(policies.POLICIES)
@@ -291,10 +292,13 @@ def test_names_take_numbers():
         "random:2.5": "seed=2.5 must be",
         "random:-1": "seed=-1.0 must be",
         "random:1e30": r"seed=1e\+30 must be",
-        "mass:1.5": "p=1.5 must be a share",
-        "mass:x": "takes no number 'x'",
-        "union:3": "'union' takes no number '3'",
+        "mass:2": "policy='mass:2': p=2.0 must be a share",
+        "mass:x": "policy='mass:x': 'x' is no number; leave out ':x' or give one",
+        "random:": "policy='random:': '' is no number",
+        "union:3": "policy='union:3': 'union' takes no number; leave out ':3'",
+        "union:x": "'union' takes no number",
         "grdi": "Did you mean 'grid'",
+        "__main__.mine": "One of your own is given as the callable",
     }.items():
         with pytest.raises(ConfigError, match=wording):
             policies.resolve(name)
@@ -305,6 +309,66 @@ def test_any_callable_is_a_policy():
         return torch.arange(one.visible.shape[1]).float().expand(len(one.visible), 1, -1)
 
     assert policies.resolve(last) is last
+
+
+def mine(one):
+    return one.saliency
+
+
+@dataclass(frozen=True)
+class Mine:
+    weight: float = 0.5
+
+    def __call__(self, one):
+        return one.saliency
+
+
+def test_a_policy_has_a_name_that_holds_no_address():
+    assert policies.name_of("mass:0.9") == "mass:0.9"
+    assert policies.name_of(mine) == "tests.unit.test_policies.mine"
+    assert policies.name_of(Mine(0.25)) == "Mine(weight=0.25)"
+    assert policies.name_of(functools.partial(mine)) == "functools.partial"
+    assert policies.name_of(policies.Mean) == "crosstrim.policies.Mean"
+
+
+@pytest.mark.parametrize(
+    ("returned", "met"),
+    [
+        (None, "None"),
+        (torch.zeros(2, IMAGE), r"torch.float32 \[2, 34\]"),
+        (torch.zeros(2, 1, 5), r"torch.float32 \[2, 1, 5\]"),
+        (torch.zeros(2, 0, IMAGE), r"torch.float32 \[2, 0, 34\]"),
+    ],
+)
+def test_votes_of_a_wrong_shape_are_refused_by_the_policys_name(returned, met):
+    def wrong(one):
+        return returned
+
+    words = rf"policy tests.unit.test_policies.*wrong returned {met}, but votes must be a tensor \[2, .*, 34\]"
+    with pytest.raises(InputError, match=words):
+        policies.votes_of(wrong, evidence())
+
+
+def test_a_choice_is_among_the_visible_and_fits():
+    class Own:
+        chooses = torch.ones(2, IMAGE, dtype=torch.bool)
+
+        def chosen(self, one):
+            return self.chooses
+
+    one, own = evidence(), Own()
+    assert torch.equal(policies.chosen_by(own, one), one.visible)
+    for wrong in (None, torch.ones(2, IMAGE), torch.ones(2, 5, dtype=torch.bool)):
+        own.chooses = wrong
+        with pytest.raises(InputError, match=r"Own returned .*, but what is chosen must be a bool tensor \[2, 34\]"):
+            policies.chosen_by(own, one)
+
+
+def test_a_pyramid_decides_alone_where_the_policy_within_does():
+    one = evidence()
+    pyramid = policies.Pyramid(0.5, policies.Mass(0.9))
+    assert torch.equal(policies.chosen_by(pyramid, one), policies.Mass(0.9).chosen(one))
+    assert not hasattr(policies.Pyramid(0.5), "chosen")
 
 
 def test_random_votes_do_not_depend_on_batch_or_length():
