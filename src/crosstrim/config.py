@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, cast
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from crosstrim import amount, policies
 from crosstrim.errors import ConfigError
@@ -26,8 +26,9 @@ class TrimConfig:
         keep: exactly this much of each image stays: a share (a float in (0, 1]) of its visible features, or a
             number of features (an int >= 1), rounded up, never more than are visible. Ours.
         policy: which features come first: a name of `crosstrim.policies`, with its number after a colon where it
-            takes one ("mass:0.9"), or a callable with the same interface. None becomes "union", the paper's, with
-            `k`, and "contribution", ours, with `keep`.
+            takes one ("mass:0.9"), or a callable with the same interface. None means "union", the paper's, with
+            `k`, and "contribution", ours, with `keep`; with neither, only a policy that decides how much stays
+            ("mass:0.9") may be given.
         k_base: what `k` is a share of: "visible" features, or "all", padding included. Ours.
         rating_rows: which text rows score the features: "all" that see one, or only those of the "last_turn",
             after the last image or the last user turn. Ours.
@@ -58,24 +59,37 @@ class TrimConfig:
             raise ConfigError(f"trim_first_layer={self.trim_first_layer!r} must be True or False.")
         if self.user_turn_ids is not None:
             object.__setattr__(self, "user_turn_ids", tuple(self.user_turn_ids))
-        if self.policy is None:
-            object.__setattr__(self, "policy", policies.PAPER if self.keep is None else policies.BUDGETED)
-        self.voters()
+        decides_alone = hasattr(self.voters(), "chosen")
+        if self.policy is not None and k is None and keep is None and not decides_alone:
+            raise ConfigError(
+                f"policy={policies.name_of(self.policy)!r} says which features come first, not how many stay; give k "
+                "or keep with it, or leave it out to drop padding alone."
+            )
 
     @property
     def lossless(self) -> bool:
         """Whether only invisible features go."""
-        return self.k is None and self.keep is None and not hasattr(self.voters(), "chosen")
+        return self.k is None and self.keep is None and self.policy is None
+
+    @property
+    def decider(self) -> str | policies.Policy:
+        """`policy`, or what its absence means. Nobody is asked where the trim is lossless."""
+        if self.policy is not None:
+            return self.policy
+        return policies.PAPER if self.keep is None else policies.BUDGETED
 
     def voters(self) -> policies.Policy:
-        """The policy itself, where `policy` may be its name."""
-        return policies.resolve(cast(Any, self.policy))  # None was replaced
+        """The policy itself, where `decider` may be its name."""
+        return policies.resolve(self.decider)
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as plain JSON types, with a format version."""
-        values = asdict(self)
-        if not isinstance(self.policy, str):
-            values["policy"] = repr(self.policy)
+        """The config as plain JSON types, with a format version.
+
+        It names the policy that decides, also where `policy` is None, and None where nothing is to be decided. A
+        policy of your own is named by where its code is found, which `from_dict` cannot follow.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["policy"] = None if self.lossless else policies.name_of(self.decider)
         if self.user_turn_ids is not None:
             values["user_turn_ids"] = list(self.user_turn_ids)
         return {"version": CONFIG_VERSION, **values}
@@ -85,7 +99,8 @@ class TrimConfig:
         """Rebuild a config from `to_dict`.
 
         Raises:
-            ConfigError: a key is unknown, a value out of range, or the format is newer than this crosstrim.
+            ConfigError: a key is unknown, a value out of range, the policy not one of crosstrim's, or the format
+                newer than this crosstrim.
         """
         values = dict(values)
         version = values.pop("version", CONFIG_VERSION)
@@ -116,6 +131,8 @@ def resolve(config: TrimConfig | None, options: Mapping[str, Any], call: str) ->
         raise ConfigError(
             f"give either a TrimConfig or options, not both (got {', '.join(sorted(options))} as well)."
         )
+    if isinstance(config, Mapping):
+        raise ConfigError(f"expected a TrimConfig, got {config!r}; to give its options, write {call}, **{config!r}).")
     if config is not None and not isinstance(config, TrimConfig):
         raise ConfigError(f"expected a TrimConfig, got {config!r}; did you mean {call}, k={config!r})?")
     return config or TrimConfig.from_dict(options)
