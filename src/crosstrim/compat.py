@@ -6,6 +6,7 @@ repaired on one model instance with torch's own hooks. docs/compat.md tells the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -147,6 +148,11 @@ def _on_cpu_with_own_seed(build: Callable[[], nn.Module]) -> nn.Module:
         return build().to(torch.float32).eval()
 
 
+def _ramp(first: float, last: float, *shape: int) -> torch.Tensor:
+    """What probes read: on the CPU and in float32, as they are, whatever the caller made torch's defaults."""
+    return torch.linspace(first, last, math.prod(shape), dtype=torch.float32, device="cpu").reshape(shape)
+
+
 @lru_cache(maxsize=1)
 @torch.no_grad()
 def _vision_states_are_late() -> bool:
@@ -156,7 +162,7 @@ def _vision_states_are_late() -> bool:
     config = MllamaVisionConfig(hidden_size=8, intermediate_size=8, attention_heads=1)
     config._attn_implementation = "eager"
     encoder = _on_cpu_with_own_seed(lambda: MllamaVisionEncoder(config, num_layers=2))
-    entered = torch.linspace(-1, 1, 24).reshape(1, 3, 8)
+    entered = _ramp(-1, 1, 1, 3, 8)
     return not torch.equal(encoder(entered).hidden_states[0], entered)
 
 
@@ -170,13 +176,13 @@ def _blind_rows_leak() -> bool:
     layer = cast(Any, _on_cpu_with_own_seed(lambda: MllamaCrossAttentionDecoderLayer(config, 0)))
     layer.cross_attn_attn_gate.fill_(0.5)
     layer.cross_attn_mlp_gate.fill_(0.5)
-    rows = torch.linspace(-1, 1, 16).reshape(1, 2, 8)
+    rows = _ramp(-1, 1, 1, 2, 8)
     left = layer(
         rows,
-        cross_attention_states=torch.linspace(1, 2, 24).reshape(1, 3, 8),
-        cross_attention_mask=torch.zeros(1, 1, 2, 3),
+        cross_attention_states=_ramp(1, 2, 1, 3, 8),
+        cross_attention_mask=rows.new_zeros(1, 1, 2, 3),
         attention_mask=None,
-        full_text_row_masked_out_mask=torch.tensor([0.0, 1.0]).reshape(1, 1, 2, 1),
+        full_text_row_masked_out_mask=rows.new_tensor([0.0, 1.0]).reshape(1, 1, 2, 1),
     )
     left = left[0] if isinstance(left, tuple) else left
     return not torch.equal(left[0, 0], rows[0, 0])
@@ -190,10 +196,10 @@ def _maskless_attention_is_causal() -> bool:
     config = _tiny_text_config()
     config._attn_implementation = "sdpa"
     attention = cast(Any, _on_cpu_with_own_seed(lambda: MllamaTextCrossAttention(config, 0)))
-    rows = torch.linspace(-1, 1, 16).reshape(1, 2, 8)
-    features = torch.linspace(1, 2, 24).reshape(1, 3, 8) * torch.tensor([1.0, -1.0, 2.0]).reshape(1, 3, 1)
+    rows = _ramp(-1, 1, 1, 2, 8)
+    features = _ramp(1, 2, 1, 3, 8) * rows.new_tensor([1.0, -1.0, 2.0]).reshape(1, 3, 1)
     without = attention(rows, cross_attention_states=features, attention_mask=None)[0]
-    with_mask = attention(rows, cross_attention_states=features, attention_mask=torch.zeros(1, 1, 2, 3))[0]
+    with_mask = attention(rows, cross_attention_states=features, attention_mask=rows.new_zeros(1, 1, 2, 3))[0]
     return not torch.allclose(without, with_mask, atol=1e-5)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, cast
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
-from crosstrim import policies
+from crosstrim import amount, policies
 from crosstrim.errors import ConfigError
 from crosstrim.quantisation import KV_DTYPES
 
@@ -27,8 +26,9 @@ class TrimConfig:
         keep: exactly this much of each image stays: a share (a float in (0, 1]) of its visible features, or a
             number of features (an int >= 1), rounded up, never more than are visible. Ours.
         policy: which features come first: a name of `crosstrim.policies`, with its number after a colon where it
-            takes one ("mass:0.9"), or a callable with the same interface. None becomes "union", the paper's, with
-            `k`, and "contribution", ours, with `keep`.
+            takes one ("mass:0.9"), or a callable with the same interface. None means "union", the paper's, with
+            `k`, and "contribution", ours, with `keep`; with neither, only a policy that decides how much stays
+            ("mass:0.9") may be given.
         k_base: what `k` is a share of: "visible" features, or "all", padding included. Ours.
         rating_rows: which text rows score the features: "all" that see one, or only those of the "last_turn",
             after the last image or the last user turn. Ours.
@@ -50,39 +50,46 @@ class TrimConfig:
     kv_dtype: Literal["int8", "fp8"] | None = None
 
     def __post_init__(self) -> None:
-        if self.k is not None and self.keep is not None:
-            raise ConfigError(
-                f"k={self.k!r} and keep={self.keep!r} are two ways to say how much stays; give one of them."
-            )
-        if self.k is not None:
-            _check_share("k", self.k)
-        if self.keep is not None:
-            _check_budget(self.keep)
-        _check_choice("k_base", self.k_base, ("visible", "all"))
+        k, keep = amount.checked(self.k, self.keep, self.k_base, ConfigError)
+        object.__setattr__(self, "k", k)
+        object.__setattr__(self, "keep", keep)
         _check_choice("rating_rows", self.rating_rows, ("all", "last_turn"))
         _check_choice("kv_dtype", self.kv_dtype, (None, *KV_DTYPES))
         if not isinstance(self.trim_first_layer, bool):
             raise ConfigError(f"trim_first_layer={self.trim_first_layer!r} must be True or False.")
         if self.user_turn_ids is not None:
             object.__setattr__(self, "user_turn_ids", tuple(self.user_turn_ids))
-        if self.policy is None:
-            object.__setattr__(self, "policy", policies.PAPER if self.keep is None else policies.BUDGETED)
-        self.voters()
+        decides_alone = hasattr(self.voters(), "chosen")
+        if self.policy is not None and k is None and keep is None and not decides_alone:
+            raise ConfigError(
+                f"policy={policies.name_of(self.policy)!r} says which features come first, not how many stay; give k "
+                "or keep with it, or leave it out to drop padding alone."
+            )
 
     @property
     def lossless(self) -> bool:
         """Whether only invisible features go."""
-        return self.k is None and self.keep is None and not hasattr(self.voters(), "chosen")
+        return self.k is None and self.keep is None and self.policy is None
+
+    @property
+    def decider(self) -> str | policies.Policy:
+        """`policy`, or what its absence means. Nobody is asked where the trim is lossless."""
+        if self.policy is not None:
+            return self.policy
+        return policies.PAPER if self.keep is None else policies.BUDGETED
 
     def voters(self) -> policies.Policy:
-        """The policy itself, where `policy` may be its name."""
-        return policies.resolve(cast(Any, self.policy))  # None was replaced
+        """The policy itself, where `decider` may be its name."""
+        return policies.resolve(self.decider)
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as plain JSON types, with a format version."""
-        values = asdict(self)
-        if not isinstance(self.policy, str):
-            values["policy"] = repr(self.policy)
+        """The config as plain JSON types, with a format version.
+
+        It names the policy that decides, also where `policy` is None, and None where nothing is to be decided. A
+        policy of your own is named by where its code is found, which `from_dict` cannot follow.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["policy"] = None if self.lossless else policies.name_of(self.decider)
         if self.user_turn_ids is not None:
             values["user_turn_ids"] = list(self.user_turn_ids)
         return {"version": CONFIG_VERSION, **values}
@@ -92,7 +99,8 @@ class TrimConfig:
         """Rebuild a config from `to_dict`.
 
         Raises:
-            ConfigError: a key is unknown, a value out of range, or the format is newer than this crosstrim.
+            ConfigError: a key is unknown, a value out of range, the policy not one of crosstrim's, or the format
+                newer than this crosstrim.
         """
         values = dict(values)
         version = values.pop("version", CONFIG_VERSION)
@@ -123,29 +131,11 @@ def resolve(config: TrimConfig | None, options: Mapping[str, Any], call: str) ->
         raise ConfigError(
             f"give either a TrimConfig or options, not both (got {', '.join(sorted(options))} as well)."
         )
+    if isinstance(config, Mapping):
+        raise ConfigError(f"expected a TrimConfig, got {config!r}; to give its options, write {call}, **{config!r}).")
     if config is not None and not isinstance(config, TrimConfig):
         raise ConfigError(f"expected a TrimConfig, got {config!r}; did you mean {call}, k={config!r})?")
     return config or TrimConfig.from_dict(options)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_share(name: str, value: object) -> None:
-    if not _is_number(value) or not 0 < value <= 1:  # type: ignore[operator]
-        raise ConfigError(f"{name}={value!r} must be a share above 0 and at most 1, such as {name}=0.25.")
-
-
-def _check_budget(keep: object) -> None:
-    if isinstance(keep, int) and not isinstance(keep, bool):
-        if keep < 1:
-            raise ConfigError(f"keep={keep!r} as a count must be at least 1 feature per image.")
-    elif not _is_number(keep) or not 0 < keep <= 1:  # type: ignore[operator]
-        raise ConfigError(
-            f"keep={keep!r} must be a share above 0 and at most 1, such as keep=0.5, or a whole number of features, "
-            "such as keep=2048."
-        )
 
 
 def _check_choice(name: str, value: object, choices: tuple[str | None, ...]) -> None:

@@ -85,9 +85,9 @@ class Decision:
         return self._layer_states(votes, visible, kept)
 
     def _vote(self, evidence: policies.Evidence) -> tuple[torch.Tensor, torch.Tensor]:
-        votes = self._policy(evidence)
+        votes = policies.votes_of(self._policy, evidence)
         if self._config.k is None and self._config.keep is None:
-            return votes, self._policy.chosen(evidence)  # type: ignore[attr-defined]  # else it is lossless
+            return votes, policies.chosen_by(self._policy, evidence)
         size = self._model.features_per_image
         return votes, select(votes, evidence.visible, features_per_image=size, **self._knobs)
 
@@ -101,7 +101,7 @@ class Decision:
         states = [whole]
         for share in self._policy.shares(followers):
             fewer = select(votes, kept, keep=share, features_per_image=size)
-            at_most = int(share_of(share, torch.tensor(most)))
+            at_most = int(share_of(share, torch.tensor(most, device="cpu")))
             states.append(whole if share == 1 else TrimState.of(fewer, visible, size, at_most=at_most))
         return tuple(states)
 
@@ -129,7 +129,7 @@ class Decision:
         size, keep = self._model.features_per_image, self._config.keep
         if keep is None:
             return new_count
-        per_image = int(share_of(keep, torch.tensor(size))) if isinstance(keep, float) else min(keep, size)
+        per_image = int(budget_of(torch.ones(size, dtype=torch.bool, device="cpu"), keep=keep))
         return per_image * (new_count // size)
 
 

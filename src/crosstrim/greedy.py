@@ -80,7 +80,8 @@ def marginal_relevance(relevance: torch.Tensor, unit: torch.Tensor, steps: int, 
     Returns:
         [R, steps] int64.
     """
-    gain = balance * relevance
+    # 0 times minus infinity would be no number, which argmax prefers to all numbers.
+    gain = (balance * relevance).masked_fill(relevance == -torch.inf, -torch.inf)
     redundancy = torch.full_like(relevance, -1.0)
     taken = torch.empty(len(gain), steps, dtype=torch.long, device=gain.device)
     for place in range(steps):
@@ -139,8 +140,10 @@ def sketch(keys: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
     each = (F.normalize(keys[:, head].gather(1, index).float(), dim=-1) for head in range(heads))
     if heads * size <= SKETCH:
         return F.normalize(torch.cat(list(each), dim=-1), dim=-1)
-    projection = torch.randn(heads, size, SKETCH, generator=torch.Generator().manual_seed(0)).to(keys.device)
-    projected = torch.zeros(*pool.shape, SKETCH, device=keys.device)
+    # Always drawn on the CPU and in float32, whatever the caller made torch's defaults: the same on every machine.
+    seeded = torch.Generator("cpu").manual_seed(0)
+    projection = torch.randn(heads, size, SKETCH, generator=seeded, dtype=torch.float32, device="cpu").to(keys.device)
+    projected = torch.zeros(*pool.shape, SKETCH, dtype=torch.float32, device=keys.device)
     for head, unit in enumerate(each):  # one after the other: side by side they would be as large as the keys
         projected += unit @ projection[head]
     return F.normalize(projected, dim=-1)

@@ -8,9 +8,10 @@ treat every sample alone and draw nothing without a seed.
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import lru_cache, partial
 from typing import Protocol
 
@@ -90,15 +91,20 @@ class Random:
     """A control: one voter with no opinion. The same draw for every sample, so batch mates do not matter.
 
     Attributes:
-        seed: of the draw.
+        seed: of the draw, a whole number from 0; "random:3" says it as a float.
     """
 
-    seed: int = 0
+    seed: float = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63 or self.seed != int(self.seed):
+            raise ConfigError(f"seed={self.seed!r} must be a whole number from 0 to 2**63 - 1.")
 
     def __call__(self, evidence: Evidence) -> torch.Tensor:
         """Return uniform noise, drawn on the CPU so that it is the same on every device."""
         visible = evidence.visible
-        noise = torch.rand(visible.shape[1], generator=torch.Generator().manual_seed(int(self.seed)))
+        seeded = torch.Generator("cpu").manual_seed(int(self.seed))
+        noise = torch.rand(visible.shape[1], generator=seeded, dtype=torch.float32, device="cpu")
         return noise.to(visible.device).expand(visible.shape[0], 1, -1)
 
 
@@ -113,7 +119,7 @@ class Grid:
     def __call__(self, evidence: Evidence) -> torch.Tensor:
         """Return the same ranking for every tile."""
         tile = -_even_order(evidence.features_per_tile - 1)
-        tile = torch.cat([torch.ones(1), tile]).to(evidence.visible.device)
+        tile = torch.cat([tile.new_ones(1), tile]).to(evidence.visible.device)
         batch, count = evidence.visible.shape
         return tile.repeat(count // len(tile)).expand(batch, 1, -1)
 
@@ -256,7 +262,7 @@ def _greedily(evidence: Evidence, take: greedy.Take) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Another policy's votes, with every later layer dropping some more of what it chose.
+    """Another policy's votes, or its own choice, with every later layer dropping some more of what it chose.
 
     The first of the later layers reads all of the choice and the last one a share of it; between them the share
     falls evenly. What a layer reads is part of what the layer before it reads.
@@ -277,20 +283,26 @@ class Pyramid:
         """Return the votes of the policy within."""
         return self.policy(evidence)
 
+    @property
+    def chosen(self) -> Callable[[Evidence], torch.Tensor]:
+        """What the policy within picks without any budget; missing, as an attribute, where it is missing there."""
+        choose: Callable[[Evidence], torch.Tensor] = self.policy.chosen  # type: ignore[attr-defined]
+        return choose
+
     def shares(self, followers: int) -> tuple[float, ...]:
         """What each of the later layers reads of the choice."""
         step = (1 - self.last) / max(followers - 1, 1)
-        return tuple(round(1 - step * place, 9) for place in range(followers))
+        return tuple(max(round(1 - step * place, 9), 1e-9) for place in range(followers))
 
 
 @lru_cache(maxsize=4)
 def _even_order(patches: int) -> torch.Tensor:
-    """[patches] float: place of each patch of a square tile in an order that covers it evenly at any length."""
+    """[patches] float32: place of each patch of a square tile in an order that covers it evenly at any length."""
     side = math.isqrt(patches)
-    step = torch.tensor([0.7548776662466927, 0.5698402909980532], dtype=torch.float64)
-    free = torch.ones(side, side, dtype=torch.bool)
-    axis = (torch.arange(side, dtype=torch.float64) + 0.5) / side
-    places = torch.empty(side, side)
+    step = torch.tensor([0.7548776662466927, 0.5698402909980532], dtype=torch.float64, device="cpu")
+    free = torch.ones(side, side, dtype=torch.bool, device="cpu")
+    axis = (torch.arange(side, dtype=torch.float64, device="cpu") + 0.5) / side
+    places = torch.empty(side, side, dtype=torch.float32, device="cpu")
     for place in range(side * side):
         point = (0.5 + place * step) % 1
         distance = (axis[:, None] - point[0]).square() + (axis[None] - point[1]).square()
@@ -325,18 +337,63 @@ def resolve(policy: str | Policy) -> Policy:
     """The policy of that name, or the callable itself. A number may follow the name: "mass:0.9", "random:3".
 
     Raises:
-        ConfigError: the name is unknown, which suggests the nearest, or takes no such number.
+        ConfigError: the name is unknown, which suggests the nearest, or takes no number, or not that one.
     """
     if callable(policy):
         return policy
-    name, colon, number = str(policy).partition(":")
+    name, colon, text = str(policy).partition(":")
     if name not in POLICIES:
         near = difflib.get_close_matches(name, POLICIES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"policy={policy!r} is unknown; there are {', '.join(sorted(POLICIES))}.{hint}")
+        hint = f"Did you mean {near[0]!r}?" if near else "One of your own is given as the callable, not by a name."
+        raise ConfigError(f"policy={policy!r} is unknown; there are {', '.join(sorted(POLICIES))}. {hint}")
+    if not colon:
+        return POLICIES[name]()
+    if not inspect.signature(POLICIES[name]).parameters:
+        raise ConfigError(f"policy={policy!r}: {name!r} takes no number; leave out {':' + text!r}.")
     try:
-        return POLICIES[name](float(number)) if colon else POLICIES[name]()
-    except ConfigError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"policy={policy!r}: {name!r} takes no number {number!r}.") from error
+        return POLICIES[name](float(text))
+    except ConfigError as error:
+        raise ConfigError(f"policy={policy!r}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(
+            f"policy={policy!r}: {text!r} is no number; leave out {':' + text!r} or give one."
+        ) from error
+
+
+def name_of(policy: str | Policy) -> str:
+    """What results call a policy: its name, or of one of your own where its code is, the same in every run."""
+    if isinstance(policy, str):
+        return policy
+    code = policy if hasattr(policy, "__qualname__") else type(policy)
+    return repr(policy) if is_dataclass(policy) and code is not policy else f"{code.__module__}.{code.__qualname__}"
+
+
+def votes_of(policy: Policy, evidence: Evidence) -> torch.Tensor:
+    """The policy's votes [B, V, N].
+
+    Raises:
+        InputError: it returned something else.
+    """
+    votes = policy(evidence)
+    batch, features = evidence.visible.shape
+    is_tensor = isinstance(votes, torch.Tensor)
+    if not is_tensor or votes.dim() != 3 or votes.shape[::2] != (batch, features) or not votes.shape[1]:
+        raise _returned(policy, votes, f"votes must be a tensor [{batch}, at least 1 voter, {features}]")
+    return votes
+
+
+def chosen_by(policy: Policy, evidence: Evidence) -> torch.Tensor:
+    """The visible features [B, N] that a policy with a method `chosen` picks without any budget.
+
+    Raises:
+        InputError: it returned something else.
+    """
+    chosen = policy.chosen(evidence)  # type: ignore[attr-defined]  # the caller knows that it is there
+    if not isinstance(chosen, torch.Tensor) or (chosen.shape, chosen.dtype) != (evidence.visible.shape, torch.bool):
+        raise _returned(policy, chosen, f"what is chosen must be a bool tensor {list(evidence.visible.shape)}")
+    return chosen & evidence.visible.to(chosen.device)
+
+
+def _returned(policy: Policy, what: object, wanted: str) -> InputError:
+    met = f"{what.dtype} {list(what.shape)}" if isinstance(what, torch.Tensor) else repr(what)
+    return InputError(f"policy {name_of(policy)} returned {met}, but {wanted}.")

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from crosstrim import amount
 from crosstrim.errors import InputError
 
 
@@ -33,7 +34,8 @@ def select(
     stay (ours). With neither, every visible feature stays.
 
     Args:
-        votes: [B, V, N], float; V voters, which in the paper are the query heads with their saliency.
+        votes: [B, V, N], float; V >= 1 voters, which in the paper are the query heads with their saliency. Minus
+            infinity and NaN count as the lowest finite vote, so that an image keeps its budget all the same.
         visible: [B, N] bool, whether any text row sees the feature. Only visible features are ever kept.
         k: share in (0, 1] per voter.
         keep: share in (0, 1] (float) or number (int) of features per image.
@@ -44,13 +46,16 @@ def select(
         [B, N] bool, True where the feature stays.
 
     Raises:
-        InputError: shapes do not fit, or both k and keep are given.
+        InputError: shapes do not fit, there is no voter, a value is out of range, or both k and keep are given.
     """
-    _check(votes, visible, k, keep, features_per_image)
+    k, keep = amount.checked(k, keep, k_base, InputError)
+    _check(votes, visible, features_per_image)
     if k is None and keep is None:
         return visible.clone()
     size = features_per_image or votes.shape[-1]
-    votes = votes.float().unflatten(-1, (-1, size))
+    # Below every vote there must be room for what is invisible.
+    lowest = torch.finfo(torch.float32).min
+    votes = votes.float().nan_to_num(nan=lowest, posinf=torch.inf, neginf=lowest).unflatten(-1, (-1, size))
     visible = visible.unflatten(-1, (-1, size))
     rank = best_rank(votes, visible)
     budget = budget_of(visible, k=k, keep=keep, k_base=k_base).unsqueeze(-1)
@@ -74,21 +79,23 @@ def budget_of(
         k_base: as for `select`.
 
     Returns:
-        [B, I] int64. All visible ones with neither knob.
+        [B, I] int64, for `keep` as an int at most F. All visible ones with neither knob.
     """
     counts = visible.sum(-1)
     if k is not None:
         return share_of(k, counts if k_base == "visible" else torch.full_like(counts, visible.shape[-1]))
     if keep is None:
         return counts
-    return torch.full_like(counts, keep) if isinstance(keep, int) else share_of(keep, counts)
+    if isinstance(keep, int):
+        return torch.full_like(counts, min(keep, visible.shape[-1]))
+    return share_of(keep, counts)
 
 
 def best_rank(votes: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """The best place, from 0, that any voter gives each feature; invisible features come last.
 
     Args:
-        votes: [B, V, I, F] float.
+        votes: [B, V, I, F] float, above minus infinity where visible.
         visible: [B, I, F] bool.
 
     Returns:
@@ -118,10 +125,10 @@ def share_of(fraction: float, counts: torch.Tensor) -> torch.Tensor:
     """Ceil(fraction * counts) in exact integer arithmetic; 0.07 of 100 is 7, which binary floats make 8.
 
     Args:
-        fraction: taken as the decimal number it prints as, rounded to nine places.
+        fraction: above 0; taken as the decimal number it prints as, rounded to nine places, and never to 0.
         counts: int64 tensor.
     """
-    exact = Fraction(str(fraction)).limit_denominator(10**9)
+    exact = max(Fraction(str(fraction)).limit_denominator(10**9), Fraction(1, 10**9))
     return (counts * exact.numerator + exact.denominator - 1) // exact.denominator
 
 
@@ -134,8 +141,6 @@ def _places(order: torch.Tensor) -> torch.Tensor:
 def _check(
     votes: torch.Tensor,
     visible: torch.Tensor,
-    k: float | None,
-    keep: float | int | None,
     features_per_image: int | None,
 ) -> None:
     if votes.dim() != 3 or visible.shape != (votes.shape[0], votes.shape[2]) or visible.dtype != torch.bool:
@@ -143,8 +148,8 @@ def _check(
             f"votes must be [B, V, N] and visible bool [B, N], got {tuple(votes.shape)} and "
             f"{visible.dtype} {tuple(visible.shape)}."
         )
-    if k is not None and keep is not None:
-        raise InputError(f"k={k!r} and keep={keep!r} are two ways to say how much stays; give one of them.")
+    if not votes.shape[1]:
+        raise InputError(f"votes of shape {tuple(votes.shape)} have no voter; V must be at least 1.")
     if features_per_image is not None and (features_per_image < 1 or votes.shape[-1] % features_per_image):
         raise InputError(
             f"features_per_image={features_per_image} does not divide the {votes.shape[-1]} features given."

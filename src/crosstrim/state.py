@@ -100,7 +100,7 @@ class TrimState:
         if self.rectangular:
             counts = (self.length,) * len(slots)
         elif counts is not None:
-            counts = tuple(change(torch.tensor(counts)).tolist())
+            counts = tuple(change(torch.tensor(counts, device="cpu")).tolist())
         return replace(
             self,
             visible=change(self.visible),

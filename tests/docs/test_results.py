@@ -54,7 +54,7 @@ def test_the_comparison_of_policies_is_of_the_embedded_model_and_supports_the_de
     rows = {(row["policy"], row["keep"]): row for row in policies.rows(runs, trim_first_layer=True)}
     assert rows["random", 0.2]["seeds"] >= 3
     assert rows["union", 0.5]["all"] >= -1
-    default = crosstrim.TrimConfig(keep=0.2).policy
+    default = crosstrim.TrimConfig(keep=0.2).decider
     assert all(rows[default, keep]["against"][1] > 0 for keep in (0.05, 0.1, 0.2))
     assert rows[default, 0.2]["lookups"] >= -2
     assert min(rows[default, 0.2]["count"], rows[default, 0.2]["read"]) >= -5

@@ -170,9 +170,26 @@ def hooks_on(model):
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-def test_probing_leaves_the_random_state_alone():
+def forget_probes():
     for probe in (compat._vision_states_are_late, compat._blind_rows_leak, compat._maskless_attention_is_causal):
         probe.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_probes_find_the_same_whatever_torchs_defaults(dtype):
+    expected = compat.check()
+    forget_probes()
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device("meta"):
+            assert compat.check() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+        forget_probes()
+
+
+def test_probing_leaves_the_random_state_alone():
+    forget_probes()
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)

@@ -65,7 +65,20 @@ def test_without_a_cache_it_is_the_same(model):
         assert torch.equal(model.generate(**batch, max_new_tokens=6, use_cache=False), cached)
 
 
+def test_without_a_budget_the_policy_within_decides(model):
+    batch = tiny.inputs(*BATCHES[1])
+    kept = []
+    for policy in (policies.Mass(0.6), policies.Pyramid(0.5, policies.Mass(0.6))):
+        with crosstrim.trim(model, policy=policy) as trimmed:
+            model.generate(**batch, max_new_tokens=2)
+            kept.append([images[0].layers for images in trimmed.report().samples])
+    for alone, (first, second, last) in zip(*kept, strict=True):
+        assert alone == (first, first, second)
+        assert last == -(-first // 2)
+
+
 def test_shares_fall_evenly_from_all_to_the_last():
     assert policies.Pyramid(0.4).shares(4) == (1.0, 0.8, 0.6, 0.4)
     assert policies.Pyramid(1.0).shares(3) == (1.0, 1.0, 1.0)
     assert policies.Pyramid(0.4).shares(1) == (1.0,)
+    assert policies.Pyramid(1e-12).shares(2) == (1.0, 1e-9), "never nothing at all"

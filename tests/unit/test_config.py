@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
-from crosstrim import TrimConfig
+from crosstrim import TrimConfig, policies
+from crosstrim.config import resolve
 from crosstrim.errors import ConfigError
 
 
@@ -18,6 +22,9 @@ from crosstrim.errors import ConfigError
         ({"k": float("nan")}, "k=nan"),
         ({"k": "0.25"}, "k='0.25'"),
         ({"k": True}, "k=True"),
+        ({"k": np.True_}, "k=np.True_"),
+        ({"keep": np.float32(1.5)}, "keep=np.float32.1.5. must be a share"),
+        ({"keep": 5, "policy": "random:nan"}, "seed=nan must be a whole number"),
         ({"keep": 0}, "keep=0 as a count must be at least 1"),
         ({"keep": 0.0}, "keep=0.0 must be a share above 0"),
         ({"keep": 1.5}, "keep=1.5 .* whole number"),
@@ -48,8 +55,22 @@ def test_bad_options_are_named(options, wording):
 )
 def test_round_trip_through_json(config):
     text = json.dumps(config.to_dict())
-    assert TrimConfig.from_dict(json.loads(text)) == config
+    again = TrimConfig.from_dict(json.loads(text))
+    assert again.to_dict() == config.to_dict()
+    assert again == (config if config.lossless else replace(config, policy=config.decider)), "who decides is named"
     assert json.loads(text)["version"] == 1
+
+
+def mine(evidence):
+    return evidence.saliency
+
+
+def test_a_policy_of_your_own_is_named_but_does_not_travel():
+    for policy, name in ((mine, "tests.unit.test_config.mine"), (policies.Mean(), "Mean()")):
+        values = json.loads(json.dumps(TrimConfig(keep=5, policy=policy).to_dict()))
+        assert values["policy"] == name
+        with pytest.raises(ConfigError, match=re.escape(f"policy={name!r} is unknown")):
+            TrimConfig.from_dict(values)
 
 
 def test_from_dict_refuses_what_it_does_not_know():
@@ -59,17 +80,53 @@ def test_from_dict_refuses_what_it_does_not_know():
         TrimConfig.from_dict({"version": 2})
 
 
+def test_numpys_numbers_become_pythons():
+    assert [type(TrimConfig(keep=one).keep) for one in (np.int64(5), np.float32(0.5), np.float64(0.5))] == [
+        *(int, float, float)
+    ]
+    assert TrimConfig(k=np.float32(0.1)).k == 0.1, "as it prints, not the bits"
+    assert TrimConfig(k=Fraction(1, 4)).k == 0.25
+    assert type(TrimConfig(k=np.float64(0.25)).k) is type(TrimConfig(k=1).k) is float
+    assert json.dumps(TrimConfig(keep=np.int64(5)).to_dict())
+
+
 def test_keep_of_one_is_a_count_and_of_one_point_zero_a_share():
     assert isinstance(TrimConfig(keep=1).keep, int)
     assert isinstance(TrimConfig(keep=1.0).keep, float)
 
 
 def test_without_a_policy_k_is_the_papers_and_keep_is_ours():
-    assert TrimConfig(k=0.25).policy == "union"
-    assert TrimConfig(keep=0.25).policy == TrimConfig(keep=7).policy == "contribution"
-    assert TrimConfig(keep=0.25, policy="union").policy == "union"
+    assert TrimConfig(k=0.25).decider == "union"
+    assert TrimConfig(keep=0.25).decider == TrimConfig(keep=7).decider == "contribution"
+    assert TrimConfig(keep=0.25, policy="union").decider == "union"
+    assert TrimConfig(keep=0.25).to_dict()["policy"] == "contribution"
     assert TrimConfig.from_dict({"keep": 0.25}) == TrimConfig(keep=0.25)
     assert TrimConfig().lossless
+    assert TrimConfig().to_dict()["policy"] is None
+
+
+def test_another_knob_brings_its_own_default():
+    assert replace(TrimConfig(k=0.25), k=None, keep=0.2) == TrimConfig(keep=0.2)
+    assert replace(TrimConfig(k=0.25), k=None).lossless
+    assert replace(TrimConfig(k=0.25, policy="union"), k=None, keep=0.2).decider == "union"
+
+
+@pytest.mark.parametrize("policy", ["union", "grid", "pyramid:0.5", "mean", "random:3", policies.Pyramid(), mine])
+def test_a_policy_that_needs_a_budget_is_refused_without_one(policy):
+    with pytest.raises(ConfigError, match=r"policy='.*' says which .*; give k or keep with it, or leave it out"):
+        TrimConfig(policy=policy)
+
+
+def test_a_policy_that_decides_alone_needs_no_budget():
+    for policy in ("mass", "mass:0.5", policies.Pyramid(0.5, policies.Mass(0.9))):
+        assert not TrimConfig(policy=policy).lossless
+
+
+def test_options_in_a_dict_are_to_be_unpacked():
+    with pytest.raises(ConfigError, match=re.escape("write trim(model, **{'k': 0.25})")):
+        resolve({"k": 0.25}, {}, "trim(model")
+    with pytest.raises(ConfigError, match=re.escape("got 0.25; did you mean trim(model, k=0.25)?")):
+        resolve(0.25, {}, "trim(model")
 
 
 @pytest.mark.parametrize(

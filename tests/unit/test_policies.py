@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosstrim import greedy, policies, select
-from crosstrim.errors import ConfigError
+from crosstrim.errors import ConfigError, InputError
 from crosstrim.policies import Evidence
 
 NAMES = sorted(policies.POLICIES)
@@ -58,9 +60,10 @@ def test_votes_obey_budgets_and_repeat(name, images):
     assert not (kept & ~one.visible).any()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "mmr:0", "mmr:1", "contribution:0"])
 def test_a_sample_does_not_depend_on_its_batch_mates(name):
     one = evidence(batch=3)
+    one.budget[:] = torch.tensor([[2], [6], [9]])  # and so pools of different sizes
     together = policies.resolve(name)(one)
     for index in range(3):
         assert torch.equal(policies.resolve(name)(sample_of(one, index)), together[index : index + 1])
@@ -106,7 +109,7 @@ def dpp_by_determinants(one, sample, width):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**31), st.integers(1, 9), st.sampled_from([0.2, 0.5, 0.8]))
+@given(st.integers(0, 2**31), st.integers(1, 9), st.sampled_from([0.0, 0.2, 0.5, 0.8, 1.0]))
 def test_mmr_equals_brute_force(seed, budget, balance):
     one = evidence(seed, budget=budget)
     votes = policies.MaximalMarginalRelevance(balance)(one)
@@ -137,6 +140,35 @@ def test_contribution_is_mmr_of_attention_times_value(seed, budget):
     for sample in range(2):
         expected = mmr_by_loops(replace(one, saliency=added, keys=one.values), sample, 0.5)
         assert votes[sample, 0].argsort(descending=True)[: len(expected)].tolist() == expected
+
+
+@contextlib.contextmanager
+def defaults(dtype, device):
+    """torch's defaults as a caller may have set them."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_the_callers_default_dtype_and_device_decide_nothing(name, dtype):
+    one = evidence(image=1570, tile=785, images=2, size=64, budget=200)  # large enough that keys are projected
+    knobs = {"k": 0.1}, {"keep": 0.1}, {"keep": 90}
+    expected = policies.resolve(name)(one)
+    policies._even_order.cache_clear()
+    with defaults(dtype, "meta"):
+        votes = policies.resolve(name)(one)
+        kept = [select(votes, one.visible, features_per_image=1570, **knob) for knob in knobs]
+    policies._even_order.cache_clear()
+    assert (votes.dtype, votes.device) == (torch.float32, expected.device)
+    assert torch.equal(votes, expected)
+    for found, knob in zip(kept, knobs, strict=True):
+        assert torch.equal(found, select(expected, one.visible, features_per_image=1570, **knob))
 
 
 def references(one):
@@ -178,6 +210,14 @@ def test_beyond_the_most_steps_features_follow_by_relevance(name, monkeypatch):
     relevance = one.saliency[0].mean(0)
     rest = [n for n in one.visible[0].nonzero().flatten().tolist() if n not in order[:5]]
     assert order[5 : 5 + len(rest)] == sorted(rest, key=lambda n: -relevance[n].item())
+
+
+def test_diversity_alone_is_among_the_visible():
+    """A pool that is larger than what is visible ends before the others' does."""
+    one = evidence(batch=2, budget=9)
+    one.visible[0, 12:] = False
+    kept = policies.MaximalMarginalRelevance(0.0)(one)[0, 0].argsort(descending=True)[:9].tolist()
+    assert kept == mmr_by_loops(one, 0, 0.0)
 
 
 def test_diversity_leaves_out_twins():
@@ -248,10 +288,17 @@ def test_names_take_numbers():
     assert policies.resolve("random:7") == policies.Random(7)
     assert policies.resolve("mmr:0.3") == policies.MaximalMarginalRelevance(0.3)
     for name, wording in {
-        "mass:1.5": "p=1.5 must be a share",
-        "mass:x": "takes no number 'x'",
-        "union:3": "'union' takes no number '3'",
+        "random:nan": "seed=nan must be a whole number from 0",
+        "random:2.5": "seed=2.5 must be",
+        "random:-1": "seed=-1.0 must be",
+        "random:1e30": r"seed=1e\+30 must be",
+        "mass:2": "policy='mass:2': p=2.0 must be a share",
+        "mass:x": "policy='mass:x': 'x' is no number; leave out ':x' or give one",
+        "random:": "policy='random:': '' is no number",
+        "union:3": "policy='union:3': 'union' takes no number; leave out ':3'",
+        "union:x": "'union' takes no number",
         "grdi": "Did you mean 'grid'",
+        "__main__.mine": "One of your own is given as the callable",
     }.items():
         with pytest.raises(ConfigError, match=wording):
             policies.resolve(name)
@@ -262,6 +309,66 @@ def test_any_callable_is_a_policy():
         return torch.arange(one.visible.shape[1]).float().expand(len(one.visible), 1, -1)
 
     assert policies.resolve(last) is last
+
+
+def mine(one):
+    return one.saliency
+
+
+@dataclass(frozen=True)
+class Mine:
+    weight: float = 0.5
+
+    def __call__(self, one):
+        return one.saliency
+
+
+def test_a_policy_has_a_name_that_holds_no_address():
+    assert policies.name_of("mass:0.9") == "mass:0.9"
+    assert policies.name_of(mine) == "tests.unit.test_policies.mine"
+    assert policies.name_of(Mine(0.25)) == "Mine(weight=0.25)"
+    assert policies.name_of(functools.partial(mine)) == "functools.partial"
+    assert policies.name_of(policies.Mean) == "crosstrim.policies.Mean"
+
+
+@pytest.mark.parametrize(
+    ("returned", "met"),
+    [
+        (None, "None"),
+        (torch.zeros(2, IMAGE), r"torch.float32 \[2, 34\]"),
+        (torch.zeros(2, 1, 5), r"torch.float32 \[2, 1, 5\]"),
+        (torch.zeros(2, 0, IMAGE), r"torch.float32 \[2, 0, 34\]"),
+    ],
+)
+def test_votes_of_a_wrong_shape_are_refused_by_the_policys_name(returned, met):
+    def wrong(one):
+        return returned
+
+    words = rf"policy tests.unit.test_policies.*wrong returned {met}, but votes must be a tensor \[2, .*, 34\]"
+    with pytest.raises(InputError, match=words):
+        policies.votes_of(wrong, evidence())
+
+
+def test_a_choice_is_among_the_visible_and_fits():
+    class Own:
+        chooses = torch.ones(2, IMAGE, dtype=torch.bool)
+
+        def chosen(self, one):
+            return self.chooses
+
+    one, own = evidence(), Own()
+    assert torch.equal(policies.chosen_by(own, one), one.visible)
+    for wrong in (None, torch.ones(2, IMAGE), torch.ones(2, 5, dtype=torch.bool)):
+        own.chooses = wrong
+        with pytest.raises(InputError, match=r"Own returned .*, but what is chosen must be a bool tensor \[2, 34\]"):
+            policies.chosen_by(own, one)
+
+
+def test_a_pyramid_decides_alone_where_the_policy_within_does():
+    one = evidence()
+    pyramid = policies.Pyramid(0.5, policies.Mass(0.9))
+    assert torch.equal(policies.chosen_by(pyramid, one), policies.Mass(0.9).chosen(one))
+    assert not hasattr(policies.Pyramid(0.5), "chosen")
 
 
 def test_random_votes_do_not_depend_on_batch_or_length():

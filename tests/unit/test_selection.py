@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,6 +24,8 @@ def cases(draw, most_images=3):
     # Few distinct values, so that ties are common.
     levels = draw(st.sampled_from([2, 4, 1000]))
     votes = torch.randint(0, levels, (batch, voters, count), generator=generator) / levels
+    if draw(st.booleans()):
+        votes = votes.masked_fill(votes < 0.5, float("-inf"))
     visible = torch.rand(batch, count, generator=generator) < draw(st.sampled_from([0.0, 0.3, 0.8, 1.0]))
     return votes, visible, per_image
 
@@ -77,7 +80,9 @@ def test_keep_is_exact(case, keep):
 def test_follows_a_permutation_of_the_features(case, knob, seed):
     votes, visible, _ = case
     # All votes distinct: ties go by index, which a permutation changes.
-    votes = votes + torch.rand(votes.shape, generator=torch.Generator().manual_seed(seed)).mul(1e-3)
+    votes = votes.nan_to_num(neginf=0.0) + torch.rand(votes.shape, generator=torch.Generator().manual_seed(seed)).mul(
+        1e-3
+    )
     order = torch.randperm(votes.shape[-1], generator=torch.Generator().manual_seed(seed))
     kept = select(votes, visible, **knob)
     assert torch.equal(select(votes[..., order], visible[:, order], **knob), kept[:, order])
@@ -98,6 +103,37 @@ def test_every_voter_gets_its_favourites():
     assert kept[0].nonzero().flatten().tolist() == [0, 7]
 
 
+@pytest.mark.parametrize("nothing", [float("-inf"), float("nan")])
+def test_a_budget_is_kept_where_nothing_was_voted_for(nothing):
+    visible = torch.arange(10).unsqueeze(0) >= 5
+    votes = torch.full((1, 2, 10), nothing)
+    assert select(votes, visible, keep=3)[0].nonzero().flatten().tolist() == [5, 6, 7]
+    assert select(votes, visible, k=0.4)[0].nonzero().flatten().tolist() == [5, 6]
+    votes[0, 1, 8] = -1e30
+    assert select(votes, visible, keep=2)[0].nonzero().flatten().tolist() == [5, 8], "a vote is above no vote"
+
+
+def test_the_smallest_share_is_one_feature():
+    votes, visible = torch.rand(2, 1, 100), torch.ones(2, 100, dtype=torch.bool)
+    visible[1] = False
+    for knob in ({"k": 4e-10}, {"keep": 4e-10}, {"k": 5e-324}):
+        assert select(votes, visible, **knob).sum(1).tolist() == [1, 0]
+
+
+def test_more_than_there_is_is_everything():
+    votes, visible = torch.rand(1, 1, 9), torch.ones(1, 9, dtype=torch.bool)
+    assert select(votes, visible, keep=10**20).all()
+
+
+def test_numpys_numbers_are_numbers():
+    votes, visible = torch.rand(1, 1, 100), torch.ones(1, 100, dtype=torch.bool)
+    for knob, count in (
+        *(({"k": np.float32(0.25)}, 25), ({"keep": np.float32(0.1)}, 10), ({"keep": np.int64(5)}, 5)),
+        ({"k": np.float64(0.07)}, 7),
+    ):
+        assert select(votes, visible, **knob).sum() == count
+
+
 def test_shares_are_decimal():
     votes, visible = torch.rand(1, 1, 100), torch.ones(1, 100, dtype=torch.bool)
     assert select(votes, visible, k=0.07).sum() == 7  # 0.07 * 100 is 7.000000000000001 in binary
@@ -110,7 +146,20 @@ def test_shares_are_decimal():
         ({"votes": torch.rand(2, 3)}, r"\[B, V, N\].*\(2, 3\)"),
         ({"visible": torch.ones(1, 4)}, "float32"),
         ({"visible": torch.ones(1, 5, dtype=torch.bool)}, r"\(1, 5\)"),
+        ({"votes": torch.rand(1, 0, 4)}, r"\(1, 0, 4\) have no voter; V must be at least 1"),
         ({"k": 0.5, "keep": 0.5}, "give one of them"),
+        ({"k": 9}, "k=9 must be a share above 0 and at most 1, such as k=0.25"),
+        ({"k": 0}, "k=0 must be"),
+        ({"k": -1}, "k=-1 must be"),
+        ({"k": True}, "k=True must be"),
+        ({"k": "x"}, "k='x' must be"),
+        ({"k": float("nan")}, "k=nan must be"),
+        ({"keep": 7.5}, "keep=7.5 must be a share .* or a whole number"),
+        ({"keep": 0}, "keep=0 as a count must be at least 1"),
+        ({"keep": -3}, "keep=-3 as a count"),
+        ({"keep": float("inf")}, "keep=inf must be"),
+        ({"keep": np.int64(0)}, "as a count must be at least 1"),
+        ({"k": 0.5, "k_base": "zzz"}, "k_base='zzz' must be one of 'visible', 'all'"),
         ({"k": 0.5, "features_per_image": 3}, "does not divide the 4 features"),
     ],
 )

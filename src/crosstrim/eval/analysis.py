@@ -108,14 +108,14 @@ def measure(scores: torch.Tensor) -> dict[str, torch.Tensor]:
         `most` [ks, L].
     """
     count, mean = scores.shape[-1], scores.double().mean(1)
-    everything = torch.ones(1, count, dtype=torch.bool)
+    everything = torch.ones(1, count, dtype=torch.bool, device=scores.device)
     tops = [int(select(mean[:1].unsqueeze(0), everything, keep=top).sum()) for top in TOPS]
     unions = [select(scores[:1], everything, k=k)[0] for k in KS]
     return {
-        "visible": torch.tensor(count, dtype=torch.float64),
+        "visible": torch.tensor(count, dtype=torch.float64, device=scores.device),
         "together": torch.stack([measures.mass_share(mean, mass) for mass in MASSES]),
         "heads": torch.stack([measures.mass_share(scores, mass) for mass in MASSES]),
-        "chance": torch.tensor(tops, dtype=torch.float64) / count,
+        "chance": torch.tensor(tops, dtype=torch.float64, device=scores.device) / count,
         "overlap": torch.stack([measures.overlap(mean, top) for top in TOPS]),
         "rank_correlation": measures.rank_correlation(mean),
         "kept": torch.stack([kept.double().mean() for kept in unions]),

@@ -18,7 +18,7 @@ TEXT_TOKENS = (128, 1024, 8192)
 def tiers(shape: ModelShape) -> dict[str, int]:
     """Features that the cache holds of one image; `keep` is of an image that fills all tiles."""
     features = shape.features_per_image
-    kept = {f"keep={share}": int(share_of(share, torch.tensor(features))) for share in (0.5, 0.25)}
+    kept = {f"keep={share}": int(share_of(share, torch.tensor(features, device="cpu"))) for share in (0.5, 0.25)}
     return {"untrimmed": features, "one tile, padding gone": shape.features_per_tile, **kept}
 
 

@@ -53,7 +53,7 @@ def text_inputs(processor: Any, prompt: str, aspect_ratio_mask: torch.Tensor) ->
         length=len(made["input_ids"][0]),
     )
     return {
-        "input_ids": torch.tensor(made["input_ids"]),
-        "attention_mask": torch.tensor(made["attention_mask"]),
+        "input_ids": torch.tensor(made["input_ids"], device="cpu"),
+        "attention_mask": torch.tensor(made["attention_mask"], device="cpu"),
         "cross_attention_mask": torch.from_numpy(mask),
     }
