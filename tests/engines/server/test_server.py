@@ -63,6 +63,14 @@ def test_a_stream_s_pieces_are_the_answer(server):
     assert len({piece.id for piece in pieces}) == 1
 
 
+def test_who_does_not_say_how_much_gets_no_more_than_the_server_gives(start):
+    with start(max_new_tokens=5) as server:
+        reply = server.ask("what is it?", png(3), max_tokens=None)
+        assert (reply.usage.completion_tokens, reply.choices[0].finish_reason) == (5, "length")
+        with pytest.raises(openai.BadRequestError, match="max_tokens=6 is more than this server gives, 5; ask for"):
+            server.ask("what is it?", png(3), max_tokens=6)
+
+
 def test_stop_strings(server):
     whole = server.ask("what is it?", png(3), max_tokens=30).choices[0].message.content
     stop = whole[7:9]

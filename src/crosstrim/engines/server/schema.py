@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 DEFAULT_NEW_TOKENS = 256
+"""Where an answer is cut off if neither the request says so nor the server's limit is lower."""
 
 _COLDEST = 0.001
 
@@ -82,9 +83,9 @@ class ChatRequest(_Strict):
     crosstrim: TrimOptions | None = None
 
     @property
-    def new_tokens(self) -> int:
-        """Where to cut the answer off."""
-        return self.max_completion_tokens or self.max_tokens or DEFAULT_NEW_TOKENS
+    def new_tokens(self) -> int | None:
+        """Where to cut the answer off, if the request says so."""
+        return self.max_completion_tokens or self.max_tokens
 
     @property
     def sampling_temperature(self) -> float:

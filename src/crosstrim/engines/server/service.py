@@ -66,10 +66,7 @@ class Service:
         Raises:
             CrosstrimError: the request cannot be answered.
         """
-        if request.new_tokens > self._settings.max_new_tokens:
-            raise InputError(
-                f"max_tokens={request.new_tokens} is more than this server gives, {self._settings.max_new_tokens}."
-            )
+        new_tokens = self._new_tokens(request.new_tokens)
         config = _trim_config(request.crosstrim, self._settings.trim)
         messages, urls = self._messages(request.messages)
         prompt = self._prompt(messages)
@@ -83,7 +80,7 @@ class Service:
             prompt,
             tuple(pictures[url] for url in urls),
             config,
-            request.new_tokens,
+            new_tokens,
             tell,
             stops=request.stops,
             temperature=request.sampling_temperature,
@@ -145,6 +142,14 @@ class Service:
         self.metrics.tokens.inc(finished.completion_tokens)
         self.metrics.features.labels("visible").inc(finished.visible)
         self.metrics.features.labels("kept").inc(finished.kept)
+
+    def _new_tokens(self, wanted: int | None) -> int:
+        limit = self._settings.max_new_tokens
+        if wanted is None:
+            return min(schema.DEFAULT_NEW_TOKENS, limit)
+        if wanted > limit:
+            raise InputError(f"max_tokens={wanted} is more than this server gives, {limit}; ask for at most that.")
+        return wanted
 
     def _messages(self, messages: Sequence[schema.Message]) -> tuple[list[dict[str, Any]], list[str]]:
         """The messages as the chat template wants them, and their pictures' addresses in order."""
