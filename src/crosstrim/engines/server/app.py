@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 import crosstrim
-from crosstrim.engines.server import schema
+from crosstrim.engines.server import schema, wording
 from crosstrim.engines.server.chat import Delta, Event, Finished
 from crosstrim.engines.server.gate import CHAT, Gate
 from crosstrim.engines.server.service import ClientLeftError, ModelFailedError, Service, TimedOutError
@@ -192,9 +192,8 @@ async def _answer_error(_: Request, error: Exception) -> Response:
 def _described(error: Exception) -> tuple[int, dict[str, Any]]:
     """Status and body for an error: the words of those that are the client's, and none of any other."""
     if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"][1:])
-        return 400, schema.error(f"{place or 'body'}: {first['msg']}", "invalid_request_error", param=place or None)
+        words, path = wording.refusal(error.errors())
+        return 400, schema.error(words, "invalid_request_error", param=path)
     if isinstance(error, HTTPException):
         return error.status_code, schema.error(str(error.detail), "invalid_request_error")
     if isinstance(error, InputError | ConfigError):

@@ -166,7 +166,9 @@ class Service:
                 else:
                     parts.append({"type": "image"})
                     urls.append(part.image_url.url)
-            written.append({"role": message.role, "content": parts})
+            # What OpenAI now calls `developer`; no chat template knows the word.
+            role = "system" if message.role == "developer" else message.role
+            written.append({"role": role, "content": parts})
         if len(urls) > MAX_IMAGES:
             raise InputError(f"the request has {len(urls)} pictures; the limit is {MAX_IMAGES}.")
         if not any(part.get("text", "").strip() for message in written for part in message["content"]):
