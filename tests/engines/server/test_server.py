@@ -144,6 +144,19 @@ def test_models_and_health(server):
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
 
 
+def test_where_a_model_s_folder_lies_is_not_told(start, checkpoint):
+    folder = str(checkpoint)
+    with start(model=folder) as server:
+        (card,) = server.client().models.list()
+        assert card.id == checkpoint.name
+        assert server.client().models.retrieve(card.id) == card
+        for name in (card.id, folder):
+            reply = server.client().chat.completions.create(model=name, messages=asking("what?"), max_tokens=1)
+            assert reply.model == card.id
+        with pytest.raises(openai.NotFoundError, match=f"no model 'other' here, only '{card.id}'"):
+            server.client().models.retrieve("other")
+
+
 def test_metrics_count(start):
     with start() as server:
         server.ask("what is it?", png(1), extra_body={"crosstrim": {"keep": 9}})
