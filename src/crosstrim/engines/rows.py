@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -163,9 +163,14 @@ class _ParquetRows:
         return self.__dict__ | {"_held": (-1, None)}
 
 
-def batches(count: int, size: int) -> Sequence[range]:
-    """The places of `count` rows in batches of `size`, the last perhaps smaller."""
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+def batches(count: int, size: int, done: Iterable[range] = ()) -> Sequence[range]:
+    """The places of `count` rows but those that are done, in order and in batches of at most `size`."""
+    found: list[range] = []
+    begins = 0
+    for span in [*sorted(done, key=lambda span: span.start), range(count, count)]:
+        found += (range(start, min(start + size, span.start)) for start in range(begins, span.start, size))
+        begins = span.stop
+    return found
 
 
 def _row(number: str, values: Any, folder: Path, question: str | None) -> Row:
