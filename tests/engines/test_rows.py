@@ -80,7 +80,10 @@ def test_a_bad_row_says_what_is_wrong_and_the_next_is_read(questions, row, words
         (["a", "b", "a"], r"the lines 1 and 3 both have the id 'a'"),
         (["2", None, "3"], r"the lines 1 and 2 both have the id '2' \(without one, a row has its number"),
         ([None, "1"], r"the lines 1 and 2 both have the id '1'"),
-        ([7, "7"], r"the lines 1 and 2 both have the id '7'.*; give every row an id of its own, or leave all ids out\."),
+        (
+            [7, "7"],
+            r"the lines 1 and 2 both have the id '7'.*; give every row an id of its own, or leave all ids out\.",
+        ),
         (["\ud800", "\ud801"], r"the lines 1 and 2 both have the id '\?'"),
     ],
 )

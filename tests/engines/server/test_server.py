@@ -16,6 +16,7 @@ from crosstrim import TrimConfig, answering
 from crosstrim.engines.server import generation
 from crosstrim.engines.server.pictures import open_picture
 from crosstrim.engines.server.settings import Settings
+from tests.docs import pages
 from tests.engines.server.conftest import MODEL, asking, data_uri, png
 
 LONG = 450  # tokens, which take the tiny model seconds
@@ -155,6 +156,15 @@ def test_where_a_model_s_folder_lies_is_not_told(start, checkpoint):
             assert reply.model == card.id
         with pytest.raises(openai.NotFoundError, match=f"no model 'other' here, only '{card.id}'"):
             server.client().models.retrieve("other")
+
+
+def test_the_client_in_the_docs_runs_when_pasted(start, tmp_path, monkeypatch, capsys):
+    ((_, code),) = pages.snippets("docs/serving.md")
+    Image.open(io.BytesIO(png(2))).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    with start(model="meta-llama/Llama-3.2-11B-Vision-Instruct", api_key="secret", max_new_tokens=6) as server:
+        exec(code.replace("http://127.0.0.1:8000", server.url), {})
+    assert capsys.readouterr().out.strip().endswith("{'visible': 17, 'kept': 4}")
 
 
 def test_metrics_count(start):
