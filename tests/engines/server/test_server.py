@@ -204,6 +204,7 @@ def with_part(part):
         ({"max_tokens": 0}, "max_tokens must be greater than or equal to 1, got 0."),
         ({"stop": [""]}, "stop.0 must have at least 1 character, got ''."),
         ({"max_tokens": 5000}, "more than this server gives, 1024"),
+        ({"max_completion_tokens": 5000}, "max_completion_tokens=5000 is more than"),
         ({"max_tokens": 511}, "together the model reads 512"),
         ({"crosstrim": {"k": 0.5, "keep": 9}}, "give one of them"),
         ({"crosstrim": {"keep": 1.5}}, "keep=1.5 must be a share"),

@@ -66,7 +66,7 @@ class Service:
         Raises:
             CrosstrimError: the request cannot be answered.
         """
-        new_tokens = self._new_tokens(request.new_tokens)
+        new_tokens = self._new_tokens(request)
         config = _trim_config(request.crosstrim, self._settings.trim)
         messages, urls = self._messages(request.messages)
         prompt = self._prompt(messages)
@@ -143,12 +143,13 @@ class Service:
         self.metrics.features.labels("visible").inc(finished.visible)
         self.metrics.features.labels("kept").inc(finished.kept)
 
-    def _new_tokens(self, wanted: int | None) -> int:
-        limit = self._settings.max_new_tokens
+    def _new_tokens(self, request: schema.ChatRequest) -> int:
+        wanted, limit = request.new_tokens, self._settings.max_new_tokens
         if wanted is None:
             return min(schema.DEFAULT_NEW_TOKENS, limit)
         if wanted > limit:
-            raise InputError(f"max_tokens={wanted} is more than this server gives, {limit}; ask for at most that.")
+            name = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
+            raise InputError(f"{name}={wanted} is more than this server gives, {limit}; ask for at most that.")
         return wanted
 
     def _messages(self, messages: Sequence[schema.Message]) -> tuple[list[dict[str, Any]], list[str]]:
