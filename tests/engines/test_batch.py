@@ -141,9 +141,28 @@ def test_an_interrupted_job_goes_on_and_repeats_nothing(job, tmp_path):
         yield from answer_here(job, pending[::-1])
 
     batch.run(job(), out, backwards, source="rows", resume=True)
-    assert (asked, rest) == ([0, 1], [2])
+    assert (asked, rest) == ([0, 1], [0])  # numbers are counted among what is left
     batch.run(job(), tmp_path / "other.jsonl", answer_here, source="rows")
     assert read(out) == read(tmp_path / "other.jsonl")
+
+
+@pytest.mark.parametrize("sizes", [(5, 1), (1, 5), (5, 2)])
+def test_what_was_cut_off_may_go_on_with_batches_of_another_size(job, tmp_path, sizes):
+    first, then = sizes
+    out = tmp_path / "out.jsonl"
+
+    def cut_off(job, pending):
+        yield 1, Answerer(job).answer(1)  # leaves rows before and after
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        batch.run(job(batch_size=first), out, cut_off, source="rows")
+    batch.run(job(batch_size=then), out, answer_here, source="rows", resume=True)
+    batch.run(job(), tmp_path / "other.jsonl", answer_here, source="rows")
+    assert read(out) == read(tmp_path / "other.jsonl")
+    notes = json.loads((tmp_path / "out.jsonl.run.json").read_text())
+    assert notes["batch_sizes"] == sorted(sizes)
+    assert batch.run(job(batch_size=7), out, None, source="rows", resume=True)["answered"] == 12
 
 
 def test_a_job_that_never_began_leaves_nothing(job, tmp_path):

@@ -64,7 +64,7 @@ def killed_and_resumed(engine, checkpoint, questions, tmp_path):
         time.sleep(0.5 if engine == "ray" else 0)  # its workers die with it, a moment later
         begun = {int(start) // 2 for start in lines(log)[before:]}
         assert not begun & done, "a batch that was on disk was answered again"
-        done = {json.loads(line)["batch"] for line in journal.read_bytes().split(b"\n")[1:-1]}
+        done = {json.loads(line)["first"] // 2 for line in journal.read_bytes().split(b"\n")[1:-1]}
     assert 0 < len(done) < 31, "the kills came too early or too late to show anything"
     before = len(lines(log))
     assert begin("run.jsonl").wait(timeout=300) == 0

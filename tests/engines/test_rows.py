@@ -74,6 +74,38 @@ def test_a_bad_row_says_what_is_wrong_and_the_next_is_read(questions, row, words
     assert (bad.id, good.id, good.error) == ("1", "q3", None)
 
 
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        (["a", "b", "a"], r"the lines 1 and 3 both have the id 'a'"),
+        (["2", None, "3"], r"the lines 1 and 2 both have the id '2' \(without one, a row has its number"),
+        ([None, "1"], r"the lines 1 and 2 both have the id '1'"),
+        (
+            [7, "7"],
+            r"the lines 1 and 2 both have the id '7'.*; give every row an id of its own, or leave all ids out\.",
+        ),
+        (["\ud800", "\ud801"], r"the lines 1 and 2 both have the id '\?'"),
+    ],
+)
+def test_two_rows_of_one_id_are_refused(questions, ids, words):
+    with pytest.raises(DatasetError, match=words):
+        open_rows(questions([{**row, "id": one} for row, one in zip(good_rows(), ids, strict=False)]))
+
+
+def test_so_are_those_of_parquet_and_of_lines_that_cannot_be_read(questions, pictures):
+    with pytest.raises(DatasetError, match="the lines 1 and 3 both have the id '3'"):
+        open_rows(questions([{"id": 3}, "", "{not json"]))
+    rows = [{**row, "id": one} for row, one in zip(good_rows(), ["a", "3", None], strict=False)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), pictures / "rows.parquet", row_group_size=1)
+    with pytest.raises(DatasetError, match="the rows 2 and 3 both have the id '3'"):
+        open_rows(pictures / "rows.parquet")
+
+
+def test_a_row_without_an_id_has_its_line_s_number(questions):
+    rows = everything(open_rows(questions([good_rows()[0], "", {"image": "0.png", "question": "what?"}])))
+    assert [row.id for row in rows] == ["q0", "3"]
+
+
 def test_the_hash_changes_with_the_rows(questions, pictures):
     before = open_rows(questions()).sha256
     assert open_rows(questions(good_rows(11))).sha256 != before

@@ -26,7 +26,12 @@ def batch(
         typer.Option("--question", metavar="TEXT", help="What to ask where INPUT has no question of its own."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where a run was cut off; what is done is not done again.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on where a run was cut off; what is done is not done again, rows that failed included. "
+            "--batch-size may be another.",
+        ),
     ] = False,
     k: options.K = None,
     keep: options.Keep = None,

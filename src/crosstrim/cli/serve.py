@@ -59,7 +59,13 @@ def serve(
         float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="What a request may take; then 504.")
     ] = _DEFAULT.timeout,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", metavar="COUNT", min=1, help="The most that a request may ask for.")
+        int,
+        typer.Option(
+            "--max-new-tokens",
+            metavar="COUNT",
+            min=1,
+            help="The most that a request may ask for; one that does not say gets 256, or this where it is less.",
+        ),
     ] = _DEFAULT.max_new_tokens,
     api_key: Annotated[
         str | None,

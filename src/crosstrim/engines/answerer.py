@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class Job:
         batch_size: rows that are answered and written together.
         memory: bytes that the questions of a batch may take beside the weights; None is half of what the GPU has
             left, or 4 GiB on the CPU.
+        done: places of rows that an earlier run answered, which are in no batch.
     """
 
     rows: Rows
@@ -53,11 +55,12 @@ class Job:
     max_new_tokens: int
     batch_size: int
     memory: int | None = None
+    done: tuple[range, ...] = ()
 
-    @property
+    @cached_property
     def batches(self) -> Sequence[range]:
         """The places of the rows of each batch."""
-        return batches(len(self.rows), self.batch_size)
+        return batches(len(self.rows), self.batch_size, self.done)
 
 
 class Answerer:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from crosstrim.errors import MissingExtraError, ResultError
 from crosstrim.eval.journal import Journal, check_same, write_whole
 from crosstrim.report import versions
 
-FORMAT = 1
+FORMAT = 2
 _ROWS_PER_GROUP = 4096  # of Parquet
 
 AnswerBatches = Callable[[Job, Sequence[int]], Iterator[tuple[int, list[Answered]]]]
-"""An engine: answers the batches of these numbers, in any order."""
+"""An engine: answers the job's batches of these numbers, in any order."""
 
 Progress = Callable[[int, int], None]
 
@@ -71,10 +71,11 @@ def run(
             finally:
                 if not journal.records:  # a run that answered nothing leaves nothing to go on with
                     journal_path.unlink()
-            by_batch = {record["batch"]: record["rows"] for record in journal.records}
-        answers = [row for batch in range(len(job.batches)) for row in by_batch[batch]]
+            records = sorted(journal.records, key=lambda record: record["first"])
+        answers = [row for record in records for row in record["rows"]]
         failed = sum(row["error"] is not None for row in answers)
-        summary = {**header, "answered": len(answers) - failed, "failed": failed}
+        sizes = sorted({record["batch_size"] for record in records})
+        summary = {**header, "batch_sizes": sizes, "answered": len(answers) - failed, "failed": failed}
         write_whole(notes, summary)
         _write(out, answers)
     journal_path.unlink(missing_ok=True)
@@ -103,33 +104,29 @@ def _refuse_leftovers(out: Path, journal: Path) -> None:
 
 
 def _answer_rest(job: Job, engine: AnswerBatches, journal: Journal, progress: Progress) -> None:
-    """Answer the batches that the journal does not hold yet."""
-    finished = Counter(record["batch"] for record in journal.records)
-    pending = [batch for batch in range(len(job.batches)) if batch not in finished]
-    done = sum(len(job.batches[batch]) for batch in finished)
+    """Answer the rows that the journal does not hold yet, whatever the size of the batches that it holds."""
+    spans = (range(record["first"], record["first"] + len(record["rows"])) for record in journal.records)
+    job = replace(job, done=tuple(spans))
+    done = sum(map(len, job.done))
     progress(done, len(job.rows))
-    if not pending:
+    if not job.batches:
         return
-    with closing(engine(job, pending)) as answered:  # type: ignore[type-var]
+    with closing(engine(job, range(len(job.batches)))) as answered:  # type: ignore[type-var]
         for batch, rows in answered:
-            journal.append({"batch": batch, "rows": rows})
+            journal.append({"first": job.batches[batch].start, "batch_size": job.batch_size, "rows": rows})
             done += len(rows)
             progress(done, len(job.rows))
 
 
 def _header(job: Job, source: str, question: str | None) -> dict[str, Any]:
-    """Everything the answers depend on; the device and the engine may change on the way."""
+    """Everything the answers depend on; the device, the engine and the size of batches may change on the way."""
     return {
         "format": FORMAT,
         "input": {"name": source, "sha256": job.rows.sha256, "rows": len(job.rows)},
         "question": question,
         "model": {"name": job.model, "dtype": job.dtype},
         "trim": job.config.to_dict(),
-        "generation": {
-            "max_new_tokens": job.max_new_tokens,
-            "do_sample": False,
-            "batch_size": job.batch_size,
-        },
+        "generation": {"max_new_tokens": job.max_new_tokens, "do_sample": False},
         "versions": {name: version for name, version in versions("").items() if name != "device"},
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -22,7 +22,8 @@ class Row:
     """One question about one picture, or why it cannot be asked.
 
     Attributes:
-        id: the row's own, or its number from 1; of a folder, the picture's path in it.
+        id: the row's own, or the number of its line or Parquet row from 1, blank lines counted; of a folder, the
+            picture's path in it. No two rows share one.
         question: what to ask.
         source: the picture, undecoded.
         error: why the row cannot be asked; then the others mean nothing.
@@ -55,7 +56,7 @@ def open_rows(path: Path, question: str | None = None) -> Rows:
         question: asked of every picture whose row has no `question` of its own; a folder needs it.
 
     Raises:
-        DatasetError: there are no such rows, or they cannot be read.
+        DatasetError: there are no such rows, they cannot be read, or two have the same id.
         MissingExtraError: the file is Parquet and pyarrow is not installed.
     """
     rows: Rows
@@ -97,10 +98,11 @@ class _FolderRows:
 class _JsonlRows:
     def __init__(self, path: Path, question: str | None) -> None:
         self._path, self._question = path, question
-        self._numbers, self._begins = array("Q"), array("Q")
-        for number, begins, _ in tables.jsonl_lines(path):
+        self._numbers, self._begins, ids = array("Q"), array("Q"), _Ids(path, "lines")
+        for number, begins, line in tables.jsonl_lines(path):
             self._numbers.append(number)
             self._begins.append(begins)
+            ids.add(number, _line_id(str(number), line))
 
     def __len__(self) -> int:
         return len(self._begins)
@@ -132,6 +134,11 @@ class _ParquetRows:
         with tables.open_parquet(path, required) as file:
             self._columns = [name for name in ("id", "image", "question") if name in file.schema_arrow.names]
             groups = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+            if "id" in self._columns:
+                ids = _Ids(path, "rows")
+                column = (value for part in file.iter_batches(columns=["id"]) for value in part["id"].to_pylist())
+                for number, given in enumerate(column, 1):
+                    ids.add(number, _id(str(number), given))
         self._ends = [sum(groups[: index + 1]) for index in range(len(groups))]
         self._held: tuple[int, Any] = (-1, None)
 
@@ -163,15 +170,48 @@ class _ParquetRows:
         return self.__dict__ | {"_held": (-1, None)}
 
 
-def batches(count: int, size: int) -> Sequence[range]:
-    """The places of `count` rows in batches of `size`, the last perhaps smaller."""
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+class _Ids:
+    """The ids of a file's rows, of which every two must differ: answers are told apart by them alone."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        self._path, self._what = path, what
+        self._numbers: dict[str, int] = {}
+
+    def add(self, number: int, identity: str) -> None:
+        first = self._numbers.setdefault(identity, number)
+        if first != number:
+            raise DatasetError(
+                f"{self._path}: the {self._what} {first} and {number} both have the id {identity!r} (without one, a "
+                "row has its number for an id); give every row an id of its own, or leave all ids out."
+            )
+
+
+def _line_id(number: str, line: bytes) -> str:
+    try:
+        values = tables.parse_line(line)
+    except InputError:
+        return number  # the row says what is wrong when it is read
+    return _id(number, values.get("id") if isinstance(values, dict) else None)
+
+
+def _id(number: str, given: Any) -> str:
+    return number if given is None else _writable(str(given))
+
+
+def batches(count: int, size: int, done: Iterable[range] = ()) -> Sequence[range]:
+    """The places of `count` rows but those that are done, in order and in batches of at most `size`."""
+    found: list[range] = []
+    begins = 0
+    for span in [*sorted(done, key=lambda span: span.start), range(count, count)]:
+        found += (range(start, min(start + size, span.start)) for start in range(begins, span.start, size))
+        begins = span.stop
+    return found
 
 
 def _row(number: str, values: Any, folder: Path, question: str | None) -> Row:
     if not isinstance(values, dict):
         return Row(number, error=f"expected an object with image and question, got {tables.type_name(values)}.")
-    identity = number if values.get("id") is None else _writable(str(values["id"]))
+    identity = _id(number, values.get("id"))
     asked = question if values.get("question") is None else values["question"]
     if not isinstance(asked, str) or not asked.strip():
         return Row(identity, error=f"'question' must be a text that is not empty, got {asked!r}.")

@@ -16,6 +16,7 @@ from crosstrim import TrimConfig, answering
 from crosstrim.engines.server import generation
 from crosstrim.engines.server.pictures import open_picture
 from crosstrim.engines.server.settings import Settings
+from tests.docs import pages
 from tests.engines.server.conftest import MODEL, asking, data_uri, png
 
 LONG = 450  # tokens, which take the tiny model seconds
@@ -61,6 +62,14 @@ def test_a_stream_s_pieces_are_the_answer(server):
     assert pieces[-2].choices[0].finish_reason == "length"
     assert pieces[-1].usage == whole.usage
     assert len({piece.id for piece in pieces}) == 1
+
+
+def test_who_does_not_say_how_much_gets_no_more_than_the_server_gives(start):
+    with start(max_new_tokens=5) as server:
+        reply = server.ask("what is it?", png(3), max_tokens=None)
+        assert (reply.usage.completion_tokens, reply.choices[0].finish_reason) == (5, "length")
+        with pytest.raises(openai.BadRequestError, match="max_tokens=6 is more than this server gives, 5; ask for"):
+            server.ask("what is it?", png(3), max_tokens=6)
 
 
 def test_stop_strings(server):
@@ -136,6 +145,28 @@ def test_models_and_health(server):
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
 
 
+def test_where_a_model_s_folder_lies_is_not_told(start, checkpoint):
+    folder = str(checkpoint)
+    with start(model=folder) as server:
+        (card,) = server.client().models.list()
+        assert card.id == checkpoint.name
+        assert server.client().models.retrieve(card.id) == card
+        for name in (card.id, folder):
+            reply = server.client().chat.completions.create(model=name, messages=asking("what?"), max_tokens=1)
+            assert reply.model == card.id
+        with pytest.raises(openai.NotFoundError, match=f"no model 'other' here, only '{card.id}'"):
+            server.client().models.retrieve("other")
+
+
+def test_the_client_in_the_docs_runs_when_pasted(start, tmp_path, monkeypatch, capsys):
+    ((_, code),) = pages.snippets("docs/serving.md")
+    Image.open(io.BytesIO(png(2))).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    with start(model="meta-llama/Llama-3.2-11B-Vision-Instruct", api_key="secret", max_new_tokens=6) as server:
+        exec(code.replace("http://127.0.0.1:8000", server.url), {})
+    assert capsys.readouterr().out.strip().endswith("{'visible': 17, 'kept': 4}")
+
+
 def test_metrics_count(start):
     with start() as server:
         server.ask("what is it?", png(1), extra_body={"crosstrim": {"keep": 9}})
@@ -159,24 +190,45 @@ def with_url(url):
     return {"messages": [{"role": "user", "content": parts}]}
 
 
+def with_part(part):
+    return {"messages": [{"role": "user", "content": [part]}]}
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"messages": []}, "messages"),
-        ({"n": 2}, "n: Input should be 1"),
-        ({"tools": []}, "tools: Extra inputs are not permitted"),
-        ({"temperature": 3.0}, "temperature"),
-        ({"max_tokens": "6"}, "max_tokens"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"messages": []}, "messages must have at least 1 item after validation, not 0, got []."),
+        ({"n": 2}, "this server does not support n=2; leave it out."),
+        ({"temperature": 3.0}, "temperature must be less than or equal to 2, got 3.0."),
+        ({"max_tokens": "6"}, "max_tokens must be a valid integer, got '6'."),
+        ({"max_tokens": 0}, "max_tokens must be greater than or equal to 1, got 0."),
+        ({"stop": [""]}, "stop.0 must have at least 1 character, got ''."),
         ({"max_tokens": 5000}, "more than this server gives, 1024"),
+        ({"max_completion_tokens": 5000}, "max_completion_tokens=5000 is more than"),
         ({"max_tokens": 511}, "together the model reads 512"),
         ({"crosstrim": {"k": 0.5, "keep": 9}}, "give one of them"),
         ({"crosstrim": {"keep": 1.5}}, "keep=1.5 must be a share"),
         ({"crosstrim": {"policy": "nonsense"}}, "nonsense"),
-        ({"crosstrim": {"kk": 1}}, "Extra inputs"),
+        ({"crosstrim": {"keep": "a"}}, "crosstrim.keep must be a valid number, got 'a'."),
+        ({"crosstrim": {"kk": 1}}, "this server does not support crosstrim.kk; leave it out."),
         ({"messages": [{"role": "user", "content": " "}]}, "question is empty"),
         ({"messages": [{"role": "user", "content": "a <|image|>?"}]}, "stands for a picture"),
-        ({"messages": [{"role": "tool", "content": "a"}]}, "role"),
+        (
+            {"messages": [{"role": "tool", "content": "a"}]},
+            "messages.0.role must be 'system', 'developer', 'user' or",
+        ),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content must be a valid string, got 5."),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content is missing."),
+        ({"messages": [{"role": "user"}]}, "messages.0.content is missing."),
+        (with_part({"type": "audio"}), "messages.0.content.0 must be an object whose type is 'text' or 'image_url'"),
+        (with_part("a"), "messages.0.content.0 must be an object whose type is 'text' or 'image_url', got 'a'."),
+        (with_part({"type": "text"}), "messages.0.content.0.text is missing."),
+        (with_part({"type": "text", "text": "a", "b": 1}), "support messages.0.content.0.b; leave it out."),
+        (
+            with_part({"type": "image_url", "image_url": "a"}),
+            "messages.0.content.0.image_url must be an object, got 'a'.",
+        ),
+        (with_part({"type": "image_url", "image_url": {}}), "messages.0.content.0.image_url.url is missing."),
         ({"messages": [{"role": "system", "content": asking("a", png())[0]["content"]}]}, "only a user's may"),
         ({"messages": asking("a", *[png()] * 9)}, "has 9 pictures; the limit is 8"),
         (with_url("data:text/plain;base64,AAAA"), "must begin with data:image/"),
@@ -195,6 +247,79 @@ def test_bad_requests_are_told_what_is_wrong(server, body, words):
         error = reply.json()["error"]
         assert words in error["message"]
         assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "asking_for_nothing",
+    [
+        {"frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}},
+        {"response_format": {"type": "text"}, "logprobs": False, "store": False},
+        {"tools": [], "tool_choice": "none", "parallel_tool_calls": True},
+        {"user": "me", "metadata": {"run": "7"}, "seed": -1, "n": 1},
+        {"reasoning_effort": None, "audio": None, "crosstrim": {"lossless": None}},
+        {"messages": [{"role": "user", "content": "hello?", "name": "me", "refusal": None}]},
+    ],
+    ids=lambda body: "-".join(body),
+)
+def test_fields_that_ask_for_nothing_are_accepted(server, asking_for_nothing):
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hello?"}], "max_tokens": 2}
+    plain, whole = (
+        httpx.post(f"{server.url}/v1/chat/completions", json=sent) for sent in (body, body | asking_for_nothing)
+    )
+    assert whole.status_code == 200, whole.text
+    assert whole.json()["choices"] == plain.json()["choices"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("frequency_penalty", 0.5, "this server does not support frequency_penalty=0.5; leave it out."),
+        ("presence_penalty", -1, "this server does not support presence_penalty=-1; leave it out."),
+        ("logprobs", True, "this server does not support logprobs=True; leave it out."),
+        ("store", True, "this server does not support store=True; leave it out."),
+        ("tools", [{"type": "function"}], "does not support tools=[{'type': 'function'}]; leave it out."),
+        ("tool_choice", "required", "this server does not support tool_choice='required'; leave it out."),
+        (
+            "response_format",
+            {"type": "json_object"},
+            "this server does not support response_format.type='json_object'; leave response_format out.",
+        ),
+        ("reasoning_effort", "low", "this server does not support reasoning_effort; leave it out."),
+    ],
+)
+def test_what_is_not_supported_is_named(server, name, value, words):
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hello?"}], name: value}
+    reply = httpx.post(f"{server.url}/v1/chat/completions", json=body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"].partition(".")[0]) == (400, name)
+    assert words in error["message"]
+
+
+def test_a_developer_is_the_system(server):
+    asked = []
+    for role in ("system", "developer"):
+        messages = [{"role": role, "content": "be brief."}, {"role": "user", "content": "hello?"}]
+        asked.append(server.client().chat.completions.create(model=MODEL, messages=messages, max_tokens=4))
+    assert asked[0].usage == asked[1].usage
+    assert asked[0].choices == asked[1].choices
+
+
+def test_a_message_that_was_received_can_be_sent_back(server):
+    received = server.ask("what is it?", png(1)).choices[0].message.model_dump()
+    turns = [*asking("what is it?", png(1)), {**received, "content": "a 3"}, {"role": "user", "content": "why?"}]
+    assert server.client().chat.completions.create(model=MODEL, messages=turns, max_tokens=2).choices
+
+
+def test_a_body_that_is_no_json_is_told_where(server):
+    url = f"{server.url}/v1/chat/completions"
+    broken = httpx.post(url, content=b'{"model": }', headers={"Content-Type": "application/json"})
+    error = broken.json()["error"]
+    assert (broken.status_code, error["param"]) == (400, None)
+    assert error["message"] == "the body is no JSON: Expecting value, at character 10."
+    for body, kind in ((b"[]", "application/json"), (b"{}", "text/plain"), (b"", "application/json")):
+        reply = httpx.post(url, content=body, headers={"Content-Type": kind})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, None)
+        assert "must be a JSON object, sent with the content type application/json" in reply.text
 
 
 def test_other_errors_have_the_same_shape(server):

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 import crosstrim
-from crosstrim.engines.server import schema
+from crosstrim.engines.server import schema, wording
 from crosstrim.engines.server.chat import Delta, Event, Finished
 from crosstrim.engines.server.gate import CHAT, Gate
 from crosstrim.engines.server.service import ClientLeftError, ModelFailedError, Service, TimedOutError
@@ -77,14 +77,17 @@ def build(service: Service, settings: Settings) -> FastAPI:
     for kind in _KNOWN:
         app.add_exception_handler(kind, _answer_error)
     app.add_exception_handler(Exception, _answer_error)  # FastAPI lets the process's log have these as well
-    card = schema.ModelCard(id=settings.model, created=int(time.time()))
+    card = schema.ModelCard(id=settings.model_id, created=int(time.time()))
+
+    def check_model(name: str) -> None:
+        if name not in (card.id, settings.model):
+            raise _NoSuchModelError(f"there is no model {name!r} here, only {card.id!r}.")
 
     @app.post(CHAT, response_model=schema.ChatCompletion, responses={**_REFUSALS, **_STREAM})
     async def chat(body: schema.ChatRequest, request: Request) -> Any:
         """Answer a question, about pictures or not."""
-        if body.model != settings.model:
-            raise _NoSuchModelError(f"there is no model {body.model!r} here, only {settings.model!r}.")
-        reply = _Reply(settings.model)
+        check_model(body.model)
+        reply = _Reply(card.id)
         events = service.events(body, request.is_disconnected)
         if not body.stream:
             async with contextlib.aclosing(events) as answering:
@@ -102,8 +105,7 @@ def build(service: Service, settings: Settings) -> FastAPI:
     @app.get("/v1/models/{name:path}", responses={401: _REFUSALS[401], 404: _REFUSALS[404]})
     async def model(name: str) -> schema.ModelCard:
         """The model of this name."""
-        if name != card.id:
-            raise _NoSuchModelError(f"there is no model {name!r} here, only {card.id!r}.")
+        check_model(name)
         return card
 
     @app.get("/health")
@@ -192,9 +194,8 @@ async def _answer_error(_: Request, error: Exception) -> Response:
 def _described(error: Exception) -> tuple[int, dict[str, Any]]:
     """Status and body for an error: the words of those that are the client's, and none of any other."""
     if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"][1:])
-        return 400, schema.error(f"{place or 'body'}: {first['msg']}", "invalid_request_error", param=place or None)
+        words, path = wording.refusal(error.errors())
+        return 400, schema.error(words, "invalid_request_error", param=path)
     if isinstance(error, HTTPException):
         return error.status_code, schema.error(str(error.detail), "invalid_request_error")
     if isinstance(error, InputError | ConfigError):

@@ -4,19 +4,45 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 DEFAULT_NEW_TOKENS = 256
+"""Where an answer is cut off if neither the request says so nor the server's limit is lower."""
 
 _COLDEST = 0.001
 
+BRANCHES = frozenset({"<one>", "<list>", "<text>", "<image_url>", "<whole>", "<share>"})
+"""Of unions; pydantic puts them into the places of errors, where no client knows them."""
+
 _Text = Annotated[str, Field(max_length=1_000_000)]
+_Stop = Annotated[str, Field(min_length=1)]
+
+
+def _one_or_list(value: Any) -> str:
+    return "<list>" if isinstance(value, list) else "<one>"
+
+
+def _kind_of_part(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else None
+    return f"<{kind}>" if kind in ("text", "image_url") else None
+
+
+def _whole_or_share(value: Any) -> str:
+    return "<whole>" if type(value) is int else "<share>"
 
 
 class _Strict(BaseModel):
     """Fields that are not known are refused: to ignore what was asked for would be a lie."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, given: Any) -> Any:
+        """Some clients send every field they know; null asks for nothing."""
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class TextPart(_Strict):
@@ -40,18 +66,37 @@ class ImagePart(_Strict):
     image_url: ImageUrl
 
 
+_Part = Annotated[
+    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
+    Discriminator(
+        _kind_of_part,
+        custom_error_type="kind_of_part",
+        custom_error_message="Input should be an object whose type is 'text' or 'image_url'",
+    ),
+]
+
+
 class Message(_Strict):
     """One turn; pictures are for users."""
 
-    role: Literal["system", "user", "assistant"]
-    content: _Text | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="`developer` is `system`.")
+    content: Annotated[
+        Annotated[_Text, Tag("<one>")] | Annotated[list[_Part], Tag("<list>")], Discriminator(_one_or_list)
+    ]
+    name: str | None = Field(None, description="Accepted and ignored.")
 
 
 class TrimOptions(_Strict):
     """How this request is trimmed, in place of the server's own way."""
 
     k: float | None = Field(None, gt=0, le=1, description="Share that every head of the first layer picks.")
-    keep: float | int | None = Field(None, gt=0, description="Exact budget: a share, or a number of features.")
+    keep: (
+        Annotated[
+            Annotated[int, Field(gt=0), Tag("<whole>")] | Annotated[float, Field(gt=0), Tag("<share>")],
+            Discriminator(_whole_or_share),
+        ]
+        | None
+    ) = Field(None, description="Exact budget: a share, or a number of features.")
     lossless: bool = Field(False, description="Drop only padding.")
     policy: str | None = Field(None, max_length=64, description="Which features come first.")
 
@@ -62,7 +107,27 @@ class StreamOptions(_Strict):
     include_usage: bool = False
 
 
-class ChatRequest(_Strict):
+class TextFormat(_Strict):
+    """The form of an answer."""
+
+    type: Literal["text"]
+
+
+class Unsupported(_Strict):
+    """What OpenAI has and this server has not, at the values that ask for nothing: clients send them unasked."""
+
+    n: Literal[1] | None = None
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    logit_bias: dict[str, Any] | None = Field(None, max_length=0)
+    logprobs: Literal[False] | None = None
+    response_format: TextFormat | None = None
+    store: Literal[False] | None = None
+    tools: list[Any] | None = Field(None, max_length=0)
+    tool_choice: Literal["none", "auto"] | None = None
+
+
+class ChatRequest(Unsupported):
     """A question. Unlike OpenAI's, answers are greedy unless `temperature` is above 0."""
 
     model: str
@@ -71,20 +136,26 @@ class ChatRequest(_Strict):
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2, description="Below 0.001 it is 0: greedy.")
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    n: Literal[1] | None = None
-    stop: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] | None = Field(
-        None, max_length=64
-    )
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: (
+        Annotated[
+            Annotated[_Stop, Field(max_length=64), Tag("<one>")]
+            | Annotated[list[_Stop], Field(max_length=64), Tag("<list>")],
+            Discriminator(_one_or_list),
+        ]
+        | None
+    ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Accepted and ignored.")
+    metadata: dict[str, Any] | None = Field(None, description="Accepted and ignored.")
+    parallel_tool_calls: bool | None = Field(None, description="Accepted and ignored: there are no tools.")
     crosstrim: TrimOptions | None = None
 
     @property
-    def new_tokens(self) -> int:
-        """Where to cut the answer off."""
-        return self.max_completion_tokens or self.max_tokens or DEFAULT_NEW_TOKENS
+    def new_tokens(self) -> int | None:
+        """Where to cut the answer off, if the request says so."""
+        return self.max_completion_tokens or self.max_tokens
 
     @property
     def sampling_temperature(self) -> float:

@@ -66,10 +66,7 @@ class Service:
         Raises:
             CrosstrimError: the request cannot be answered.
         """
-        if request.new_tokens > self._settings.max_new_tokens:
-            raise InputError(
-                f"max_tokens={request.new_tokens} is more than this server gives, {self._settings.max_new_tokens}."
-            )
+        new_tokens = self._new_tokens(request)
         config = _trim_config(request.crosstrim, self._settings.trim)
         messages, urls = self._messages(request.messages)
         prompt = self._prompt(messages)
@@ -83,7 +80,7 @@ class Service:
             prompt,
             tuple(pictures[url] for url in urls),
             config,
-            request.new_tokens,
+            new_tokens,
             tell,
             stops=request.stops,
             temperature=request.sampling_temperature,
@@ -146,6 +143,15 @@ class Service:
         self.metrics.features.labels("visible").inc(finished.visible)
         self.metrics.features.labels("kept").inc(finished.kept)
 
+    def _new_tokens(self, request: schema.ChatRequest) -> int:
+        wanted, limit = request.new_tokens, self._settings.max_new_tokens
+        if wanted is None:
+            return min(schema.DEFAULT_NEW_TOKENS, limit)
+        if wanted > limit:
+            name = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
+            raise InputError(f"{name}={wanted} is more than this server gives, {limit}; ask for at most that.")
+        return wanted
+
     def _messages(self, messages: Sequence[schema.Message]) -> tuple[list[dict[str, Any]], list[str]]:
         """The messages as the chat template wants them, and their pictures' addresses in order."""
         written: list[dict[str, Any]] = []
@@ -161,7 +167,9 @@ class Service:
                 else:
                     parts.append({"type": "image"})
                     urls.append(part.image_url.url)
-            written.append({"role": message.role, "content": parts})
+            # What OpenAI now calls `developer`; no chat template knows the word.
+            role = "system" if message.role == "developer" else message.role
+            written.append({"role": role, "content": parts})
         if len(urls) > MAX_IMAGES:
             raise InputError(f"the request has {len(urls)} pictures; the limit is {MAX_IMAGES}.")
         if not any(part.get("text", "").strip() for message in written for part in message["content"]):

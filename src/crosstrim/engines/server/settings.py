@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from crosstrim.config import TrimConfig
 
@@ -17,7 +19,7 @@ class Settings:
     """What a server is started with.
 
     Attributes:
-        model: as `crosstrim.load` takes it, and the name that clients give.
+        model: as `crosstrim.load` takes it; clients may give it so, or by `model_id`.
         dtype: as `crosstrim.load` takes it.
         device: likewise, by the name `device_map`.
         trim: how to trim where a request does not say.
@@ -47,6 +49,12 @@ class Settings:
     max_image_bytes: int = 10 << 20
     max_pixels: int = 32_000_000
     feature_cache_bytes: int = 1 << 30
+
+    @property
+    def model_id(self) -> str:
+        """What clients are told: of a local folder the last part alone, as its place is not for them."""
+        folder = Path(self.model).expanduser()
+        return os.path.basename(os.path.abspath(folder)) if folder.is_dir() else self.model
 
     @property
     def max_body_bytes(self) -> int:
