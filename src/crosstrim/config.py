@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from crosstrim import amount, policies
 from crosstrim.errors import ConfigError
@@ -114,6 +114,19 @@ class TrimConfig:
         if unknown:
             raise ConfigError(f"unknown option {unknown[0]!r}; TrimConfig has {', '.join(sorted(known))}.")
         return cls(**values)
+
+
+class TrimOptions(TypedDict, total=False):
+    """The fields of `TrimConfig` as keyword arguments, so that editors and type checkers know them."""
+
+    k: float | None
+    keep: float | int | None
+    policy: str | policies.Policy | None
+    k_base: Literal["visible", "all"]
+    rating_rows: Literal["all", "last_turn"]
+    trim_first_layer: bool
+    user_turn_ids: tuple[int, ...] | None
+    kv_dtype: Literal["int8", "fp8"] | None
 
 
 def resolve(config: TrimConfig | None, options: Mapping[str, Any], call: str) -> TrimConfig:

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from crosstrim import compat, compiled
-from crosstrim.config import TrimConfig, resolve
+from crosstrim.config import TrimConfig, TrimOptions, resolve
 from crosstrim.decision import Decision
 from crosstrim.errors import (
     AlreadyTrimmedError,
@@ -379,7 +379,7 @@ def handle_on(model: nn.Module) -> TrimHandle | None:
     return next((owner for owner in owners if isinstance(owner, TrimHandle)), None)
 
 
-def trim(model: nn.Module, config: TrimConfig | None = None, **options: Any) -> TrimHandle:
+def trim(model: nn.Module, config: TrimConfig | None = None, **options: Unpack[TrimOptions]) -> TrimHandle:
     """Keep only the image features that the question needs, from the next generation on.
 
     Works on any loaded `MllamaForConditionalGeneration`, or a module that holds one. Nothing of the model is

@@ -7,13 +7,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from crosstrim import answering
-from crosstrim.config import TrimConfig, resolve
+from crosstrim.config import TrimConfig, TrimOptions, resolve
 from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError
 from crosstrim.features import FeatureCache, digests
 from crosstrim.hooks import handle_on, trim
@@ -52,7 +52,7 @@ class Session:
         config: TrimConfig | None = None,
         *,
         cache: FeatureCache | None = None,
-        **options: Any,
+        **options: Unpack[TrimOptions],
     ) -> None:
         """Prepare the pictures; they are encoded with the first question.
 

@@ -4,12 +4,13 @@ import json
 import re
 from dataclasses import replace
 from fractions import Fraction
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 
 from crosstrim import TrimConfig, policies
-from crosstrim.config import resolve
+from crosstrim.config import TrimOptions, resolve
 from crosstrim.errors import ConfigError
 
 
@@ -140,3 +141,7 @@ def test_options_in_a_dict_are_to_be_unpacked():
 def test_a_policys_number_has_its_limits(policy, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
         TrimConfig(keep=0.5, policy=policy)
+
+
+def test_keyword_arguments_are_the_fields():
+    assert get_type_hints(TrimOptions) == get_type_hints(TrimConfig)
