@@ -12,7 +12,7 @@ from torch import nn
 from crosstrim.forward import visible_features
 from crosstrim.models import mllama, parallel
 from crosstrim.rows import real_rows
-from crosstrim.saliency import saliency
+from crosstrim.rating import saliency
 
 
 class Watch:
