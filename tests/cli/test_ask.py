@@ -235,7 +235,8 @@ def test_a_question_must_be_one(run, picture, checkpoint, tmp_path, question):
     [
         (["--model", "./nowhere"], "'./nowhere' is neither 'mini' nor a folder here; check the path."),
         (["--dtype", "int8"], "dtype='int8' cannot be loaded; choose one of auto, bfloat16, float16, float32."),
-        (["--device", "warp"], "device_map='warp' is no device"),
+        (["--device", "warp"], "crosstrim: 'warp' is no device"),
+        (["--device", "cuda:99"], "crosstrim: the device 'cuda:99' is not there: torch sees"),
     ],
 )
 def test_what_cannot_be_loaded_is_told(ask, arguments, words):
