@@ -204,7 +204,7 @@ def _quiet_hub() -> Iterator[None]:
     from huggingface_hub import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
