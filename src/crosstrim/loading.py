@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,14 +202,14 @@ def _download(model: str, hub: dict[str, Any]) -> Path:
 @contextlib.contextmanager
 def _quiet_hub() -> Iterator[None]:
     """No lines about attempts that failed: what comes of them is told in one."""
-    from huggingface_hub import logging
+    from huggingface_hub import logging as hub
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    verbosity = hub.get_verbosity()
+    hub.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        hub.set_verbosity(verbosity)
 
 
 def _check_connection(model: str, hub: dict[str, Any]) -> None:

@@ -74,7 +74,10 @@ def test_the_same_command_again_only_reads(sweep, tmp_path, monkeypatch):
     assert (tmp_path / "run.json").read_bytes() == before
     other = sweep("--policy", "grid", "--keep", "0.25")
     assert (other.code, other.stdout) == (1, "")
-    assert "run.json is a run with other settings; run it as it was begun, give another output" in other.stderr
+    difference = "only there: grid keep=0.5; only here: grid keep=0.25"
+    assert f"run.json is a run with other settings ({difference}); run it as it was begun" in other.stderr
+    turned = sweep("--policy", "grid", "--keep", "0.5", "--rating-rows", "last_turn")
+    assert "other settings grid keep=0.5.config.rating_rows (all there, last_turn here)" in turned.stderr
 
 
 def test_skipping_names_the_rows_and_goes_on(sweep, data, tmp_path):

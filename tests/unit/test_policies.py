@@ -248,9 +248,11 @@ def test_names_take_numbers():
     assert policies.resolve("random:7") == policies.Random(7)
     assert policies.resolve("mmr:0.3") == policies.MaximalMarginalRelevance(0.3)
     for name, wording in {
-        "mass:1.5": "p=1.5 must be a share",
-        "mass:x": "takes no number 'x'",
-        "union:3": "'union' takes no number '3'",
+        "mass:1.5": "policy='mass:1.5': p=1.5 must be a share",
+        "random:x": "policy='random:x': 'random' takes a number, and 'x' is none.",
+        "random:": "'random' takes a number, and '' is none",
+        "union:3": "'union' takes no number; leave ':3' out",
+        "union:x": "'union' takes no number; leave ':x' out",
         "grdi": "Did you mean 'grid'",
     }.items():
         with pytest.raises(ConfigError, match=wording):
