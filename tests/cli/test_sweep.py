@@ -70,7 +70,9 @@ def test_the_same_command_again_only_reads(sweep, tmp_path, monkeypatch):
     first = sweep("--policy", "grid", "--keep", "0.5", "--json")
     before = (tmp_path / "run.json").read_bytes()
     monkeypatch.setattr("crosstrim.answering.generate", lambda *_args, **_options: pytest.fail("answered again"))
-    assert sweep("--policy", "grid", "--keep", "0.5", "--json").json == first.json
+    again = sweep("--policy", "grid", "--keep", "0.5", "--json")
+    assert again.json == first.json
+    assert again.stderr == f"crosstrim: {tmp_path}/run.json is complete already; nothing was run.\n"
     assert (tmp_path / "run.json").read_bytes() == before
     other = sweep("--policy", "grid", "--keep", "0.25")
     assert (other.code, other.stdout) == (1, "")
@@ -78,6 +80,19 @@ def test_the_same_command_again_only_reads(sweep, tmp_path, monkeypatch):
     assert f"run.json is a run with other settings ({difference}); run it as it was begun" in other.stderr
     turned = sweep("--policy", "grid", "--keep", "0.5", "--rating-rows", "last_turn")
     assert "other settings grid keep=0.5.config.rating_rows (all there, last_turn here)" in turned.stderr
+
+
+def test_an_interruption_says_how_to_go_on(sweep, tmp_path, monkeypatch):
+    def interrupted(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("crosstrim.answering.generate", interrupted)
+        result = sweep("--policy", "grid", "--keep", "0.5")
+    assert (result.code, result.stdout) == (130, "")
+    assert result.stderr == "crosstrim: interrupted; what is done is kept, and the same command goes on.\n"
+    assert sweep("--policy", "grid", "--keep", "0.5").code == 0
+    assert not (tmp_path / "run.json.journal").exists()
 
 
 def test_skipping_names_the_rows_and_goes_on(sweep, data, tmp_path):

@@ -13,6 +13,7 @@ from rich.table import Table
 from crosstrim.cli import console, eval_options, options
 from crosstrim.eval import heldout, settings, sweep
 from crosstrim.eval import report as pages
+from crosstrim.eval.journal import journal_of
 
 
 def evaluate(
@@ -82,9 +83,10 @@ def evaluate(
         limit = max_new_tokens or (heldout.MAX_NEW_TOKENS if data is None else sweep.MAX_NEW_TOKENS)
         loaded, processor = load()
         sizes = {"batch_size": batch_size, "max_new_tokens": limit}
-        with console.progress("answers") as steps:
+        was_there = out.exists()
+        with console.resumable(journal_of(out), "the same command"), console.progress("answers") as steps:
             found = sweep.run(loaded, processor, questions, chosen, out, name=model, progress=steps, **sizes)
-        console.say(f"wrote {out}")
+        console.say_written(out, was_there)
         _show(sweep.without_answers(found), _sweep_table, json)
 
 

@@ -74,6 +74,11 @@ class Journal:
         self._file.close()
 
 
+def journal_of(out: Path) -> Path:
+    """Where the journal of a run lies that writes `out` when all is done."""
+    return out.with_name(f"{out.name}.journal")
+
+
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
     """Refuse to continue a file that belongs to a run of something else.
 
