@@ -47,7 +47,7 @@ def test_no_word_and_no_number_is_ever_cut(printed, columns):
 
 def test_a_table_is_folded_between_words_as_far_as_that_goes(printed):
     assert max(map(len, printed(table(), 45, Terminal()))) <= 45
-    (header, row) = printed(table(), 80, Terminal())
+    _, row = printed(table(), 80, Terminal())
     assert row.split("   ")[0] == "image, eight tiles of it"
 
 

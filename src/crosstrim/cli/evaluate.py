@@ -17,6 +17,7 @@ from crosstrim.eval.journal import journal_of
 
 
 def evaluate(
+    context: typer.Context,
     quick: eval_options.Quick = False,
     out: eval_options.Out = None,
     data: eval_options.Data = None,
@@ -50,6 +51,7 @@ def evaluate(
     trims: dict[str, Any] = {"lossless": lossless, "rating_rows": rating_rows, "k_base": k_base}
     load = partial(options.load_model, model, dtype, device)
     if report is not None:
+        options.refuse_others(context, "--report", {"report", "to", "json"})
         _draw(report, to, json)
     elif out is None:
         _require("--out FILE.json", data=data, first_layer=first_layer, seeds=seeds, max_new_tokens=max_new_tokens)
@@ -68,6 +70,10 @@ def evaluate(
         _show({"model": model, **found}, _pair_table, json)
     else:
         _require("--report FILE.json", to=to)
+        if k_base != "visible" and not k:
+            raise typer.BadParameter("--k-base goes with --k.")
+        if first_layer is not None and whole_first_layer:
+            raise typer.BadParameter("--first-layer and --whole-first-layer say the same thing; give one of them.")
         cache = first_layer or ("whole" if whole_first_layer else "trimmed")
         chosen = settings.expand(
             policy or (),
