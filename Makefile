@@ -30,6 +30,8 @@ help:
 	@echo "make clean        remove what the other targets made"
 
 .venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("crosstrim needs Python 3.11 or newer, and \
+	$(PYTHON) is %d.%d: give another, as in make PYTHON=python3.11" % sys.version_info[:2])'
 	@echo "Installing into .venv ..."
 	@$(PYTHON) -m venv .venv
 	@sed 's|^torch==.*|$(or $(TORCH),&)|' constraints.txt > .venv/constraints.txt

@@ -12,8 +12,8 @@ from crosstrim.config import TrimConfig
 from crosstrim.errors import InputError
 from crosstrim.forward import ForwardPass
 from crosstrim.models import mllama, parallel
+from crosstrim.rating import saliency
 from crosstrim.rows import last_turn_rows, real_rows
-from crosstrim.saliency import saliency
 from crosstrim.selection import budget_of, select, share_of
 from crosstrim.state import LayerStates, TrimState
 

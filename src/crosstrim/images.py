@@ -109,6 +109,8 @@ def read(source: str | os.PathLike[str] | BinaryIO) -> bytes:
     if isinstance(source, str | os.PathLike) and source != "-":
         content = _file_bytes(Path(source).expanduser(), name)
     elif source == "-":
+        if sys.stdin is None:
+            raise InputError("standard input is closed; pipe a picture into it.")
         if sys.stdin.isatty():
             raise InputError(
                 "standard input is a terminal; pipe a picture into it, as in `crosstrim ask - ... < photo.jpg`."

@@ -6,9 +6,12 @@ config.json first, so that a wrong model is refused before its weights are touch
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +86,7 @@ def load(
         "distributed_config": division,
     }
     options = {name: value for name, value in options.items() if value is not None}
-    loaded = _load_weights(folder, model, device, dtype=wanted_dtype, device_map=spread, **options)
+    loaded = _load_weights(folder, model, device, options, dtype=wanted_dtype, device_map=spread)
     if tp > 1:
         parallel.count_own_heads(loaded)
     compat.apply(loaded)
@@ -104,19 +107,19 @@ def _placement(device_map: Any) -> tuple[Any, torch.device | None]:
     if device_map is None or isinstance(device_map, dict) or device_map in _SPREAD:
         if device_map is not None and importlib.util.find_spec("accelerate") is None:
             raise MissingExtraError(
-                f"device_map={device_map!r} needs accelerate, which is not installed: pip install accelerate."
+                f"the device map {device_map!r} needs accelerate, which is not installed: pip install accelerate."
             )
         return device_map, None
     try:
         device = torch.device(f"cuda:{device_map}" if isinstance(device_map, int) else device_map)
     except RuntimeError as error:
         raise ConfigError(
-            f"device_map={device_map!r} is no device; give one such as 'cpu' or 'cuda:0', or {', '.join(_SPREAD)}."
+            f"{device_map!r} is no device; give one such as 'cpu' or 'cuda:0', or {', '.join(_SPREAD)}."
         ) from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device_map={str(device_map)!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; "
-            "choose another, or 'cpu'."
+            f"the device {str(device)!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; choose "
+            "another, or 'cpu'."
         )
     if device.type == "cpu":
         return None, None
@@ -170,7 +173,10 @@ def _download(model: str, hub: dict[str, Any]) -> Path:
     if model.startswith((".", "/", "~")) or "\\" in model or model.count("/") > 1:
         raise LoadError(f"{missing}; check the path.")
     try:
-        _check_config(Path(hf_hub_download(model, "config.json", **hub)), model)
+        with _quiet_hub():
+            _check_connection(model, hub)
+            config = hf_hub_download(model, "config.json", **hub)
+        _check_config(Path(config), model)
         return Path(snapshot_download(model, allow_patterns=_DOWNLOADS, **hub))
     except errors.GatedRepoError as error:
         raise LoadError(
@@ -191,6 +197,35 @@ def _download(model: str, hub: dict[str, Any]) -> Path:
         raise LoadError(f"{model} on the Hub holds no config.json; it is no transformers model.") from error
     except (errors.HfHubHTTPError, ConnectionError, TimeoutError) as error:
         raise LoadError(f"{model} could not be downloaded: {_first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """No lines about attempts that failed: what comes of them is told in one."""
+    from huggingface_hub import logging as hub
+
+    verbosity = hub.get_verbosity()
+    hub.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        hub.set_verbosity(verbosity)
+
+
+def _check_connection(model: str, hub: dict[str, Any]) -> None:
+    """Where the Hub cannot be reached and nothing is cached, say so at once and not after half a minute of attempts.
+
+    Every other trouble, such as a Hub that is slow or overloaded, is left to the Hub's library, which tries again.
+    """
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if hub["local_files_only"] or try_to_load_from_cache(model, "config.json", revision=hub["revision"]) is not None:
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(model, "config.json", revision=hub["revision"]), token=hub["token"])
+    except Exception as error:  # of httpx or httpx2, whichever the Hub's library is made with
+        if type(error).__name__ == "ConnectError":
+            raise errors.LocalEntryNotFoundError(str(error)) from error
 
 
 def _check_config(file: Path, model: str | os.PathLike[str]) -> None:
@@ -231,8 +266,13 @@ def _load_processor(folder: Path, model: str | os.PathLike[str]) -> MllamaProces
 
 
 def _load_weights(
-    folder: Path, model: str | os.PathLike[str], device: torch.device | None, **options: Any
+    folder: Path,
+    model: str | os.PathLike[str],
+    device: torch.device | None,
+    options: dict[str, Any],
+    **placing: Any,
 ) -> MllamaForConditionalGeneration:
+    from safetensors import SafetensorError
     from transformers import MllamaForConditionalGeneration
 
     try:
@@ -243,18 +283,23 @@ def _load_weights(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, in words
             **options,
+            **placing,
         )
         if device is not None:
             loaded = loaded.to(device)
     except torch.OutOfMemoryError as error:
         raise LoadError(
-            f"{model} does not fit the device ({_first_line(error)}); spread it with device_map='auto', or take a "
+            f"{model} does not fit the device ({_first_line(error)}); spread it over several with 'auto', or take a "
             "smaller dtype."
         ) from error
-    except Exception as error:  # transformers lets whatever its parsers raise through
+    except (SafetensorError, OSError) as error:
         raise LoadError(
             f"the weights of {model} could not be loaded ({_first_line(error)}); download or save them again."
         ) from error
+    except Exception as error:  # whatever transformers, and what it asks, has against this model or these options
+        given = " and ".join(f"{name}={value!r}" for name, value in options.items())
+        remedy = f"try it without {given}" if given else "try another version of transformers"
+        raise LoadError(f"{model} could not be loaded ({_first_line(error)}); {remedy}.") from error
     # transformers would go on with random numbers in the place of either.
     if missing := sorted(notes["missing_keys"]):
         raise LoadError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import lru_cache, partial
 from typing import Protocol
@@ -333,8 +333,12 @@ BUDGETED = "contribution"
 """... and with the exact budget `keep`, where the rule that lost least in our measurements does."""
 
 
-def resolve(policy: str | Policy) -> Policy:
+def resolve(policy: str | Policy, *, others: Sequence[str] = ()) -> Policy:
     """The policy of that name, or the callable itself. A number may follow the name: "mass:0.9", "random:3".
+
+    Args:
+        policy: a name or a callable.
+        others: names that the caller knows beside these, for the message.
 
     Raises:
         ConfigError: the name is unknown, which suggests the nearest, or takes no number, or not that one.
@@ -343,9 +347,10 @@ def resolve(policy: str | Policy) -> Policy:
         return policy
     name, colon, text = str(policy).partition(":")
     if name not in POLICIES:
-        near = difflib.get_close_matches(name, POLICIES, n=1)
+        known = sorted({*POLICIES, *others})
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else "One of your own is given as the callable, not by a name."
-        raise ConfigError(f"policy={policy!r} is unknown; there are {', '.join(sorted(POLICIES))}. {hint}")
+        raise ConfigError(f"policy={policy!r} is unknown; there are {', '.join(known)}. {hint}")
     if not colon:
         return POLICIES[name]()
     if not inspect.signature(POLICIES[name]).parameters:

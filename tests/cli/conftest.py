@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from crosstrim import mini
-from crosstrim.cli import app
+from crosstrim.cli.program import app
 
 
 @dataclass(frozen=True)

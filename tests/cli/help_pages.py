@@ -7,7 +7,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from crosstrim.cli import app
+from crosstrim.cli.program import app
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 VERBS = ("", "ask", "examples", "eval", "analyze", "bench", "batch", "serve", "doctor")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from crosstrim import answering
 from crosstrim.engines import ray_batch
 
 
@@ -24,6 +25,31 @@ def test_a_folder_of_pictures(run, folder, checkpoint, tmp_path):
     assert (again.code, "give --resume" in again.stderr) == (1, True)
     resumed = run(*arguments, "--max-new-tokens", 3, "--resume")
     assert (resumed.code, resumed.stdout) == (0, "1 of 1 rows answered\n")
+    assert (result.stderr, resumed.stderr) == (
+        f"crosstrim: wrote {out}\n",
+        f"crosstrim: {out} is complete already; nothing was run.\n",
+    )
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+def test_an_interruption_says_how_to_go_on(run, picture, checkpoint, tmp_path, monkeypatch, answered):
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    rows.write_text((json.dumps({"image": str(picture), "question": "what?"}) + "\n") * 2)
+    generate, calls = answering.generate, []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) > answered:
+            raise KeyboardInterrupt
+        return generate(*arguments, **options)
+
+    monkeypatch.setattr("crosstrim.answering.generate", interrupted)
+    arguments = ("batch", rows, out, "--model", checkpoint, "--batch-size", 1, "--max-new-tokens", 2)
+    result = run(*arguments)
+    words = "crosstrim: interrupted; what is done is kept, and the same command with --resume goes on.\n"
+    assert (result.code, result.stdout, result.stderr) == (130, "", words * answered)
+    monkeypatch.undo()
+    assert run(*arguments, "--resume").stdout == "2 of 2 rows answered\n"
 
 
 def test_failed_rows_are_counted(run, folder, checkpoint, tmp_path):

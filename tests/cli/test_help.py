@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from crosstrim.cli import app
+from crosstrim.cli.program import app
 from tests.cli import help_pages
 
 

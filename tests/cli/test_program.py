@@ -53,6 +53,39 @@ def test_a_reader_that_left_is_no_reason_to_complain(tmp_path):
     assert result.returncode == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [["examples"], ["examples", "--json"], ["--help"]], ids=lambda words: words[-1])
+def test_a_full_disk_takes_one_line(arguments):
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([PROGRAM, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=120, check=False)
+    assert result.stderr == b"crosstrim: the output cannot be written: No space left on device.\n"
+    assert result.returncode == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ("examples >&-", 1, b"crosstrim: standard output is closed; send it to a file, or to /dev/null.\n"),
+        ("ask - 'what?' <&-", 1, b"crosstrim: standard input is closed; pipe a picture into it.\n"),
+        ("ask missing.png 'what?' 2>&-", 1, b""),
+    ],
+)
+def test_a_closed_stream_takes_one_line(tmp_path, command, code, words):
+    shell = subprocess.run(f"{PROGRAM} {command}", shell=True, capture_output=True, cwd=tmp_path, timeout=120)
+    assert (shell.returncode, shell.stdout, shell.stderr) == (code, b"", words)
+
+
+@pytest.mark.parametrize("program", [[PROGRAM], [sys.executable, "-m", "crosstrim"]], ids=["script", "module"])
+@pytest.mark.parametrize("arguments", [["ask", "cat", "what?"], ["serve"], ["--version"]], ids=lambda words: words[0])
+def test_an_interruption_while_importing_ends_with_130(tmp_path, program, arguments):
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    paths = [str(tmp_path), str(Path(crosstrim.__file__).parents[1])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    result = subprocess.run([*program, *arguments], capture_output=True, env=environment, timeout=120, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, b"", b"")
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_an_interruption_ends_with_130_and_no_file(tmp_path):
     picture, target = tmp_path / "picture.png", tmp_path / "overlay.png"

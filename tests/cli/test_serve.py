@@ -44,6 +44,17 @@ def test_a_server_is_closed_to_the_web_unless_told(run, served):
     assert served[0][0].allow_remote_images is False
 
 
+@pytest.mark.parametrize(("listens", "code"), [(True, 0), (False, 130)])
+def test_a_server_that_is_told_to_stop_ends_well(run, monkeypatch, listens, code):
+    def serve_here(settings, host, port, ready):
+        if listens:
+            ready("http://host/v1")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verb, "serve_here", serve_here)
+    assert run("serve").code == code
+
+
 @pytest.mark.parametrize(
     "wrong", [("--engine", "spark"), ("--replicas", 2), ("--address", "a:1"), ("--api-key", " x"), ("--api-key", "é")]
 )

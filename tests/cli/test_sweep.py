@@ -70,11 +70,29 @@ def test_the_same_command_again_only_reads(sweep, tmp_path, monkeypatch):
     first = sweep("--policy", "grid", "--keep", "0.5", "--json")
     before = (tmp_path / "run.json").read_bytes()
     monkeypatch.setattr("crosstrim.answering.generate", lambda *_args, **_options: pytest.fail("answered again"))
-    assert sweep("--policy", "grid", "--keep", "0.5", "--json").json == first.json
+    again = sweep("--policy", "grid", "--keep", "0.5", "--json")
+    assert again.json == first.json
+    assert again.stderr == f"crosstrim: {tmp_path}/run.json is complete already; nothing was run.\n"
     assert (tmp_path / "run.json").read_bytes() == before
     other = sweep("--policy", "grid", "--keep", "0.25")
     assert (other.code, other.stdout) == (1, "")
-    assert "run.json is a run with other settings; run it as it was begun, give another output" in other.stderr
+    difference = "only there: grid keep=0.5; only here: grid keep=0.25"
+    assert f"run.json is a run with other settings ({difference}); run it as it was begun" in other.stderr
+    turned = sweep("--policy", "grid", "--keep", "0.5", "--rating-rows", "last_turn")
+    assert "other settings grid keep=0.5.config.rating_rows (all there, last_turn here)" in turned.stderr
+
+
+def test_an_interruption_says_how_to_go_on(sweep, tmp_path, monkeypatch):
+    def interrupted(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("crosstrim.answering.generate", interrupted)
+        result = sweep("--policy", "grid", "--keep", "0.5")
+    assert (result.code, result.stdout) == (130, "")
+    assert result.stderr == "crosstrim: interrupted; what is done is kept, and the same command goes on.\n"
+    assert sweep("--policy", "grid", "--keep", "0.5").code == 0
+    assert not (tmp_path / "run.json.journal").exists()
 
 
 def test_skipping_names_the_rows_and_goes_on(sweep, data, tmp_path):
@@ -117,6 +135,11 @@ def test_a_page_is_drawn_from_a_finished_run(sweep, run, tmp_path):
         (["--first-layer", "both"], "--first-layer goes with --out FILE.json."),
         (["--seeds", "5"], "--seeds goes with --out FILE.json."),
         (["--to", "page"], "--to goes with --report FILE.json."),
+        (["--report", "run.json", "--k", "0.5"], "--k has no effect with --report; leave one of them out."),
+        (["--report", "run.json", "--quick"], "--quick has no effect with --report"),
+        (["--report", "run.json", "--out", "o.json"], "--out has no effect with --report"),
+        (["--out", "run.json", "--k-base", "all"], "--k-base goes with --k."),
+        (["--out", "run.json", "--first-layer", "both", "--whole-first-layer"], "say the same thing"),
         (["--out", "run.json", "--to", "page"], "--to goes with --report FILE.json."),
         (["--out", "run.json", "--on-error", "ask"], "--on-error ask must be one of stop, skip."),
     ],

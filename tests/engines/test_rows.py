@@ -119,7 +119,8 @@ def test_the_hash_changes_with_the_rows(questions, pictures):
     [
         ("nothing.jsonl", "cannot be read"),
         ("nothing.parquet", "cannot be read as Parquet"),
-        ("nothing.csv", "ends in neither .jsonl nor .parquet"),
+        ("nothing", "there is no file or folder .*nothing; check the path"),
+        ("0.png", "is no folder and ends in neither .jsonl nor .parquet"),
         (".", "say with --question"),
     ],
 )
@@ -132,7 +133,7 @@ def test_an_input_without_rows_is_refused(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DatasetError, match="holds no row"):
         open_rows(tmp_path / "empty.jsonl")
-    with pytest.raises(DatasetError, match="holds no row"):
+    with pytest.raises(DatasetError, match="none holds no picture"):
         open_rows(_empty(tmp_path), "what?")
 
 

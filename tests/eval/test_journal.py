@@ -62,8 +62,10 @@ def test_damage_in_the_middle_is_told(path):
     ("change", "words"),
     [
         ({"versions": {"torch": "2.13.0"}}, r"versions\.torch \(2\.12\.0 there, 2\.13\.0 here\)"),
-        ({"settings": ["a"]}, r"settings \(2 there, 1 here\)"),
-        ({"settings": ["a", "c"]}, "with other settings; run it"),
+        ({"settings": ["a"]}, r"with other settings \(only there: b\); run it"),
+        ({"settings": ["a", "c", "d"]}, r"with other settings \(only there: b; only here: c, d\); run it"),
+        ({"settings": list("acdefg")}, r"only there: b; only here: c, d, e, f, 1 more\)"),
+        ({"settings": ["b", "a"]}, r"with other settings \(in another order\); run it"),
         ({"model": {"name": "mini", "dtype": "x"}}, r"model\.dtype \(None there, x here\)"),
         ({"format": 2}, r"format \(1 there, 2 here\)"),
     ],

@@ -82,7 +82,8 @@ def test_options_reach_every_config():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"names": ["onion"]}, "policy='onion' is unknown"),
+        ({"names": ["onion"]}, "policy='onion' is unknown; there are .* mmr, oracle, pyramid"),
+        ({"names": ["orcale"]}, "Did you mean 'oracle'"),
         ({"k": [2.0]}, "k=2.0 must be a share"),
         ({"keep": [0]}, "keep=0 as a count"),
         ({"first_layer": "half"}, "first_layer='half' must be one of 'trimmed', 'whole', 'both'"),

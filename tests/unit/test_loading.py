@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -85,8 +86,8 @@ def test_cpu_by_name_is_the_default(checkpoint):
         ),
         ({"dtype": torch.int8}, ConfigError, "dtype='int8' cannot be loaded"),
         ({"dtype": "float12"}, ConfigError, "dtype='float12' cannot be loaded"),
-        ({"device_map": "warp"}, ConfigError, "device_map='warp' is no device; give one such as 'cpu' or 'cuda:0'"),
-        ({"device_map": "cuda:99"}, ConfigError, "device_map='cuda:99' is not there: torch sees"),
+        ({"device_map": "warp"}, ConfigError, "'warp' is no device; give one such as 'cpu' or 'cuda:0'"),
+        ({"device_map": "cuda:99"}, ConfigError, "the device 'cuda:99' is not there: torch sees"),
         ({"device_map": 99}, ConfigError, "is not there: torch sees"),
     ],
 )
@@ -115,7 +116,7 @@ def test_pictures_are_prepared_by_pillow_also_beside_torchvision(checkpoint, mon
 def test_spreading_over_devices_needs_accelerate(checkpoint, monkeypatch):
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: None)
     words = refused(MissingExtraError, checkpoint, device_map="auto")
-    assert words == "device_map='auto' needs accelerate, which is not installed: pip install accelerate."
+    assert words == "the device map 'auto' needs accelerate, which is not installed: pip install accelerate."
 
 
 @pytest.mark.parametrize(
@@ -156,6 +157,41 @@ def test_what_the_hub_refuses(monkeypatch, error, words):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     assert words in refused(LoadError, "o/m", revision="v9")
+
+
+@pytest.fixture
+def no_connection(monkeypatch):
+    """A Hub at an address where nobody listens, and a cache with nothing in it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+    huggingface_hub.close_session()  # which knows whether it is offline
+    yield endpoint
+    huggingface_hub.close_session()
+
+
+def test_without_a_connection_one_attempt_is_enough(no_connection, capfd, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waited to try again"))
+    verbosity = huggingface_hub.logging.get_verbosity()
+    assert "the Hub cannot be asked (no connection" in refused(LoadError, "owner/missing")
+    assert huggingface_hub.logging.get_verbosity() == verbosity
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_hub_that_is_slow_is_asked_again(no_connection, monkeypatch):
+    class TimeoutException(Exception):
+        """Of the HTTP library."""
+
+    def late(*_args, **_options):
+        raise TimeoutException
+
+    def refuse(*_args, **_options):
+        raise hub_errors.EntryNotFoundError("said the Hub")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", late)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    assert "on the Hub holds no config.json" in refused(LoadError, "owner/missing")
 
 
 def test_from_the_hub_comes_the_config_first_and_never_a_pickle(checkpoint, monkeypatch):
@@ -293,6 +329,33 @@ def test_damage_is_told_and_leaves_nothing_behind(copy, monkeypatch, damage, wor
     assert message.startswith(words.format(copy))
     assert "\n" not in message
     assert sorted(copy.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"attn_implementation": "flash_attention_2"}, "Flash Attention 2"),
+        ({"attn_implementation": "foo"}, 'attn_implementation="foo"'),
+        ({"quantization_config": {"quant_method": "foo"}}, "foo"),
+    ],
+)
+def test_what_transformers_refuses_is_not_blamed_on_the_weights(checkpoint, options, words):
+    message = refused(LoadError, checkpoint, **options)
+    ((name, value),) = options.items()
+    assert message.startswith(f"{checkpoint} could not be loaded (")
+    assert words in message
+    assert message.endswith(f"try it without {name}={value!r}.")
+    assert "download" not in message
+
+
+def test_what_transformers_cannot_do_without_any_option(checkpoint, monkeypatch):
+    def fail(*_args, **_options):
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(MllamaForConditionalGeneration, "from_pretrained", fail)
+    assert refused(LoadError, checkpoint) == (
+        f"{checkpoint} could not be loaded (AttributeError: no such thing); try another version of transformers."
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,29 @@ def test_public_names():
     assert all(hasattr(crosstrim, name) for name in PUBLIC)
 
 
-def test_importing_is_lean_and_starts_nothing():
+def test_importing_waits_for_nothing():
+    code = """
+import sys
+import crosstrim
+assert not {"torch", "transformers", "crosstrim.hooks"} & set(sys.modules)
+assert set(crosstrim.__all__) <= set(dir(crosstrim))
+assert crosstrim.policies.PAPER == "union"
+assert not hasattr(crosstrim, "no_such_name")
+import crosstrim.decision
+assert callable(crosstrim.saliency)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_using_it_is_lean_and_starts_nothing():
     code = """
 import sys, threading, warnings
 import torch, transformers.cache_utils
 already = set(sys.modules)  # what torch and transformers bring along is theirs
 warnings.simplefilter("error", UserWarning)
 import crosstrim
+assert all(getattr(crosstrim, name) for name in crosstrim.__all__)
 heavy = ["typer", "rich", "matplotlib", "accelerate", "torchvision", "triton", "sklearn", "skimage"]
 heavy += ["transformers.models.mllama.modeling_mllama", "transformers.modeling_utils"]
 heavy += ["crosstrim.cli", "crosstrim.eval", "crosstrim.bench", "crosstrim.viz", "crosstrim.images", "PIL"]
@@ -40,7 +56,7 @@ def test_the_core_knows_nothing_of_what_is_built_on_it():
     """Imports point one way: the command line, evaluation and pictures use the core, never the reverse."""
     code = """
 import importlib, sys
-core = ["config", "policies", "saliency", "selection", "state", "rows", "decision", "forward", "hooks", "report"]
+core = ["config", "policies", "rating", "selection", "state", "rows", "decision", "forward", "hooks", "report"]
 core += ["features", "quantisation", "memory", "capacity", "compat", "errors", "loading"]
 core += [f"models.{name}" for name in ("mllama", "cache", "memory", "parallel", "tiles", "vision")]
 for name in core:

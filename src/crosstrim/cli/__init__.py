@@ -1,54 +1,15 @@
 """The command line: `crosstrim VERB`. Data goes to stdout, everything else to stderr."""
 
-from __future__ import annotations
-
-from typing import Annotated
-
-import typer
-
-import crosstrim
-from crosstrim.cli import analyze, ask, batch, bench, doctor, evaluate, examples, serve
-from crosstrim.cli.console import Group
-
-app = typer.Typer(
-    name="crosstrim",
-    cls=Group,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"crosstrim {crosstrim.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """Trim the image features that a cross-attention vision-language model keeps, without training.
-
-    Results go to stdout, everything else to stderr; --json makes the result one JSON object.
-    """
-
-
-app.command("ask")(ask.ask)
-app.command("examples")(examples.examples)
-app.command("eval")(evaluate.evaluate)
-app.command("analyze")(analyze.analyze)
-app.command("bench")(bench.bench)
-app.command("batch")(batch.batch)
-app.command("serve")(serve.serve)
-app.command("doctor")(doctor.doctor)
+import sys
 
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        # Here and not above: these imports take seconds, and Ctrl-C is heard in them as well.
+        from crosstrim.cli import program, streams
+
+        with streams.checked():
+            program.app(prog_name="crosstrim")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -14,6 +14,7 @@ from crosstrim.engines import batch as jobs
 from crosstrim.engines import ray_batch
 from crosstrim.engines.answerer import Job, answer_here
 from crosstrim.engines.rows import open_rows
+from crosstrim.eval.journal import journal_of
 
 
 def batch(
@@ -108,11 +109,12 @@ def batch(
         memory=None if memory is None else int(memory * 2**30),
     )
     run = partial(ray_batch.answer_on_ray, address=address, workers=workers) if on_ray else answer_here
-    with console.progress("rows") as steps:
+    was_there = out.exists()
+    with console.resumable(journal_of(out), "the same command with --resume"), console.progress("rows") as steps:
         found = jobs.run(job, out, run, source=str(source), question=question, resume=resume, progress=steps)
     if found["failed"]:
         console.say(f"{found['failed']} of {found['rows']} rows failed; their column 'error' says why.")
-    console.say(f"wrote {out}")
+    console.say_written(out, was_there)
     if json:
         console.print_json(found)
     else:

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,14 +51,18 @@ def print_json(result: dict[str, Any]) -> None:
 
 
 def print_rich(*results: RenderableType) -> None:
-    """Write tables for people; a pipe gets them uncut and without colours."""
+    """Write tables for people; a pipe gets them unfolded and without colours."""
     # Square brackets and colons are what they are: no markup, no emoji.
     piped = not sys.stdout.isatty()
     console = Console(
         file=sys.stdout, width=1000 if piped else None, soft_wrap=piped, highlight=False, markup=False, emoji=False
     )
     for result in results:
-        console.print(result)
+        if isinstance(result, Table):
+            # Between words a cell may be folded; a terminal too narrow for the words gets longer lines, uncut.
+            for column in result.columns:
+                column.min_width = max(console.measure(cell).minimum for cell in column.cells)
+        console.print(result, crop=False)
 
 
 def grid(*header: str) -> Table:
@@ -80,6 +85,22 @@ def progress(what: str) -> Iterator[Steps]:
     with Progress(*columns, console=screen, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def resumable(journal: Path, how: str) -> Iterator[None]:
+    """Say how to go on where the block was interrupted and left a journal."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if journal.exists():
+            say(f"interrupted; what is done is kept, and {how} goes on.")
+        raise
+
+
+def say_written(out: Path, was_there: bool) -> None:
+    """Tell where the result is, and whether this run made it."""
+    say(f"{out} is complete already; nothing was run." if was_there else f"wrote {out}")
 
 
 @contextlib.contextmanager

@@ -13,9 +13,11 @@ from rich.table import Table
 from crosstrim.cli import console, eval_options, options
 from crosstrim.eval import heldout, settings, sweep
 from crosstrim.eval import report as pages
+from crosstrim.eval.journal import journal_of
 
 
 def evaluate(
+    context: typer.Context,
     quick: eval_options.Quick = False,
     out: eval_options.Out = None,
     data: eval_options.Data = None,
@@ -49,6 +51,7 @@ def evaluate(
     trims: dict[str, Any] = {"lossless": lossless, "rating_rows": rating_rows, "k_base": k_base}
     load = partial(options.load_model, model, dtype, device)
     if report is not None:
+        options.refuse_others(context, "--report", {"report", "to", "json"})
         _draw(report, to, json)
     elif out is None:
         _require("--out FILE.json", data=data, first_layer=first_layer, seeds=seeds, max_new_tokens=max_new_tokens)
@@ -67,6 +70,10 @@ def evaluate(
         _show({"model": model, **found}, _pair_table, json)
     else:
         _require("--report FILE.json", to=to)
+        if k_base != "visible" and not k:
+            raise typer.BadParameter("--k-base goes with --k.")
+        if first_layer is not None and whole_first_layer:
+            raise typer.BadParameter("--first-layer and --whole-first-layer say the same thing; give one of them.")
         cache = first_layer or ("whole" if whole_first_layer else "trimmed")
         chosen = settings.expand(
             policy or (),
@@ -82,9 +89,10 @@ def evaluate(
         limit = max_new_tokens or (heldout.MAX_NEW_TOKENS if data is None else sweep.MAX_NEW_TOKENS)
         loaded, processor = load()
         sizes = {"batch_size": batch_size, "max_new_tokens": limit}
-        with console.progress("answers") as steps:
+        was_there = out.exists()
+        with console.resumable(journal_of(out), "the same command"), console.progress("answers") as steps:
             found = sweep.run(loaded, processor, questions, chosen, out, name=model, progress=steps, **sizes)
-        console.say(f"wrote {out}")
+        console.say_written(out, was_there)
         _show(sweep.without_answers(found), _sweep_table, json)
 
 

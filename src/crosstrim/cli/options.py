@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any
 
 import typer
@@ -130,6 +131,14 @@ def trim_config(
     ]
     if len(given) > 1:
         raise typer.BadParameter(f"{' and '.join(given)} are two ways to say how much stays; give one of them.")
+    without_effect = {
+        "--policy": lossless and policy is not None,
+        "--rating-rows": lossless and rating_rows != "all",
+        "--k-base": (lossless or keep is not None) and k_base != "visible",
+    }
+    for name, is_without in without_effect.items():
+        if is_without:
+            raise typer.BadParameter(f"{name} has no effect with {given[0]}; leave one of them out.")
     return TrimConfig.from_dict(
         {
             "k": k if given else DEFAULT_K,
@@ -141,6 +150,20 @@ def trim_config(
             "kv_dtype": kv_dtype,
         }
     )
+
+
+def refuse_others(context: typer.Context, chosen: str, taken: Collection[str]) -> None:
+    """Refuse what was typed beside an option that takes only a few others; the environment may say anything.
+
+    Args:
+        context: of the verb.
+        chosen: the option, as it is typed.
+        taken: names of the parameters that have an effect with it, its own included.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name not in taken and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"{parameter.opts[0]} has no effect with {chosen}; leave one of them out.")
 
 
 def load_model(model: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:

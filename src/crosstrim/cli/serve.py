@@ -157,13 +157,22 @@ def serve(
     )
     run = partial(serve_on_ray, replicas=replicas, address=address) if engine == "ray" else serve_here
 
+    listens = False
+
     def ready(url: str) -> None:
+        nonlocal listens
+        listens = True
         if json:
             console.print_json({"url": url, "model": model})
         else:
             typer.echo(url)
 
-    run(settings, host, port, ready)
+    try:
+        run(settings, host, port, ready)
+    except KeyboardInterrupt:
+        if not listens:
+            raise
+        # Ctrl-C is how people stop a server: it did what it was told.
 
 
 def _refuse_what_sglang_does_not_take(context: typer.Context) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from crosstrim.engines.answerer import Answered, Job
 from crosstrim.errors import MissingExtraError, ResultError
-from crosstrim.eval.journal import Journal, check_same, write_whole
+from crosstrim.eval.journal import Journal, check_same, journal_of, write_whole
 from crosstrim.report import versions
 
 FORMAT = 2
@@ -58,7 +58,11 @@ def run(
         MissingExtraError: `out` is Parquet and pyarrow is not installed.
     """
     check_path(out)
-    header, notes, journal_path = _header(job, source, question), _beside(out, "run.json"), _beside(out, "journal")
+    header, notes, journal_path = (
+        _header(job, source, question),
+        out.with_name(f"{out.name}.run.json"),
+        journal_of(out),
+    )
     if not resume:
         _refuse_leftovers(out, journal_path)
     if out.exists():
@@ -129,10 +133,6 @@ def _header(job: Job, source: str, question: str | None) -> dict[str, Any]:
         "generation": {"max_new_tokens": job.max_new_tokens, "do_sample": False},
         "versions": {name: version for name, version in versions("").items() if name != "device"},
     }
-
-
-def _beside(out: Path, ending: str) -> Path:
-    return out.with_name(f"{out.name}.{ending}")
 
 
 def _read_notes(path: Path) -> dict[str, Any]:

@@ -61,18 +61,21 @@ def open_rows(path: Path, question: str | None = None) -> Rows:
     """
     rows: Rows
     path = path.absolute()
+    what = "row to ask"
     if path.is_dir():
         if question is None:
             raise DatasetError(f"{path} is a folder of pictures; say with --question what to ask of each.")
-        rows = _FolderRows(path, question)
+        rows, what = _FolderRows(path, question), "picture"
     elif path.suffix.lower() == ".jsonl":
         rows = _JsonlRows(path, question)
     elif path.suffix.lower() == ".parquet":
         rows = _ParquetRows(path, question)
-    else:
+    elif path.exists():
         raise DatasetError(f"{path} is no folder and ends in neither .jsonl nor .parquet.")
+    else:
+        raise DatasetError(f"there is no file or folder {path}; check the path.")
     if not len(rows):
-        raise DatasetError(f"{path} holds no row to ask.")
+        raise DatasetError(f"{path} holds no {what}.")
     return rows
 
 

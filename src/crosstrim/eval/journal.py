@@ -74,6 +74,11 @@ class Journal:
         self._file.close()
 
 
+def journal_of(out: Path) -> Path:
+    """Where the journal of a run lies that writes `out` when all is done."""
+    return out.with_name(f"{out.name}.journal")
+
+
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
     """Refuse to continue a file that belongs to a run of something else.
 
@@ -96,8 +101,27 @@ def _difference(name: str, there: Any, here: Any) -> str:
         key = next(key for key in {**there, **here} if there.get(key) != here.get(key))
         return _difference(f"{name}.{key}", there.get(key), here.get(key))
     if isinstance(there, list) and isinstance(here, list):
-        return f"{name} ({len(there)} there, {len(here)} here)" if len(there) != len(here) else name
+        return _difference_of_lists(name, there, here)
     return f"{name} ({there} there, {here} here)"
+
+
+def _difference_of_lists(name: str, there: list[Any], here: list[Any]) -> str:
+    """What only one of them has: `settings (only there: union k=0.1; only here: union k=0.2, grid k=0.2)`."""
+    lost, new = ([one for one in ours if one not in theirs] for ours, theirs in ((there, here), (here, there)))
+    if lost and new and _label(lost[0]) == _label(new[0]):  # the same by name and not in what it holds
+        return _difference(f"{name} {_label(lost[0])}", lost[0], new[0])
+    sides = {f"only {where}": side for where, side in (("there", lost), ("here", new)) if side}
+    words = [f"{where}: {_labels(side)}" for where, side in sides.items()]
+    return f"{name} ({'; '.join(words) or 'in another order'})"
+
+
+def _labels(items: list[Any], most: int = 4) -> str:
+    rest = [f"{len(items) - most} more"] if len(items) > most else []
+    return ", ".join([*map(_label, items[:most]), *rest])
+
+
+def _label(item: Any) -> str:
+    return str(item.get("label", item)) if isinstance(item, Mapping) else str(item)
 
 
 def write_whole(path: Path, result: Mapping[str, Any]) -> None:

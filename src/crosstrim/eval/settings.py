@@ -110,6 +110,9 @@ def expand(
         raise ConfigError(f"first_layer={first_layer!r} must be one of {', '.join(map(repr, FIRST_LAYERS))}.")
     if seeds < 1:
         raise ConfigError(f"seeds={seeds!r} must be at least 1.")
+    for name in names:
+        if name != ORACLE:
+            policies.resolve(name, others=(ORACLE,))
     knobs: list[dict[str, Any]] = [{"k": value} for value in k] + [{"keep": value} for value in keep]
     knobs = knobs or [{"keep": value} for value in KEEPS]
     settings = []

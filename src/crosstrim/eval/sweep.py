@@ -16,7 +16,7 @@ from crosstrim.errors import ResultError
 from crosstrim.eval import metrics, oracle, provenance, summary
 from crosstrim.eval.batches import Encoder
 from crosstrim.eval.dataset import Dataset, Item
-from crosstrim.eval.journal import Journal, Record, check_same, write_whole
+from crosstrim.eval.journal import Journal, Record, check_same, journal_of, write_whole
 from crosstrim.eval.settings import ORACLE, UNTRIMMED, Setting
 from crosstrim.hooks import trim
 from crosstrim.models import mllama
@@ -64,7 +64,7 @@ def run(
         ResultError: `out` or its journal belongs to a run of something else, or cannot be written.
     """
     header = _header(model, name, dataset, settings, batch_size, max_new_tokens)
-    journal_path = out.with_name(f"{out.name}.journal")
+    journal_path = journal_of(out)
     if out.exists():
         result = read(out)
         check_same(result, header, out)

@@ -11,8 +11,8 @@ from torch import nn
 
 from crosstrim.forward import visible_features
 from crosstrim.models import mllama, parallel
+from crosstrim.rating import saliency
 from crosstrim.rows import real_rows
-from crosstrim.saliency import saliency
 
 
 class Watch:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from crosstrim import policies
 from crosstrim.config import TrimConfig
 from crosstrim.errors import ConfigError
+from crosstrim.rating import saliency
 from crosstrim.rows import last_turn_rows
-from crosstrim.saliency import saliency
 from crosstrim.selection import budget_of, select
 
 FREE_SLOTS = "free_slots"
