@@ -1,4 +1,4 @@
-"""The table of measured layers says what the committed runs found."""
+"""The table of measured layers says what the committed run found."""
 
 from __future__ import annotations
 
@@ -6,26 +6,35 @@ import json
 
 from tests.docs import pages
 
-RESULTS = "benchmarks/results/layers-11B-cpu.jsonl"
+RESULTS = "benchmarks/results/layers.json"
+HEADER = "three cross-attention layers, one token"
 ROWS = {
-    "one token, keep=0.5": ("decode", "all", "keep=0.5"),
-    "one token, keep=0.25": ("decode", "all", "keep=0.25"),
-    "one token, pictures of 1, 4, 2 and 4 tiles, lossless": ("decode", "all", "lossless"),
+    "float32, keep=0.5": ("float32", "keep=0.5", None),
+    "float32, keep=0.25": ("float32", "keep=0.25", None),
+    "float32, one feature": ("float32", "one feature", None),
+    "bfloat16, keep=0.5": ("bfloat16", "keep=0.5", None),
+    "bfloat16, keep=0.25": ("bfloat16", "keep=0.25", None),
+    "bfloat16, one feature": ("bfloat16", "one feature", None),
+    "bfloat16, pictures of 1, 4, 2 and 4 tiles, lossless": ("bfloat16", "lossless", [1, 4, 2, 4]),
 }
 
 
-def cells(results, phase, layer, trim):
-    of_trim = {r["way"]: r for r in results if (r["phase"], r["layer"], r["trim"]) == (phase, layer, trim)}
+def cells(rows, dtype, trim, tiles):
+    found = {
+        row["way"]: row
+        for row in rows
+        if (row["phase"], row["layer"], row["dtype"], row["trim"], row["tiles"])
+        == ("decode", "all", dtype, trim, tiles)
+    }
     return [
-        *[f"{of_trim[way]['ratio']:.2f}" for way in ("plain", "crosstrim")],
-        f"{of_trim['plain']['kv_ratio']:.2f}",
+        *[f"{found[way]['ratio']:.2f}" for way in ("plain", "crosstrim")],
+        f"{found['plain']['kv_ratio']:.2f}",
     ]
 
 
 def test_measured_layers():
-    results = [json.loads(line) for line in pages.text(RESULTS).splitlines()]
-    table = pages.table("docs/performance.md", "three cross-attention layers")
-    assert [row["three cross-attention layers"] for row in table] == list(ROWS)
+    rows = json.loads(pages.text(RESULTS))["rows"]
+    table = pages.table("docs/performance.md", HEADER)
+    assert [row[HEADER] for row in table] == list(ROWS)
     for row in table:
-        assert list(row.values())[1:] == cells(results, *ROWS[row["three cross-attention layers"]])
-    assert {run["versions"]["device"] for run in results} == {"cpu"}
+        assert list(row.values())[1:] == cells(rows, *ROWS[row[HEADER]])

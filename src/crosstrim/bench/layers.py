@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import groupby
 from typing import Any, cast
 
 import torch
@@ -27,32 +28,40 @@ NARROW = 64
 """Width of the MLPs here, so that a layer's time is its attention's: projections, attention, hooks."""
 
 _HALF, _QUARTER = {"keep=0.5": {"keep": 0.5}}, {"keep=0.25": {"keep": 0.25}}
-_STEP = {"phases": ("decode",), "rows": 8, "copies": 4}
-_ONE_TILE = {**_STEP, "trims": {"lossless": {}}, "tiles": 1}
+_ONE = {"one feature": {"keep": 1}}  # what no trimming gets below
+_PROMPT = {"dtype": "float32", "phases": ("prefill",), "rows": 256, "warm_up": 0}
+_STEP = {"phases": ("decode",), "rows": 8, "copies": 4, "trims": _HALF | _QUARTER}
+_ONE_TILE = {"trims": {"lossless": {}}, "tiles": 1}
+_UNEQUAL = {"trims": {"lossless": {}}, "tiles": [1, 4, 2, 4], "batch": 4, "copies": 1}
+_HERE, _RELEASED = {"dtype": "float32"}, {"dtype": "bfloat16"}  # Llama-3.2-Vision was released in bfloat16
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {
         "shape": "11B",
         "cases": [
-            {"phases": ("prefill",), "rows": 256, "trims": _HALF | _QUARTER, "rounds": 5, "warm_up": 0},
-            {**_STEP, "trims": _HALF | _QUARTER, "rounds": 15},
-            {**_ONE_TILE, "rounds": 9},
+            {**_PROMPT, "trims": _HALF | _QUARTER, "rounds": 5},
+            {**_HERE, **_STEP, "trims": _HALF | _QUARTER | _ONE, "rounds": 15},
+            {**_HERE, **_STEP, **_ONE_TILE, "rounds": 9},
+            {**_RELEASED, **_STEP, "trims": _HALF | _QUARTER | _ONE, "rounds": 15},
+            {**_RELEASED, **_STEP, **_ONE_TILE, "rounds": 9},
+            {**_RELEASED, **_STEP, **_UNEQUAL, "rounds": 9},
         ],
     },
     "quick": {
         "shape": "11B",
         "cases": [
-            {"phases": ("prefill",), "rows": 256, "trims": _HALF, "rounds": 2, "warm_up": 0, "plain": False},
-            {**_STEP, "trims": _HALF | _QUARTER, "rounds": 5, "plain": False},
-            {**_ONE_TILE, "rounds": 3, "plain": False},
+            {**_PROMPT, "trims": _HALF, "rounds": 2, "plain": False},
+            {**_HERE, **_STEP, "rounds": 5, "plain": False},
+            {**_HERE, **_STEP, **_ONE_TILE, "rounds": 3, "plain": False},
         ],
     },
     "tiny": {
         "shape": "tiny",
         "cases": [
-            {"phases": ("prefill",), "rows": 9, "trims": _HALF | _QUARTER, "rounds": 2},
-            {**_STEP, "trims": _HALF | _QUARTER, "rounds": 2},
-            {**_ONE_TILE, "rounds": 2},
+            {**_PROMPT, "rows": 9, "trims": _HALF | _QUARTER, "rounds": 2},
+            {**_HERE, **_STEP, "trims": _HALF | _QUARTER | _ONE, "rounds": 2},
+            {**_HERE, **_STEP, **_ONE_TILE, "rounds": 2},
+            {**_RELEASED, **_STEP, **_UNEQUAL, "rounds": 2},
         ],
     },
 }
@@ -63,15 +72,17 @@ def run(shape: str, cases: list[dict[str, Any]]) -> Iterator[Row]:
 
     Args:
         shape: name of their shape.
-        cases: arguments of `measure`.
+        cases: of each the dtype of the weights, and arguments of `measure`.
 
     Yields:
         The rows of `measure`.
     """
-    model = shapes.build(shapes.SHAPES[shape], feed_forward=NARROW)
-    compat.apply(model)
-    for case in cases:
-        yield from measure(model, shapes.SHAPES[shape], **case)
+    for dtype, alike in groupby(cases, key=lambda case: case["dtype"]):
+        model = shapes.build(shapes.SHAPES[shape], feed_forward=NARROW, dtype=getattr(torch, dtype))
+        compat.apply(model)
+        for case in alike:
+            arguments = {name: value for name, value in case.items() if name != "dtype"}
+            yield from measure(model, shapes.SHAPES[shape], **arguments)
 
 
 @torch.no_grad()

@@ -44,6 +44,8 @@ class Suite:
     only: tuple[tuple[str, Any], ...] = ()
 
 
+_TIME = ("ms", "ms_p20", "ms_p80")
+
 SUITES = {
     suite.name: suite
     for suite in (
@@ -52,10 +54,10 @@ SUITES = {
             "time and KV bytes of a first and two later cross-attention layers of the 11B model",
             layers.run,
             layers.SETTINGS,
-            ("phase", "batch", "tiles", "layer", "way", "trim", "ms", "ms_p20", "ms_p80", "ratio", "kv_ratio"),
+            ("phase", "dtype", "batch", "tiles", "layer", "way", "trim", *_TIME, "ratio", "kv_ratio"),
             across="trim",
             up="ratio",
-            lines=("phase", "layer"),
+            lines=("dtype", "phase", "layer", "tiles"),
             only=(("way", "crosstrim"),),
         ),
         Suite(
@@ -63,7 +65,7 @@ SUITES = {
             "time of a decoding step in those layers, and bytes, against what is kept and the batch size",
             decode.run,
             decode.SETTINGS,
-            ("batch", "way", "kept", "ms", "ms_p20", "ms_p80", "ratio", "kv_bytes"),
+            ("batch", "way", "kept", *_TIME, "ratio", "kv_bytes"),
             across="kept",
             up="ratio",
             lines=("way", "batch"),
@@ -73,7 +75,7 @@ SUITES = {
             "time and peak memory of scoring against the length of the text, CPU time of choosing on one core",
             saliency.run,
             saliency.SETTINGS,
-            ("what", "rows", "policy", "ms", "ms_p20", "ms_p80", "peak_mib", "resident_mib"),
+            ("what", "rows", "policy", *_TIME, "peak_mib", "resident_mib"),
             across="rows",
             up="peak_mib",
             lines=("what",),
@@ -81,10 +83,10 @@ SUITES = {
         ),
         Suite(
             "session",
-            "the first and the second question about a picture on mini, anew and in a session",
+            "the first and the second question about a picture on mini, anew and in a session: file to first token",
             session.run,
             session.SETTINGS,
-            ("way", "question", "ms", "ms_p20", "ms_p80", "ratio", "vision_tower_entries"),
+            ("way", "question", *_TIME, "ratio", "vision_tower_entries"),
             across="question",
             up="ms",
             lines=("way",),
