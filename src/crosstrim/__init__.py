@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from crosstrim.config import TrimConfig
     from crosstrim.errors import CrosstrimError
     from crosstrim.features import FeatureCache
-    from crosstrim.hooks import TrimHandle, trim
+    from crosstrim.handle import TrimHandle, trim
     from crosstrim.loading import load
     from crosstrim.rating import saliency
     from crosstrim.report import TrimReport
@@ -42,12 +42,12 @@ _MODULES = {
     "FeatureCache": "features",
     "Session": "session",
     "TrimConfig": "config",
-    "TrimHandle": "hooks",
+    "TrimHandle": "handle",
     "TrimReport": "report",
     "load": "loading",
     "saliency": "rating",
     "select": "selection",
-    "trim": "hooks",
+    "trim": "handle",
 }
 
 

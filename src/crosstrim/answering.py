@@ -11,7 +11,7 @@ import torch
 
 from crosstrim.config import TrimConfig
 from crosstrim.errors import ConfigError, InputError
-from crosstrim.hooks import trim
+from crosstrim.handle import trim
 from crosstrim.models import mllama
 from crosstrim.report import TrimReport
 

@@ -85,9 +85,9 @@ class Decision:
         return self._layer_states(votes, visible, kept)
 
     def _vote(self, evidence: policies.Evidence) -> tuple[torch.Tensor, torch.Tensor]:
-        votes = policies.votes_of(self._policy, evidence)
+        votes = votes_of(self._policy, evidence)
         if self._config.k is None and self._config.keep is None:
-            return votes, policies.chosen_by(self._policy, evidence)
+            return votes, chosen_by(self._policy, evidence)
         size = self._model.features_per_image
         return votes, select(votes, evidence.visible, features_per_image=size, **self._knobs)
 
@@ -141,3 +141,34 @@ def _of_all_heads(evidence: policies.Evidence, ranks: parallel.Ranks) -> policie
         keys=ranks.gather_heads(evidence.keys),
         values=ranks.gather_heads(evidence.values),
     )
+
+
+def votes_of(policy: policies.Policy, evidence: policies.Evidence) -> torch.Tensor:
+    """The policy's votes [B, V, N].
+
+    Raises:
+        InputError: it returned something else.
+    """
+    votes = policy(evidence)
+    batch, features = evidence.visible.shape
+    is_tensor = isinstance(votes, torch.Tensor)
+    if not is_tensor or votes.dim() != 3 or votes.shape[::2] != (batch, features) or not votes.shape[1]:
+        raise _returned(policy, votes, f"votes must be a tensor [{batch}, at least 1 voter, {features}]")
+    return votes
+
+
+def chosen_by(policy: policies.Policy, evidence: policies.Evidence) -> torch.Tensor:
+    """The visible features [B, N] that a policy with a method `chosen` picks without any budget.
+
+    Raises:
+        InputError: it returned something else.
+    """
+    chosen = policy.chosen(evidence)  # type: ignore[attr-defined]  # the caller knows that it is there
+    if not isinstance(chosen, torch.Tensor) or (chosen.shape, chosen.dtype) != (evidence.visible.shape, torch.bool):
+        raise _returned(policy, chosen, f"what is chosen must be a bool tensor {list(evidence.visible.shape)}")
+    return chosen & evidence.visible.to(chosen.device)
+
+
+def _returned(policy: policies.Policy, what: object, wanted: str) -> InputError:
+    met = f"{what.dtype} {list(what.shape)}" if isinstance(what, torch.Tensor) else repr(what)
+    return InputError(f"policy {policies.name_of(policy)} returned {met}, but {wanted}.")

@@ -371,34 +371,3 @@ def name_of(policy: str | Policy) -> str:
         return policy
     code = policy if hasattr(policy, "__qualname__") else type(policy)
     return repr(policy) if is_dataclass(policy) and code is not policy else f"{code.__module__}.{code.__qualname__}"
-
-
-def votes_of(policy: Policy, evidence: Evidence) -> torch.Tensor:
-    """The policy's votes [B, V, N].
-
-    Raises:
-        InputError: it returned something else.
-    """
-    votes = policy(evidence)
-    batch, features = evidence.visible.shape
-    is_tensor = isinstance(votes, torch.Tensor)
-    if not is_tensor or votes.dim() != 3 or votes.shape[::2] != (batch, features) or not votes.shape[1]:
-        raise _returned(policy, votes, f"votes must be a tensor [{batch}, at least 1 voter, {features}]")
-    return votes
-
-
-def chosen_by(policy: Policy, evidence: Evidence) -> torch.Tensor:
-    """The visible features [B, N] that a policy with a method `chosen` picks without any budget.
-
-    Raises:
-        InputError: it returned something else.
-    """
-    chosen = policy.chosen(evidence)  # type: ignore[attr-defined]  # the caller knows that it is there
-    if not isinstance(chosen, torch.Tensor) or (chosen.shape, chosen.dtype) != (evidence.visible.shape, torch.bool):
-        raise _returned(policy, chosen, f"what is chosen must be a bool tensor {list(evidence.visible.shape)}")
-    return chosen & evidence.visible.to(chosen.device)
-
-
-def _returned(policy: Policy, what: object, wanted: str) -> InputError:
-    met = f"{what.dtype} {list(what.shape)}" if isinstance(what, torch.Tensor) else repr(what)
-    return InputError(f"policy {name_of(policy)} returned {met}, but {wanted}.")

@@ -16,7 +16,7 @@ from crosstrim import answering
 from crosstrim.config import TrimConfig, TrimOptions, resolve
 from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError
 from crosstrim.features import FeatureCache, digests
-from crosstrim.hooks import handle_on, trim
+from crosstrim.handle import handle_on, trim
 from crosstrim.models import mllama, prompts, vision
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from crosstrim.config import TrimConfig
 from crosstrim.engines.rows import Row, Rows, batches
 from crosstrim.errors import CrosstrimError, InputError
 from crosstrim.eval.batches import Encoder
-from crosstrim.hooks import trim
+from crosstrim.handle import trim
 from crosstrim.loading import load
 from crosstrim.models.memory import bytes_per_sample
 

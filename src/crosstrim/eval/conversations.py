@@ -12,7 +12,7 @@ import torch
 from crosstrim import answering
 from crosstrim.config import TrimConfig
 from crosstrim.errors import InputError
-from crosstrim.hooks import TrimHandle, trim
+from crosstrim.handle import TrimHandle, trim
 from crosstrim.models import continuation
 from crosstrim.report import ImageReport
 

@@ -10,7 +10,7 @@ from typing import Any
 from crosstrim import answering, compat, mini
 from crosstrim.config import TrimConfig
 from crosstrim.eval.batches import Encoder
-from crosstrim.hooks import TrimHandle, trim
+from crosstrim.handle import TrimHandle, trim
 from crosstrim.images import open_image
 from crosstrim.report import versions
 

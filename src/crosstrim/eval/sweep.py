@@ -18,7 +18,7 @@ from crosstrim.eval.batches import Encoder
 from crosstrim.eval.dataset import Dataset, Item
 from crosstrim.eval.journal import Journal, Record, check_same, journal_of, write_whole
 from crosstrim.eval.settings import ORACLE, UNTRIMMED, Setting
-from crosstrim.hooks import trim
+from crosstrim.handle import trim
 from crosstrim.models import mllama
 from crosstrim.policies import Given
 from crosstrim.quantisation import share_of_bytes

@@ -14,7 +14,7 @@ from crosstrim.engines.server.chat import Chat, Delta, Failed, Finished
 from crosstrim.engines.server.text import GrowingText
 from crosstrim.errors import InputError
 from crosstrim.features import FeatureCache
-from crosstrim.hooks import TrimHandle, trim
+from crosstrim.handle import TrimHandle, trim
 from crosstrim.models import mllama, vision
 
 
