@@ -175,7 +175,7 @@ def test_a_finished_run_computes_nothing_again(run, computed):
     ("options", "words"),
     [
         ({"batch_size": 4}, r"generation\.batch_size \(2 there, 4 here\)"),
-        ({"chosen": FEW[:1]}, r"settings \(2 there, 1 here\)"),
+        ({"chosen": FEW[:1]}, r"settings \(only there: oracle keep=0.3\)"),
         ({"name": "other"}, r"model\.name \(tiny there, other here\)"),
     ],
 )
