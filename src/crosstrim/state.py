@@ -126,25 +126,20 @@ class TrimState:
 
         None, which hides nothing, stays None when every slot is occupied.
         """
-        if mask is None and self.rectangular:
-            return None
-        batch = self.slots.shape[0]
-        if mask is None:
-            trimmed = torch.zeros(batch, 1, rows, self.length, dtype=dtype, device=self.slots.device)
-        else:
-            trimmed = mask.gather(-1, self.slots.to(mask.device)[:, None, None].expand(-1, 1, mask.shape[2], -1))
-        return trimmed if self.rectangular else self._hide_filling(trimmed)
+        if self.rectangular:
+            return None if mask is None else self._gathered(mask)
+        return self.trim_mask_traced(mask, rows, dtype)
 
     def trim_mask_traced(self, mask: torch.Tensor | None, rows: int, dtype: torch.dtype) -> torch.Tensor:
         """`trim_mask` by tensors alone, so that one compiled graph serves every choice of the same length."""
         if mask is None:
             trimmed = torch.zeros(len(self.slots), 1, rows, self.length, dtype=dtype, device=self.slots.device)
         else:
-            trimmed = mask.gather(-1, self.slots[:, None, None].expand(-1, 1, mask.shape[2], -1))
-        return self._hide_filling(trimmed)
+            trimmed = self._gathered(mask)
+        return trimmed.masked_fill(~self.occupied.to(trimmed.device)[:, None, None], torch.finfo(trimmed.dtype).min)
 
-    def _hide_filling(self, mask: torch.Tensor) -> torch.Tensor:
-        return mask.masked_fill(~self.occupied.to(mask.device)[:, None, None], torch.finfo(mask.dtype).min)
+    def _gathered(self, mask: torch.Tensor) -> torch.Tensor:
+        return mask.gather(-1, self.slots.to(mask.device)[:, None, None].expand(-1, 1, mask.shape[2], -1))
 
     def readable(self, mask: torch.Tensor | None) -> tuple[int, ...] | None:
         """How many features each sample reads, if that is all that the `mask` of `trim_mask` says.

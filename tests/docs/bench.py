@@ -57,18 +57,18 @@ def part(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _oldest(newest: dict[str, Any], oldest: dict[str, Any]) -> str:
-    def step(result: dict[str, Any], way: str, trim: str) -> dict[str, Any]:
-        place = {"phase": "decode", "layer": "all", "way": way, "trim": trim, "tiles": None}
-        return next(row for row in result["rows"] if place.items() <= row.items())
+    def step(result: dict[str, Any], field: str, way: str, trim: str) -> float:
+        place = {"phase": "decode", "dtype": "float32", "layer": "all", "way": way, "trim": trim, "tiles": None}
+        return bars.only(result["rows"], field, **place)
 
     return textwrap.fill(
         _OLDEST.format(
             version=oldest["versions"]["transformers"],
             name=OLDEST.rpartition("/")[2],
             file=OLDEST,
-            slower=step(oldest, "untrimmed", "")["ms"] / step(newest, "untrimmed", "")["ms"],
-            half=step(oldest, "crosstrim", "keep=0.5")["ratio"],
-            quarter=step(oldest, "crosstrim", "keep=0.25")["ratio"],
+            slower=step(oldest, "ms", "untrimmed", "") / step(newest, "ms", "untrimmed", ""),
+            half=step(oldest, "ratio", "crosstrim", "keep=0.5"),
+            quarter=step(oldest, "ratio", "crosstrim", "keep=0.25"),
         ).replace("\n", " "),
         118,
         break_on_hyphens=False,

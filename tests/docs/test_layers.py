@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from crosstrim.bench import bars
 from tests.docs import pages
 
 RESULTS = "benchmarks/results/layers.json"
@@ -20,16 +21,9 @@ ROWS = {
 
 
 def cells(rows, dtype, trim, tiles):
-    found = {
-        row["way"]: row
-        for row in rows
-        if (row["phase"], row["layer"], row["dtype"], row["trim"], row["tiles"])
-        == ("decode", "all", dtype, trim, tiles)
-    }
-    return [
-        *[f"{found[way]['ratio']:.2f}" for way in ("plain", "crosstrim")],
-        f"{found['plain']['kv_ratio']:.2f}",
-    ]
+    place = {"phase": "decode", "layer": "all", "dtype": dtype, "trim": trim, "tiles": tiles}
+    fields = (("plain", "ratio"), ("crosstrim", "ratio"), ("plain", "kv_ratio"))
+    return [f"{bars.only(rows, field, way=way, **place):.2f}" for way, field in fields]
 
 
 def test_measured_layers():

@@ -15,7 +15,7 @@ import crosstrim
 from crosstrim.errors import AlreadyTrimmedError, CompatWarning, CrosstrimError, InputError, UnsupportedModelError
 from tests import tiny
 from tests.model.test_handle import SINGLE, generate
-from tests.model.test_modes import grow
+from tests.model.test_modes import grow, split_turns
 from tests.tiny import Image
 
 PICTURE = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
@@ -53,12 +53,7 @@ def test_a_cache_goes_on_as_it_was_filled_under_another_trim_of_the_first_layer(
 
 def test_an_image_appended_under_another_trim_of_the_first_layer(model):
     two = tiny.inputs([2, Image(4), 8, Image(2, seed=1), 6])
-    first = beginning(two, 12)
-    first = {name: tensor[:, :1] if name in PICTURE else tensor for name, tensor in first.items()}
-    first["cross_attention_mask"] = first["cross_attention_mask"][:, :, :1]
-    second = {name: tensor[:, 1:] for name, tensor in two.items() if name in PICTURE}
-    second |= {"input_ids": two["input_ids"][:, 12:], "attention_mask": two["attention_mask"]}
-    second["cross_attention_mask"] = two["cross_attention_mask"]
+    first, second = split_turns(two, 12)
     with torch.no_grad():
         with crosstrim.trim(model, keep=9, trim_first_layer=False):
             cache = model(**first, past_key_values=new_cache(model)).past_key_values

@@ -55,7 +55,7 @@ def test_defaults_are_all_rows_and_the_usual_scale():
 def test_chunks_of_rows_and_of_heads_do_not_change_the_result(monkeypatch, scores):
     queries, keys, visible, rating = case(3, 2, 6, 3, 50, 11)
     whole = function(queries, keys, visible, rating_rows=rating)
-    monkeypatch.setattr(saliency_torch, "CHUNK_BYTES", {"cpu": 4 * scores})
+    monkeypatch.setattr(saliency_torch, "CHUNK_BYTES", 4 * scores)
     torch.testing.assert_close(function(queries, keys, visible, rating_rows=rating), whole, atol=1e-5, rtol=0)
 
 
@@ -145,7 +145,7 @@ def test_the_attention_map_is_never_materialised():
     visible = torch.ones(1, 64, 6404, dtype=torch.bool)
     with Watch():
         crosstrim.saliency(queries, keys, visible)
-    assert max(sizes) <= 2 * saliency_torch.CHUNK_BYTES["cpu"] < 32 * 64 * 6404 * 4 / 4
+    assert max(sizes) <= 2 * saliency_torch.CHUNK_BYTES < 32 * 64 * 6404 * 4 / 4
 
 
 @pytest.mark.parametrize(

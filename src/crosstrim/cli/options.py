@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -160,10 +160,17 @@ def refuse_others(context: typer.Context, chosen: str, taken: Collection[str]) -
         chosen: the option, as it is typed.
         taken: names of the parameters that have an effect with it, its own included.
     """
+    for typed, source in given_beside(context, taken):
+        if source == "COMMANDLINE":
+            raise typer.BadParameter(f"{typed} has no effect with {chosen}; leave one of them out.")
+
+
+def given_beside(context: typer.Context, taken: Collection[str]) -> Iterator[tuple[str, str]]:
+    """What was given beside the parameters `taken`: each option as it is typed, and where from, as click calls it."""
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
-        if parameter.name not in taken and source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(f"{parameter.opts[0]} has no effect with {chosen}; leave one of them out.")
+        if parameter.name not in taken and source is not None and source.name != "DEFAULT":
+            yield parameter.opts[0], source.name
 
 
 def load_model(model: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:

@@ -177,11 +177,8 @@ def serve(
 
 def _refuse_what_sglang_does_not_take(context: typer.Context) -> None:
     """SGLang has a server of its own: what limits ours, a key above all, must not seem to limit that one."""
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        source = context.get_parameter_source(name)
-        if name not in _SGLANG_TAKES and source is not None and source.name != "DEFAULT":
-            where = "CROSSTRIM_API_KEY" if source.name == "ENVIRONMENT" else parameter.opts[0]
-            raise typer.BadParameter(
-                f"{where} does not go with --engine sglang; unset it, and give SGLang's own options after --."
-            )
+    for typed, source in options.given_beside(context, _SGLANG_TAKES):
+        where = "CROSSTRIM_API_KEY" if source == "ENVIRONMENT" else typed
+        raise typer.BadParameter(
+            f"{where} does not go with --engine sglang; unset it, and give SGLang's own options after --."
+        )

@@ -8,7 +8,7 @@ import torch
 
 # Scores of one chunk, and as much again for their softmax. Small on a CPU, so that a processor's cache holds them; an
 # accelerator waits for the next call more than for memory, so it gets fewer and larger ones.
-CHUNK_BYTES = {"cpu": 4 * 2**20}
+CHUNK_BYTES = 4 * 2**20
 CHUNK_BYTES_ELSEWHERE = 64 * 2**20
 
 
@@ -87,4 +87,4 @@ def _one_sample(
 
 
 def _chunk_bytes(device: torch.device) -> int:
-    return CHUNK_BYTES.get(device.type, CHUNK_BYTES_ELSEWHERE)
+    return CHUNK_BYTES if device.type == "cpu" else CHUNK_BYTES_ELSEWHERE
