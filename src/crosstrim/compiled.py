@@ -15,13 +15,13 @@ from torch.utils.hooks import RemovableHandle
 
 from crosstrim.errors import InputError
 from crosstrim.models import cache as caches
-from crosstrim.models import mllama
+from crosstrim.models import mllama, names
 
 
 def put_on(model: mllama.Mllama) -> list[RemovableHandle]:
     """Register the hooks that a compiled decoding step follows."""
     return [
-        layer.register_forward_pre_hook(partial(_shorten_mask, index), with_kwargs=True)
+        layer.register_forward_pre_hook(partial(_shorten_mask, index, names.cache_keyword()), with_kwargs=True)
         for layer, index in zip(model.cross_layers, model.layer_indices, strict=True)
     ]
 
@@ -52,10 +52,10 @@ def stands_aside(kwargs: dict[str, Any]) -> bool:
     return True
 
 
-def _shorten_mask(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _shorten_mask(index: int, keyword: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not compiling():
         return None
-    state = caches.traced_state(kwargs.get("past_key_values"), index)
+    state = caches.traced_state(kwargs.get(keyword), index)
     if state is not None:
         hidden_states = args[0] if args else kwargs["hidden_states"]
         mask = kwargs.get("cross_attention_mask")

@@ -17,6 +17,10 @@ class UnsupportedModelError(CrosstrimError, TypeError):
     """The model has no cross-attention layers that crosstrim knows."""
 
 
+class IncompatibleTransformersError(CrosstrimError, RuntimeError):
+    """The installed transformers lacks something that trimming needs, so that nothing would be trimmed."""
+
+
 class UnsupportedCacheError(CrosstrimError, TypeError):
     """The KV cache is of a kind whose cross-attention layers cannot be trimmed."""
 

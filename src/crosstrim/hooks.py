@@ -19,7 +19,7 @@ from crosstrim.decision import Decision
 from crosstrim.errors import CrosstrimWarning, UnsupportedCacheError
 from crosstrim.forward import ForwardPass, check_images, check_rows, check_samples, visible_features
 from crosstrim.models import cache as caches
-from crosstrim.models import mllama
+from crosstrim.models import mllama, names
 from crosstrim.models.maskfree import MaskFree
 from crosstrim.state import LayerStates, TrimState, Uncached, extended
 
@@ -52,6 +52,7 @@ class TrimHooks:
         self._disabled: ContextVar[bool] = ContextVar("crosstrim_disabled", default=False)
         self._latest: Outcome | None = None
         self._hooks: list[RemovableHandle] = []
+        names.cache_keyword()  # refuses a transformers that calls it otherwise
         self._put_on()
 
     def _put_on(self) -> None:
@@ -99,7 +100,7 @@ class TrimHooks:
         if compiled.compiling():
             return
         wanted = kwargs.get("logits_to_keep", 0)
-        by_generate = kwargs.get("past_key_values") is not None and kwargs.get("position_ids") is not None
+        by_generate = names.cache_in(kwargs) is not None and kwargs.get("position_ids") is not None
         guessing = isinstance(wanted, int) and wanted > 1 and by_generate and not self._lossless
         self._local.continuation = wanted - 1 if guessing else 0
 
@@ -109,7 +110,7 @@ class TrimHooks:
             return
         self._local.current = None
         continuation, self._local.continuation = getattr(self._local, "continuation", 0), 0
-        cache = kwargs.get("past_key_values")
+        cache = names.cache_in(kwargs)
         states = caches.states_of(cache, self._model.layer_indices)
         images = kwargs.get("pixel_values")
         images = kwargs.get("cross_attention_states") if images is None else images
@@ -172,7 +173,7 @@ class TrimHooks:
             return args, kwargs
         if not self._lossless:
             mllama.check_attention_inputs(module, self._watched)
-        step.cache, step.full_mask = kwargs.get("past_key_values"), mask
+        step.cache, step.full_mask = names.cache_in(kwargs), mask
         features = mllama.as_sequence(kwargs["cross_attention_states"], hidden_states.shape[0])
         check_images(mask, step.before, features.shape[1], size)
         caches.make_growable(step.cache, self._model.layer_indices)

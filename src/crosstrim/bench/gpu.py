@@ -18,6 +18,7 @@ from crosstrim.bench import layers, shapes
 from crosstrim.bench.timing import Timing, alternate, now
 from crosstrim.errors import DeviceError
 from crosstrim.models import mllama
+from crosstrim.models.names import cache_keyword
 
 Row = dict[str, Any]
 
@@ -199,7 +200,7 @@ def _generate(model: nn.Module, way: layers.Way, inputs: dict[str, Any], steps: 
         _forget_peak(device)
         begun = now(device)
         cache = layers.new_cache(model)
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **{cache_keyword(): cache})
         prompt = now(device) - begun
         prompt_peak = _peak(device)
         _forget_peak(device)

@@ -19,6 +19,7 @@ from crosstrim.bench.overhead import inside_hooks
 from crosstrim.bench.plain import plainly_trimmed
 from crosstrim.bench.timing import Timing, alternate, inside
 from crosstrim.models import mllama
+from crosstrim.models.names import cache_keyword
 
 Row = dict[str, Any]
 Trims = Mapping[str, Mapping[str, Any]]
@@ -175,7 +176,7 @@ def make_ways(model: nn.Module, inputs: dict[str, torch.Tensor], trims: Trims, p
     for name, options in trims.items():
         if plain:
             with crosstrim.trim(model, **options) as trimmed:
-                model(**inputs, past_key_values=new_cache(model))
+                model(**inputs, **{cache_keyword(): new_cache(model)})
                 report = trimmed.report()
             ways["plain", name] = partial(plainly_trimmed, model, report)
         ways["crosstrim", name] = partial(crosstrim.trim, model, **options)
@@ -186,7 +187,7 @@ def prefilled(model: nn.Module, way: Way, inputs: dict[str, torch.Tensor], copie
     """The cache after the prompt, with `copies` of each sample."""
     cache = new_cache(model)
     with way():
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **{cache_keyword(): cache})
     if copies > 1:
         cache.batch_repeat_interleave(copies)
     return cache
@@ -205,7 +206,7 @@ def repeated(inputs: dict[str, torch.Tensor], copies: int) -> dict[str, torch.Te
 
 def step(inputs: dict[str, torch.Tensor], cache: DynamicCache) -> Callable[[], dict[str, Any]]:
     """What makes the arguments of a forward pass of one token more."""
-    return lambda: {**shapes.next_token(inputs, cache.get_seq_length()), "past_key_values": cache}
+    return lambda: {**shapes.next_token(inputs, cache.get_seq_length()), cache_keyword(): cache}
 
 
 def seconds_inside(
@@ -250,7 +251,7 @@ def _of(model: nn.Module) -> Row:
 def _arguments(phase: str, inputs: dict[str, torch.Tensor], cache: DynamicCache) -> Callable[[], dict[str, Any]]:
     """What makes the arguments of one forward pass: of the prompt with a new cache, or of one token more."""
     if phase == "prefill":
-        return lambda: {**inputs, "past_key_values": DynamicCache()}
+        return lambda: {**inputs, cache_keyword(): DynamicCache()}
     return step(inputs, cache)
 
 

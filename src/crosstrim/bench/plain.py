@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from crosstrim.models import mllama
+from crosstrim.models.names import cache_in
 from crosstrim.report import TrimReport
 from crosstrim.state import TrimState
 
@@ -47,7 +48,7 @@ def plainly_trimmed(model: nn.Module, report: TrimReport) -> Iterator[None]:
 
     def after_leader(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if kwargs["cross_attention_states"] is not None:
-            layer = kwargs["past_key_values"].layers[parts.layer_indices[0]]
+            layer = cache_in(kwargs).layers[parts.layer_indices[0]]
             heads, size = layer.keys.shape[1], layer.keys.shape[3]
             slots = (
                 state_of(len(layer.keys)).slots.to(layer.keys.device)[:, None, :, None].expand(-1, heads, -1, size)

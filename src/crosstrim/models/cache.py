@@ -32,7 +32,7 @@ class ImageLayer(DynamicLayer):  # type: ignore[misc]
         self.is_compileable = layer.is_compileable
         self.state = state
         if _holds_any(layer):  # and not only room for them
-            self.dtype, self.device = layer.dtype, layer.device
+            self.device = layer.device
             self.keys, self.values = layer.keys, layer.values
             self.is_initialized = True
 

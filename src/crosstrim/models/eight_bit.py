@@ -22,6 +22,7 @@ class EightBitLayer(DynamicLayer):  # type: ignore[misc]
     def __init__(self) -> None:
         self._packed: dict[str, Quantised] = {}
         self._written: dict[str, torch.Tensor] = {}
+        self._wide = torch.get_default_dtype()
         super().__init__()
 
     @property
@@ -86,14 +87,14 @@ class EightBitLayer(DynamicLayer):  # type: ignore[misc]
     def _read(self, name: str) -> torch.Tensor | None:
         if name in self._written or name not in self._packed:
             return self._written.get(name)
-        return self._packed[name].to_dtype(self.dtype)
+        return self._packed[name].to_dtype(self._wide)
 
     def _write(self, name: str, tensor: torch.Tensor | None) -> None:
         if tensor is None:
             self._packed.pop(name, None)
             self._written.pop(name, None)
         else:
-            self._written[name] = tensor
+            self._written[name], self._wide = tensor, tensor.dtype
 
     def _change(self, how: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._packed = {name: one.change(how) for name, one in self._packed.items()}

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from crosstrim.attention import attend
 from crosstrim.forward import ForwardPass
+from crosstrim.models import names
 
 
 class _OneFeature:
@@ -80,9 +81,9 @@ class MaskFree:
         step.call = None
         if step.counts is None or not self._may_replace(module, step.counts, kwargs):
             return None
-        cache = _OneFeature(kwargs.get("past_key_values"), module.layer_idx)
+        cache = _OneFeature(names.cache_in(kwargs), module.layer_idx)
         step.call = _Call(cache, step.counts)
-        return args, kwargs | {"past_key_values": cache, "attention_mask": None, "is_causal": False}
+        return args, kwargs | {names.cache_keyword(): cache, "attention_mask": None, "is_causal": False}
 
     def _may_replace(self, module: Any, counts: tuple[int, ...], kwargs: dict[str, Any]) -> bool:
         hidden_states = kwargs["hidden_states"]
