@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from crosstrim.config import TrimConfig
     from crosstrim.errors import CrosstrimError
     from crosstrim.features import FeatureCache
-    from crosstrim.handle import TrimHandle, trim
     from crosstrim.loading import load
     from crosstrim.rating import saliency
     from crosstrim.report import TrimReport
     from crosstrim.selection import select
     from crosstrim.session import Session
+    from crosstrim.trimming.handle import TrimHandle, trim
 
 __version__ = "0.1.0"
 
@@ -42,12 +42,12 @@ _MODULES = {
     "FeatureCache": "features",
     "Session": "session",
     "TrimConfig": "config",
-    "TrimHandle": "handle",
+    "TrimHandle": "trimming.handle",
     "TrimReport": "report",
     "load": "loading",
     "saliency": "rating",
     "select": "selection",
-    "trim": "handle",
+    "trim": "trimming.handle",
 }
 
 

@@ -11,9 +11,9 @@ import torch
 
 from crosstrim.config import TrimConfig
 from crosstrim.errors import ConfigError, InputError
-from crosstrim.handle import trim
 from crosstrim.models import mllama
 from crosstrim.report import TrimReport
+from crosstrim.trimming.handle import trim
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -6,7 +6,6 @@ repaired on one model instance with torch's own hooks. docs/compat.md tells the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from crosstrim.models import mllama
+from crosstrim.models import mllama, probe
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class _Departure:
     name: str
     summary: str
     reference: str
-    probe: Callable[[], bool]
+    departs: Callable[[], bool]
     hook: type
     modules: Callable[[mllama.Mllama], list[nn.Module]]
 
@@ -124,35 +123,6 @@ def _carries(module: nn.Module, hook: type) -> bool:
     return any(isinstance(one, hook) for one in hooks)
 
 
-def _tiny_text_config() -> Any:
-    from transformers.models.mllama.configuration_mllama import MllamaTextConfig
-
-    return MllamaTextConfig(
-        vocab_size=8,
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        cross_attention_layers=[0],
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-
-
-def _on_cpu_with_own_seed(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a probe module without touching the caller's random state, device or dtype."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(0)
-        return build().to(torch.float32).eval()
-
-
-def _ramp(first: float, last: float, *shape: int) -> torch.Tensor:
-    """What probes read: on the CPU and in float32, as they are, whatever the caller made torch's defaults."""
-    return torch.linspace(first, last, math.prod(shape), dtype=torch.float32, device="cpu").reshape(shape)
-
-
 @lru_cache(maxsize=1)
 @torch.no_grad()
 def _vision_states_are_late() -> bool:
@@ -161,8 +131,8 @@ def _vision_states_are_late() -> bool:
 
     config = MllamaVisionConfig(hidden_size=8, intermediate_size=8, attention_heads=1)
     config._attn_implementation = "eager"
-    encoder = _on_cpu_with_own_seed(lambda: MllamaVisionEncoder(config, num_layers=2))
-    entered = _ramp(-1, 1, 1, 3, 8)
+    encoder = probe.built(lambda: MllamaVisionEncoder(config, num_layers=2))
+    entered = probe.ramp(-1, 1, 1, 3, 8)
     return not torch.equal(encoder(entered).hidden_states[0], entered)
 
 
@@ -171,15 +141,15 @@ def _vision_states_are_late() -> bool:
 def _blind_rows_leak() -> bool:
     from transformers.models.mllama.modeling_mllama import MllamaCrossAttentionDecoderLayer
 
-    config = _tiny_text_config()
+    config = probe.text_config()
     config._attn_implementation = "eager"
-    layer = cast(Any, _on_cpu_with_own_seed(lambda: MllamaCrossAttentionDecoderLayer(config, 0)))
+    layer = cast(Any, probe.built(lambda: MllamaCrossAttentionDecoderLayer(config, 0)))
     layer.cross_attn_attn_gate.fill_(0.5)
     layer.cross_attn_mlp_gate.fill_(0.5)
-    rows = _ramp(-1, 1, 1, 2, 8)
+    rows = probe.ramp(-1, 1, 1, 2, 8)
     left = layer(
         rows,
-        cross_attention_states=_ramp(1, 2, 1, 3, 8),
+        cross_attention_states=probe.ramp(1, 2, 1, 3, 8),
         cross_attention_mask=rows.new_zeros(1, 1, 2, 3),
         attention_mask=None,
         full_text_row_masked_out_mask=rows.new_tensor([0.0, 1.0]).reshape(1, 1, 2, 1),
@@ -193,11 +163,11 @@ def _blind_rows_leak() -> bool:
 def _maskless_attention_is_causal() -> bool:
     from transformers.models.mllama.modeling_mllama import MllamaTextCrossAttention
 
-    config = _tiny_text_config()
+    config = probe.text_config()
     config._attn_implementation = "sdpa"
-    attention = cast(Any, _on_cpu_with_own_seed(lambda: MllamaTextCrossAttention(config, 0)))
-    rows = _ramp(-1, 1, 1, 2, 8)
-    features = _ramp(1, 2, 1, 3, 8) * rows.new_tensor([1.0, -1.0, 2.0]).reshape(1, 3, 1)
+    attention = cast(Any, probe.built(lambda: MllamaTextCrossAttention(config, 0)))
+    rows = probe.ramp(-1, 1, 1, 2, 8)
+    features = probe.ramp(1, 2, 1, 3, 8) * rows.new_tensor([1.0, -1.0, 2.0]).reshape(1, 3, 1)
     without = attention(rows, cross_attention_states=features, attention_mask=None)[0]
     with_mask = attention(rows, cross_attention_states=features, attention_mask=rows.new_zeros(1, 1, 2, 3))[0]
     return not torch.allclose(without, with_mask, atol=1e-5)
@@ -208,7 +178,7 @@ _DEPARTURES = (
         name="vision_features",
         summary="the vision tower hands out hidden states one layer later than intermediate_layers_indices mean",
         reference="Meta's llama-models and transformers <= 4.54 collect the states before each layer",
-        probe=_vision_states_are_late,
+        departs=_vision_states_are_late,
         hook=_StatesBeforeEachLayer,
         modules=lambda model: [cast(nn.Module, cast(Any, model.vision_model).transformer)],
     ),
@@ -216,7 +186,7 @@ _DEPARTURES = (
         name="blind_rows",
         summary="text rows before the image, which may see no feature, attend to all of them, padding included",
         reference="huggingface/transformers #39379, #47845",
-        probe=_blind_rows_leak,
+        departs=_blind_rows_leak,
         hook=_RowsThatSeeNothingPassThrough,
         modules=lambda model: list(model.cross_layers),
     ),
@@ -224,7 +194,7 @@ _DEPARTURES = (
         name="causal_without_mask",
         summary="cross-attention without a mask runs causally under SDPA and drops features",
         reference="huggingface/transformers #48172",
-        probe=_maskless_attention_is_causal,
+        departs=_maskless_attention_is_causal,
         hook=_NeverCausal,
         modules=lambda model: [cast(nn.Module, cast(Any, layer).cross_attn) for layer in model.cross_layers],
     ),
@@ -247,7 +217,7 @@ def check(model: nn.Module | None = None) -> list[Finding]:
     return [
         Finding(
             name=departure.name,
-            departs=departure.probe(),
+            departs=departure.departs(),
             repaired=located is not None and departure.is_on(located),
             summary=departure.summary,
             reference=departure.reference,
@@ -280,7 +250,7 @@ def apply(model: nn.Module, only: str | None = None) -> CompatHandle:
     located = mllama.locate(model)
     handles: list[RemovableHandle] = []
     for departure in _DEPARTURES:
-        if only in (None, departure.name) and departure.probe():
+        if only in (None, departure.name) and departure.departs():
             handles += departure.put_on(located)
     return CompatHandle(handles)
 

@@ -42,7 +42,7 @@ class TrimConfig:
 
     k: float | None = None
     keep: float | int | None = None
-    policy: str | policies.Policy | None = None
+    policy: str | policies.Voter | None = None
     k_base: Literal["visible", "all"] = "visible"
     rating_rows: Literal["all", "last_turn"] = "all"
     trim_first_layer: bool = True
@@ -59,7 +59,7 @@ class TrimConfig:
             raise ConfigError(f"trim_first_layer={self.trim_first_layer!r} must be True or False.")
         if self.user_turn_ids is not None:
             object.__setattr__(self, "user_turn_ids", tuple(self.user_turn_ids))
-        decides_alone = hasattr(self.voters(), "chosen")
+        decides_alone = self.voters().decides_alone
         if self.policy is not None and k is None and keep is None and not decides_alone:
             raise ConfigError(
                 f"policy={policies.name_of(self.policy)!r} says which features come first, not how many stay; give k "
@@ -72,7 +72,13 @@ class TrimConfig:
         return self.k is None and self.keep is None and self.policy is None
 
     @property
-    def decider(self) -> str | policies.Policy:
+    def drops_nothing(self) -> bool:
+        """Whether everything visible stays in every layer, by whatever rule."""
+        everything = self.k == 1 or (self.keep == 1 and isinstance(self.keep, float))
+        return self.lossless or (everything and set(self.voters().shares(1)) == {1})
+
+    @property
+    def decider(self) -> str | policies.Voter:
         """`policy`, or what its absence means. Nobody is asked where the trim is lossless."""
         if self.policy is not None:
             return self.policy
@@ -80,7 +86,7 @@ class TrimConfig:
 
     def voters(self) -> policies.Policy:
         """The policy itself, where `decider` may be its name."""
-        return policies.resolve(self.decider)
+        return policies.voter(self.decider)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain JSON types, with a format version.
@@ -121,7 +127,7 @@ class TrimOptions(TypedDict, total=False):
 
     k: float | None
     keep: float | int | None
-    policy: str | policies.Policy | None
+    policy: str | policies.Voter | None
     k_base: Literal["visible", "all"]
     rating_rows: Literal["all", "last_turn"]
     trim_first_layer: bool

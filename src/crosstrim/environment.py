@@ -71,5 +71,5 @@ def _describe_model(model: Any) -> dict[str, Any]:
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": str(parameter.device),
         "cross_attention_layers": list(located.layer_indices),
-        "features_per_image": located.features_per_image,
+        "features_per_image": located.geometry.features_per_image,
     }

@@ -21,6 +21,10 @@ class IncompatibleTransformersError(CrosstrimError, RuntimeError):
     """The installed transformers lacks something that trimming needs, so that nothing would be trimmed."""
 
 
+class NotTrimmedError(CrosstrimError, RuntimeError):
+    """A trimmed model ran past its trim, so that its answer would be another's."""
+
+
 class UnsupportedCacheError(CrosstrimError, TypeError):
     """The KV cache is of a kind whose cross-attention layers cannot be trimmed."""
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import lru_cache, partial
-from typing import Protocol
 
 import torch
 
@@ -44,20 +44,60 @@ class Evidence:
     features_per_tile: int
 
 
-class Policy(Protocol):
-    """Anything that maps evidence to votes; your own callable does.
+Voter = Callable[[Evidence], torch.Tensor]
+"""Anything that maps evidence to votes; your own function does."""
 
-    A policy that can decide without `k` and `keep` also has a method `chosen(evidence)`, which returns the features
-    that stay as [B, N] bool. One that has a method `shares(followers)` makes later layers read less and less.
+
+class Policy(ABC):
+    """A voter that may also say how much stays, or make later layers read less.
+
+    Attributes:
+        decides_alone: whether `chosen` can be asked, so that neither `k` nor `keep` is needed.
     """
 
+    decides_alone: bool = False
+
+    @abstractmethod
     def __call__(self, evidence: Evidence) -> torch.Tensor:
-        """Return votes [B, V, N], float: each of V voters' liking for each feature, higher first."""
-        ...
+        """Return votes [B, V, N], float: each of V voters' liking for each feature, higher first.
+
+        The same evidence must get the same votes.
+        """
+
+    def chosen(self, evidence: Evidence) -> torch.Tensor:
+        """[B, N] bool: the features that stay without any budget.
+
+        Raises:
+            ConfigError: the policy does not decide that.
+        """
+        raise ConfigError(f"policy {name_of(self)} does not say how many features stay; give k or keep with it.")
+
+    def shares(self, followers: int) -> tuple[float, ...]:
+        """What each of the later layers reads of the choice, from 0 to 1: all of it."""
+        return (1.0,) * followers
+
+
+class Own(Policy):
+    """A voter of the caller's, with the methods of `Policy` that it happens to have.
+
+    Args:
+        voter: any callable.
+    """
+
+    def __init__(self, voter: Voter) -> None:
+        self.voter = voter
+        for name in ("chosen", "shares"):
+            if callable(method := getattr(voter, name, None)):
+                setattr(self, name, method)
+        self.decides_alone = "chosen" in vars(self)
+
+    def __call__(self, evidence: Evidence) -> torch.Tensor:
+        """Return the voter's votes."""
+        return self.voter(evidence)
 
 
 @dataclass(frozen=True)
-class Union:
+class Union(Policy):
     """The paper's rule: every query head is a voter."""
 
     def __call__(self, evidence: Evidence) -> torch.Tensor:
@@ -66,7 +106,7 @@ class Union:
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Policy):
     """One ranking by the attention averaged over heads and rows, as FastV ranks tokens (arXiv 2403.06764)."""
 
     def __call__(self, evidence: Evidence) -> torch.Tensor:
@@ -75,7 +115,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Value:
+class Value(Policy):
     """Every query head votes by what a feature adds to its output: attention times the norm of the value."""
 
     def __call__(self, evidence: Evidence) -> torch.Tensor:
@@ -87,7 +127,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(Policy):
     """A control: one voter with no opinion. The same draw for every sample, so batch mates do not matter.
 
     Attributes:
@@ -109,7 +149,7 @@ class Random:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Policy):
     """A control: features spread evenly over every tile, whatever the picture shows.
 
     Patches are taken in an order that stays even at any length: the plane's golden-ratio sequence (R2), each point
@@ -125,7 +165,7 @@ class Grid:
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class Given(Policy):
     """Votes that were cast elsewhere, for one certain batch of prompts.
 
     Attributes:
@@ -150,7 +190,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Mass:
+class Mass(Policy):
     """Per head the fewest features that hold a share of its attention; concentrated heads name fewer.
 
     With `k` or `keep` the features come in the order of the smallest share that would include them.
@@ -160,6 +200,11 @@ class Mass:
     """
 
     p: float = 0.9
+
+    @property
+    def decides_alone(self) -> bool:  # type: ignore[override]  # nobody sets it here
+        """Yes: the share `p` itself picks."""
+        return True
 
     def __post_init__(self) -> None:
         if not 0 < self.p <= 1:
@@ -183,7 +228,7 @@ class Mass:
 
 
 @dataclass(frozen=True)
-class MaximalMarginalRelevance:
+class MaximalMarginalRelevance(Policy):
     """Relevance minus redundancy: greedily the feature with the best mean attention less its likeness to those taken.
 
     Likeness is the largest cosine between the leader's keys (see `crosstrim.greedy`). Relevance is the mean saliency
@@ -204,7 +249,7 @@ class MaximalMarginalRelevance:
 
 
 @dataclass(frozen=True)
-class Contribution:
+class Contribution(Policy):
     """Maximal marginal relevance of what features add to the layer's output, which is attention times value. Ours.
 
     As `MaximalMarginalRelevance`, but relevance is the saliency times the value's norm, averaged over heads, and
@@ -227,7 +272,7 @@ class Contribution:
 
 
 @dataclass(frozen=True)
-class DeterminantalPointProcess:
+class DeterminantalPointProcess(Policy):
     """Greedy MAP of a determinantal point process whose quality is the saliency (as in CDPruner, arXiv 2506.10967).
 
     Attributes:
@@ -261,7 +306,7 @@ def _greedily(evidence: Evidence, take: greedy.Take) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Pyramid:
+class Pyramid(Policy):
     """Another policy's votes, or its own choice, with every later layer dropping some more of what it chose.
 
     The first of the later layers reads all of the choice and the last one a share of it; between them the share
@@ -273,7 +318,7 @@ class Pyramid:
     """
 
     last: float = 0.5
-    policy: Policy = Union()
+    policy: Voter = Union()
 
     def __post_init__(self) -> None:
         if not 0 < self.last <= 1:
@@ -284,10 +329,13 @@ class Pyramid:
         return self.policy(evidence)
 
     @property
-    def chosen(self) -> Callable[[Evidence], torch.Tensor]:
-        """What the policy within picks without any budget; missing, as an attribute, where it is missing there."""
-        choose: Callable[[Evidence], torch.Tensor] = self.policy.chosen  # type: ignore[attr-defined]
-        return choose
+    def decides_alone(self) -> bool:  # type: ignore[override]  # nobody sets it here
+        """Whether the policy within does."""
+        return voter(self.policy).decides_alone
+
+    def chosen(self, evidence: Evidence) -> torch.Tensor:
+        """[B, N] bool: what the policy within picks without any budget."""
+        return voter(self.policy).chosen(evidence)
 
     def shares(self, followers: int) -> tuple[float, ...]:
         """What each of the later layers reads of the choice."""
@@ -333,7 +381,7 @@ BUDGETED = "contribution"
 """... and with the exact budget `keep`, where the rule that lost least in our measurements does."""
 
 
-def resolve(policy: str | Policy, *, others: Sequence[str] = ()) -> Policy:
+def resolve(policy: str | Voter, *, others: Sequence[str] = ()) -> Voter:
     """The policy of that name, or the callable itself. A number may follow the name: "mass:0.9", "random:3".
 
     Args:
@@ -365,9 +413,52 @@ def resolve(policy: str | Policy, *, others: Sequence[str] = ()) -> Policy:
         ) from error
 
 
-def name_of(policy: str | Policy) -> str:
+def voter(policy: str | Voter) -> Policy:
+    """The policy of that name, or the callable as a policy.
+
+    Raises:
+        ConfigError: as `resolve`.
+    """
+    found = resolve(policy)
+    return found if isinstance(found, Policy) else Own(found)
+
+
+def name_of(policy: str | Voter) -> str:
     """What results call a policy: its name, or of one of your own where its code is, the same in every run."""
+    if isinstance(policy, Own):
+        policy = policy.voter
     if isinstance(policy, str):
         return policy
     code = policy if hasattr(policy, "__qualname__") else type(policy)
     return repr(policy) if is_dataclass(policy) and code is not policy else f"{code.__module__}.{code.__qualname__}"
+
+
+def votes_of(policy: Voter, evidence: Evidence) -> torch.Tensor:
+    """The policy's votes [B, V, N].
+
+    Raises:
+        InputError: it returned something else.
+    """
+    votes = policy(evidence)
+    batch, features = evidence.visible.shape
+    is_tensor = isinstance(votes, torch.Tensor)
+    if not is_tensor or votes.dim() != 3 or votes.shape[::2] != (batch, features) or not votes.shape[1]:
+        raise _returned(policy, votes, f"votes must be a tensor [{batch}, at least 1 voter, {features}]")
+    return votes
+
+
+def chosen_by(policy: Policy, evidence: Evidence) -> torch.Tensor:
+    """The visible features [B, N] that a policy picks without any budget.
+
+    Raises:
+        InputError: it returned something else.
+    """
+    chosen = policy.chosen(evidence)
+    if not isinstance(chosen, torch.Tensor) or (chosen.shape, chosen.dtype) != (evidence.visible.shape, torch.bool):
+        raise _returned(policy, chosen, f"what is chosen must be a bool tensor {list(evidence.visible.shape)}")
+    return chosen & evidence.visible.to(chosen.device)
+
+
+def _returned(policy: Voter, what: object, wanted: str) -> InputError:
+    met = f"{what.dtype} {list(what.shape)}" if isinstance(what, torch.Tensor) else repr(what)
+    return InputError(f"policy {name_of(policy)} returned {met}, but {wanted}.")

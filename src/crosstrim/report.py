@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crosstrim.config import TrimConfig
-from crosstrim.state import LayerStates
+from crosstrim.trimming.kept import LayersKept
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -123,7 +123,7 @@ class TrimReport:
         return f"{kept}, image KV {format_bytes(self.kv_bytes_untrimmed)} -> {format_bytes(self.kv_bytes)}"
 
 
-def image_reports(states: LayerStates) -> tuple[tuple[ImageReport, ...], ...]:
+def image_reports(states: LayersKept) -> tuple[tuple[ImageReport, ...], ...]:
     """Per sample and image, what `states` keep; image slots of which nothing is visible are left out."""
     size = states[0].features_per_image
     visible, kept = (tensor.cpu().unflatten(1, (-1, size)) for tensor in (states[0].visible, states[0].kept))

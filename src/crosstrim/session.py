@@ -16,8 +16,8 @@ from crosstrim import answering
 from crosstrim.config import TrimConfig, TrimOptions, resolve
 from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError
 from crosstrim.features import FeatureCache, digests
-from crosstrim.handle import handle_on, trim
 from crosstrim.models import mllama, prompts, vision
+from crosstrim.trimming.handle import handle_on, trim
 
 if TYPE_CHECKING:
     from PIL import Image

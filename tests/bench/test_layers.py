@@ -147,8 +147,8 @@ def test_only_the_hooks_that_were_put_on_are_timed_and_none_stays(model, clock):
 
 def test_scoring_is_overhead_and_attention_is_none(model, clock, monkeypatch):
     for name, function, seconds in (
-        ("crosstrim.models.maskfree.attend", attention.attend, 100),
-        ("crosstrim.decision.saliency", crosstrim.saliency, 1),
+        ("crosstrim.models.interface.attend", attention.attend, 100),
+        ("crosstrim.method.choose.saliency", crosstrim.saliency, 1),
     ):
         monkeypatch.setattr(name, lambda *args, f=function, s=seconds, **options: (clock(s), f(*args, **options))[1])
     with torch.no_grad(), inside_hooks(model, crosstrim.trim, keep=0.5) as watch:

@@ -11,8 +11,8 @@ from crosstrim import TrimConfig, answering
 from crosstrim.errors import ResultError
 from crosstrim.eval import dataset, oracle, settings, sweep
 from crosstrim.eval.batches import Encoder
-from crosstrim.handle import trim
 from crosstrim.policies import Given
+from crosstrim.trimming.handle import trim
 from tests.eval.conftest import all_rows, write_pictures, write_rows
 
 TOKENS = 4

@@ -9,8 +9,8 @@ import torch
 from transformers import DynamicCache
 
 import crosstrim
-from crosstrim.models.cache import EightBitImageLayer, ImageLayer
 from crosstrim.quantisation import KV_DTYPES, Quantised
+from crosstrim.trimming.cache import EightBitImageLayer, ImageLayer
 from tests import tiny
 from tests.model.test_modes import RAGGED, grow, split_turns
 from tests.tiny import Image
@@ -107,7 +107,7 @@ def test_bytes_are_those_of_the_held_tensors(model, kv_dtype, dtype):
 def test_packed_layers_follow_their_batch(model, kv_dtype):
     batch = tiny.inputs(*RAGGED)
     cache, _ = filled(model, batch, keep=0.3, kv_dtype=kv_dtype)
-    before = [(layer.keys, layer.values, layer.state.slots) for layer in layers(cache)]
+    before = [(layer.keys, layer.values, layer.kept.slots) for layer in layers(cache)]
     order = torch.tensor([1, 0])
     moves = [
         (lambda one: one.reorder_cache(order), lambda tensor: tensor[order]),
@@ -123,7 +123,7 @@ def test_packed_layers_follow_their_batch(model, kv_dtype):
         for layer, tensors in zip(layers(moved), before, strict=True):
             assert isinstance(layer, EightBitImageLayer)
             assert not layer._written
-            for found, tensor in zip((layer.keys, layer.values, layer.state.slots), tensors, strict=True):
+            for found, tensor in zip((layer.keys, layer.values, layer.kept.slots), tensors, strict=True):
                 assert torch.equal(found, expected(tensor))
             assert layer.get_seq_length() == tensors[0].shape[2]
 

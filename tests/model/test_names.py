@@ -85,11 +85,11 @@ def test_a_version_without_any_known_name_is_refused_before_anything_is_put_on(m
         raise AssertionError("nothing may run")
 
     monkeypatch.setattr(MllamaModel, "forward", forward)
-    names.cache_keyword.cache_clear()
+    names.cache_names.cache_clear()
     try:
         before = len(model.model._forward_pre_hooks)
         with pytest.raises(IncompatibleTransformersError, match=r"KV cache by none of cache, past_key_values"):
             crosstrim.trim(model, k=0.1)
         assert len(model.model._forward_pre_hooks) == before
     finally:
-        names.cache_keyword.cache_clear()
+        names.cache_names.cache_clear()

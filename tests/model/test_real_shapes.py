@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AttentionInterface
 from transformers.models.mllama.configuration_mllama import MllamaConfig, MllamaTextConfig, MllamaVisionConfig
 from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration
 
@@ -51,7 +52,7 @@ def on_meta(name):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_prefill_and_a_decode_step_at_half_the_features(name):
+def test_prefill_and_a_decode_step_at_half_the_features(name, monkeypatch):
     model = on_meta(name)
     compat.apply(model)
     batch, rows, features = 1, 16, 4 * 1601
@@ -72,11 +73,14 @@ def test_prefill_and_a_decode_step_at_half_the_features(name):
         layers[index].cross_attn.k_proj.register_forward_pre_hook(
             lambda m, args: followers_read.append(args[0].shape)
         )
-    for index in indices:
-        layers[index].cross_attn.register_forward_pre_hook(
-            lambda m, args, kwargs: scores.setdefault(m.layer_idx, []).append(kwargs["attention_mask"].shape),
-            with_kwargs=True,
-        )
+    attention = AttentionInterface()["sdpa"]
+
+    def record(module, queries, keys, values, mask, **kwargs):
+        if getattr(module, "layer_idx", None) in indices:
+            scores.setdefault(module.layer_idx, []).append(mask.shape)
+        return attention(module, queries, keys, values, mask, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", record)
     with torch.no_grad():
         untrimmed = kv_bytes(model(**prompt).past_key_values, indices)
         followers_read.clear()

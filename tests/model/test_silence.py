@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
 import warnings
+import weakref
 
 import pytest
 import torch
 from transformers import DynamicCache
 
 import crosstrim
-from crosstrim.errors import AlreadyTrimmedError, CompatWarning, CrosstrimError, InputError, UnsupportedModelError
+from crosstrim.errors import AlreadyTrimmedError, CompatWarning, CrosstrimError
 from tests import tiny
 from tests.model.test_handle import SINGLE, generate
 from tests.model.test_modes import grow, split_turns
@@ -170,39 +172,56 @@ def test_a_trim_whose_handle_was_lost_can_be_taken_off(model):
     crosstrim.trim(model, k=0.1).remove()
 
 
-@pytest.mark.parametrize("name", ["q_norm", "v_proj"])
-def test_a_part_that_was_replaced_after_trim_is_refused(model, name):
+@pytest.mark.parametrize("name", ["q_norm", "k_norm", "v_proj", "o_proj"])
+def test_a_part_that_was_replaced_after_trim_is_the_one_that_counts(model, name):
+    """An adapter, say. The choice is made where the layer attends, on what its parts made by then."""
+
+    class Adapter(torch.nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base = base
+
+        def forward(self, numbers):
+            return self.base(numbers) * torch.linspace(0.1, 2, self.base(numbers).shape[-1])
+
     attention = model.model.language_model.layers[tiny.CROSS_LAYERS[0]].cross_attn
-    genuine = getattr(attention, name)
-    with torch.no_grad(), crosstrim.trim(model, keep=6):
-        try:
-            setattr(attention, name, torch.nn.Sequential(genuine))
-            with pytest.raises(UnsupportedModelError, match=rf"{name}.*was replaced after trim\(\).*remove\(\)"):
-                model(**tiny.inputs(SINGLE))
-        finally:
-            setattr(attention, name, genuine)
-
-
-def test_a_compiled_first_layer_is_refused_by_name(model):
-    model = copy.deepcopy(model)
-    model.model.language_model.layers[tiny.CROSS_LAYERS[0]].cross_attn.compile(backend="eager")
-    with torch.no_grad(), crosstrim.trim(model, keep=6), pytest.raises(InputError, match="compile decoding steps"):
-        model(**tiny.inputs(SINGLE))
-
-
-def test_an_interruption_holds_no_picture_once_the_trim_is_off(model):
     batch = tiny.inputs(SINGLE)
+    with torch.no_grad():
+        with crosstrim.trim(model, keep=6) as trimmed:
+            setattr(attention, name, Adapter(getattr(attention, name)))
+            got, selection = model(**batch).logits, kept(trimmed)
+        with crosstrim.trim(model, keep=6) as trimmed:
+            assert torch.equal(model(**batch).logits, got)
+            assert kept(trimmed) == selection
+
+
+def test_a_compiled_first_layer_chooses_as_the_layer_itself(model):
+    batch = tiny.inputs(SINGLE)
+    with torch.no_grad(), crosstrim.trim(model, keep=6) as trimmed:
+        expected = generate(model, batch)
+        selection = kept(trimmed)
+    attention = model.model.language_model.layers[tiny.CROSS_LAYERS[0]].cross_attn
+    attention.compile(backend="eager")
+    with torch.no_grad(), crosstrim.trim(model, keep=6) as trimmed:
+        assert torch.equal(generate(model, batch), expected)
+        assert kept(trimmed) == selection
+
+
+def test_an_interruption_holds_no_picture(model):
+    batch = tiny.inputs(SINGLE)
+    pixels = weakref.ref(batch["pixel_values"])
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    trimmed = crosstrim.trim(model, keep=6)
-    hook = model.model.language_model.layers[tiny.CROSS_LAYERS[1]].mlp.register_forward_hook(interrupt)
-    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
-        model(**batch)
-    hook.remove()
-    trimmed.remove()
-    assert trimmed._current is None
+    with crosstrim.trim(model, keep=6):
+        hook = model.model.language_model.layers[tiny.CROSS_LAYERS[1]].mlp.register_forward_hook(interrupt)
+        with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+            model(**batch)
+        hook.remove()
+        del batch
+        gc.collect()
+        assert pixels() is None
 
 
 @pytest.mark.parametrize("seen", [[3], []], ids=["a tile of its own", "nothing"])

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosstrim import decision, greedy, policies, select
+from crosstrim import greedy, policies, select
 from crosstrim.errors import ConfigError, InputError
 from crosstrim.policies import Evidence
 
@@ -346,7 +346,7 @@ def test_votes_of_a_wrong_shape_are_refused_by_the_policys_name(returned, met):
 
     words = rf"policy tests.unit.test_policies.*wrong returned {met}, but votes must be a tensor \[2, .*, 34\]"
     with pytest.raises(InputError, match=words):
-        decision.votes_of(wrong, evidence())
+        policies.votes_of(wrong, evidence())
 
 
 def test_a_choice_is_among_the_visible_and_fits():
@@ -357,18 +357,18 @@ def test_a_choice_is_among_the_visible_and_fits():
             return self.chooses
 
     one, own = evidence(), Own()
-    assert torch.equal(decision.chosen_by(own, one), one.visible)
+    assert torch.equal(policies.chosen_by(own, one), one.visible)
     for wrong in (None, torch.ones(2, IMAGE), torch.ones(2, 5, dtype=torch.bool)):
         own.chooses = wrong
         with pytest.raises(InputError, match=r"Own returned .*, but what is chosen must be a bool tensor \[2, 34\]"):
-            decision.chosen_by(own, one)
+            policies.chosen_by(own, one)
 
 
 def test_a_pyramid_decides_alone_where_the_policy_within_does():
     one = evidence()
     pyramid = policies.Pyramid(0.5, policies.Mass(0.9))
-    assert torch.equal(decision.chosen_by(pyramid, one), policies.Mass(0.9).chosen(one))
-    assert not hasattr(policies.Pyramid(0.5), "chosen")
+    assert torch.equal(policies.chosen_by(pyramid, one), policies.Mass(0.9).chosen(one))
+    assert not policies.Pyramid(0.5).decides_alone
 
 
 def test_random_votes_do_not_depend_on_batch_or_length():

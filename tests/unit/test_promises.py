@@ -20,11 +20,11 @@ def test_importing_waits_for_nothing():
     code = """
 import sys
 import crosstrim
-assert not {"torch", "transformers", "crosstrim.hooks"} & set(sys.modules)
+assert not {"torch", "transformers", "crosstrim.trimming"} & set(sys.modules)
 assert set(crosstrim.__all__) <= set(dir(crosstrim))
 assert crosstrim.policies.PAPER == "union"
 assert not hasattr(crosstrim, "no_such_name")
-import crosstrim.decision
+import crosstrim.method.choose
 assert callable(crosstrim.saliency)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
@@ -56,9 +56,9 @@ def test_the_core_knows_nothing_of_what_is_built_on_it():
     """Imports point one way: the command line, evaluation and pictures use the core, never the reverse."""
     code = """
 import importlib, sys
-core = ["config", "policies", "rating", "selection", "state", "rows", "decision", "forward", "hooks", "report"]
+core = ["config", "policies", "rating", "selection", "rows", "method.choose", "trimming.handle", "report"]
 core += ["features", "quantisation", "memory", "capacity", "compat", "errors", "loading"]
-core += [f"models.{name}" for name in ("mllama", "cache", "memory", "parallel", "tiles", "vision")]
+core += [f"models.{name}" for name in ("mllama", "interface", "memory", "parallel", "tiles", "vision")]
 for name in core:
     importlib.import_module(f"crosstrim.{name}")
 upper = ["crosstrim.cli", "crosstrim.eval", "crosstrim.bench", "crosstrim.viz", "crosstrim.images"]

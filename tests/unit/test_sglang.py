@@ -13,15 +13,16 @@ import torch
 
 from crosstrim import TrimConfig, mini
 from crosstrim.engines.sglang import launch, slots
-from crosstrim.engines.sglang.trimming import Geometry, Prompt, Settings, Trimming, attend
+from crosstrim.engines.sglang.trimming import Prompt, Settings, Trimming, attend
 from crosstrim.errors import ConfigError, EngineError
+from crosstrim.method.geometry import Geometry
 
 IMAGE = 9
-GEOMETRY = Geometry(features_per_tile=5, tiles_per_image=4, query_heads=4, image_token_id=IMAGE, user_turn_ids=None)
+GEOMETRY = Geometry(features_per_tile=5, tiles_per_image=4, query_heads=4, key_value_heads=2, head_size=8)
 
 
 def trimming(**options) -> Trimming:
-    return Trimming(Settings.read(options, {}), GEOMETRY)
+    return Trimming(Settings.read(options, {}), GEOMETRY, IMAGE, None)
 
 
 class TestSettings:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from crosstrim.state import TrimState
+from crosstrim.trimming.kept import Kept
 
 MIN = torch.finfo(torch.float32).min
 
 
 def state(*rows):
     kept = torch.tensor(rows, dtype=torch.bool)
-    return TrimState.of(kept, torch.ones_like(kept), kept.shape[1])
+    return Kept.of(kept, torch.ones_like(kept), kept.shape[1])
 
 
 EVEN, RAGGED, BLIND = state([1, 0, 1], [0, 1, 1]), state([1, 1, 1], [0, 0, 1]), state([0, 0, 0], [1, 1, 0])

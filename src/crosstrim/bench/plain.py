@@ -13,7 +13,7 @@ from torch import nn
 from crosstrim.models import mllama
 from crosstrim.models.names import cache_in
 from crosstrim.report import TrimReport
-from crosstrim.state import TrimState
+from crosstrim.trimming.kept import Kept
 
 
 @contextlib.contextmanager
@@ -32,10 +32,10 @@ def plainly_trimmed(model: nn.Module, report: TrimReport) -> Iterator[None]:
     kept = torch.zeros(len(report.samples), features, dtype=torch.bool, device=device)
     for sample, images in enumerate(report.samples):
         kept[sample, [index for image in images for index in image.kept_indices]] = True
-    state = TrimState.of(kept, kept, parts.features_per_image)
+    state = Kept.of(kept, kept, parts.geometry.features_per_image)
 
     @cache
-    def state_of(batch: int) -> TrimState:
+    def state_of(batch: int) -> Kept:
         return state.batch(lambda tensor: tensor.repeat_interleave(batch // len(kept), dim=0))
 
     def short(mask: torch.Tensor) -> torch.Tensor | None:

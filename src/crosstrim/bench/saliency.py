@@ -53,7 +53,7 @@ def run(shape: str, rows: list[int], scorings: int, keep: int, choices: int) -> 
     sizes = shapes.SHAPES[shape]
     evidence = _evidence(sizes, keep)
     turns = alternate(
-        {name: partial(_choose, policies.resolve(name), evidence, keep) for name in POLICIES}, rounds=choices
+        {name: partial(_choose, policies.voter(name), evidence, keep) for name in POLICIES}, rounds=choices
     )
     for name in POLICIES:
         common = {"what": "choose", "shape": shape, "policy": name, "kept": keep, "of": sizes.features_per_image}

@@ -16,9 +16,9 @@ from crosstrim.config import TrimConfig
 from crosstrim.engines.rows import Row, Rows, batches
 from crosstrim.errors import CrosstrimError, InputError
 from crosstrim.eval.batches import Encoder
-from crosstrim.handle import trim
 from crosstrim.loading import load
 from crosstrim.models.memory import bytes_per_sample
+from crosstrim.trimming.handle import trim
 
 PROMPT_TOKENS = 512
 """Of a question, where memory is planned."""

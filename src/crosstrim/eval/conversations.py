@@ -12,9 +12,9 @@ import torch
 from crosstrim import answering
 from crosstrim.config import TrimConfig
 from crosstrim.errors import InputError
-from crosstrim.handle import TrimHandle, trim
 from crosstrim.models import continuation
 from crosstrim.report import ImageReport
+from crosstrim.trimming.handle import TrimHandle, trim
 
 Conversation = Sequence[Mapping[str, Any]]
 """Messages as chat templates take them: `{"role", "content": [part, ...]}`.

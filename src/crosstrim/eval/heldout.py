@@ -10,9 +10,9 @@ from typing import Any
 from crosstrim import answering, compat, mini
 from crosstrim.config import TrimConfig
 from crosstrim.eval.batches import Encoder
-from crosstrim.handle import TrimHandle, trim
 from crosstrim.images import open_image
 from crosstrim.report import versions
+from crosstrim.trimming.handle import TrimHandle, trim
 
 MAX_NEW_TOKENS = 12
 """Longer than any right answer."""

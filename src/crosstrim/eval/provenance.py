@@ -34,7 +34,7 @@ def of_model(model: Any, name: str) -> dict[str, Any]:
         "sha256_of_samples": _fingerprint(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "cross_attention_layers": len(located.cross_layers),
-        "features_per_image": located.features_per_image,
+        "features_per_image": located.geometry.features_per_image,
     }
 
 

@@ -134,4 +134,4 @@ def _config(name: str, **fields: Any) -> TrimConfig:
 
 
 def _needs_knob(name: str) -> bool:
-    return name == ORACLE or ":" not in name or not hasattr(policies.resolve(name), "chosen")
+    return name == ORACLE or ":" not in name or not policies.voter(name).decides_alone

@@ -18,10 +18,10 @@ from crosstrim.eval.batches import Encoder
 from crosstrim.eval.dataset import Dataset, Item
 from crosstrim.eval.journal import Journal, Record, check_same, journal_of, write_whole
 from crosstrim.eval.settings import ORACLE, UNTRIMMED, Setting
-from crosstrim.handle import trim
 from crosstrim.models import mllama
 from crosstrim.policies import Given
 from crosstrim.quantisation import share_of_bytes
+from crosstrim.trimming.handle import trim
 
 FORMAT = 1
 MAX_NEW_TOKENS = 32
@@ -183,7 +183,7 @@ def _header(
     return {
         "format": FORMAT,
         "dataset": provenance.of_dataset(dataset),
-        "model": {**provenance.of_model(model, name), "head_size": mllama.locate(model).head_size},
+        "model": {**provenance.of_model(model, name), "head_size": mllama.locate(model).geometry.head_size},
         "generation": {"max_new_tokens": max_new_tokens, "do_sample": False, "batch_size": batch_size},
         "settings": [setting.to_dict() for setting in settings],
         **provenance.of_software(model),

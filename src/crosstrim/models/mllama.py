@@ -10,6 +10,9 @@ from torch import nn
 
 from crosstrim.errors import UnsupportedModelError
 from crosstrim.memory import ModelShape
+from crosstrim.method.geometry import Geometry
+
+MODELING = "transformers.models.mllama.modeling_mllama"
 
 # `<|start_header_id|>user<|end_header_id|>` in the vocabulary that every Llama-3.2-Vision checkpoint shares.
 LLAMA_VOCABULARY_SIZE = 128256
@@ -26,9 +29,7 @@ class Mllama:
         vision_model: `MllamaVisionModel`.
         cross_layers: the cross-attention decoder layers in order; the first one is the leader.
         layer_indices: their positions in the decoder stack, which are also their places in the KV cache.
-        features_per_tile: patches of a tile plus its class token (1601 on 11B and 90B).
-        tiles_per_image: tiles every image is padded to (4 on 11B and 90B).
-        head_size: numbers of a key or value in one head.
+        geometry: how image features are counted, and how many heads look at them.
         image_token_id: id of `<|image|>`.
         user_turn_ids: token ids that open a user turn, when the vocabulary is Llama-3.2's own.
     """
@@ -38,16 +39,9 @@ class Mllama:
     vision_model: nn.Module
     cross_layers: tuple[nn.Module, ...]
     layer_indices: tuple[int, ...]
-    features_per_tile: int
-    tiles_per_image: int
-    head_size: int
+    geometry: Geometry
     image_token_id: int
     user_turn_ids: tuple[int, ...] | None
-
-    @property
-    def features_per_image(self) -> int:
-        """Image features of one image, padding tiles included (6404 on 11B and 90B)."""
-        return self.features_per_tile * self.tiles_per_image
 
     @property
     def leader(self) -> nn.Module:
@@ -102,9 +96,7 @@ def locate(model: nn.Module) -> Mllama:
         vision_model=mllama.vision_model,
         cross_layers=tuple(text_model.layers[index] for index in indices),
         layer_indices=indices,
-        features_per_tile=mllama.vision_model.num_patches,
-        tiles_per_image=mllama.max_num_tiles,
-        head_size=text_config.hidden_size // text_config.num_attention_heads,
+        geometry=geometry_of(mllama.config),
         image_token_id=mllama.config.image_token_index,
         user_turn_ids=LLAMA_USER_TURN_IDS if text_config.vocab_size == LLAMA_VOCABULARY_SIZE else None,
     )
@@ -121,31 +113,25 @@ def user_turn_ids(tokenizer: Any) -> tuple[int, ...] | None:
     return tuple(ids) if len(ids) >= 3 and {ids[0], ids[-1]} <= known else None
 
 
-def attention_inputs(layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """The modules that give q [B, Hq, T, D] and k [B, Hkv, N, D] as attention gets them, and v as v_proj does."""
-    cross_attention = cast(Any, layer).cross_attn
-    return cross_attention.q_norm, cross_attention.k_norm, cross_attention.v_proj
+def geometry_of(config: Any) -> Geometry:
+    """The sizes of the model with this configuration.
 
-
-def check_attention_inputs(layer: nn.Module, watched: tuple[nn.Module, ...]) -> None:
-    """Refuse a layer whose `attention_inputs` are no longer the `watched` ones.
-
-    A hook on a module that is not called sees nothing, and one inside an adapter half of what that makes.
-
-    Raises:
-        UnsupportedModelError: one was replaced.
+    Args:
+        config: an `MllamaConfig`.
     """
-    for name, expected, found in zip(("q_norm", "k_norm", "v_proj"), watched, attention_inputs(layer), strict=True):
-        if found is not expected:
-            raise UnsupportedModelError(
-                f"{name} of the first cross-attention layer was replaced after trim(), by a {type(found).__name__}; "
-                "remove() the trim and call crosstrim.trim again."
-            )
+    text, vision = config.text_config, config.vision_config
+    return Geometry(
+        features_per_tile=1 + (vision.image_size // vision.patch_size) ** 2,
+        tiles_per_image=vision.max_num_tiles,
+        query_heads=text.num_attention_heads,
+        key_value_heads=text.num_key_value_heads,
+        head_size=text.hidden_size // text.num_attention_heads,
+    )
 
 
-def attention_scale(layer: nn.Module) -> float:
-    """What the layer multiplies q·k with before the softmax."""
-    return float(cast(Any, layer).cross_attn.scaling)
+def attention_of(layer: nn.Module) -> nn.Module:
+    """The attention module of a cross-attention decoder layer."""
+    return cast(nn.Module, cast(Any, layer).cross_attn)
 
 
 def as_sequence(features: torch.Tensor, batch_size: int) -> torch.Tensor:

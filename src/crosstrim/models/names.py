@@ -14,8 +14,10 @@ _CACHE_NAMES = ("cache", "past_key_values")
 
 
 @lru_cache(maxsize=1)
-def cache_keyword() -> str:
-    """What the installed Mllama calls the KV cache in every one of its forwards.
+def cache_names() -> tuple[str, ...]:
+    """What every forward of the installed Mllama lets the KV cache be called, its own name first.
+
+    A version that has renamed it still takes the older name, and says so.
 
     Raises:
         IncompatibleTransformersError: it takes none of the names known here.
@@ -23,19 +25,24 @@ def cache_keyword() -> str:
     from transformers.models.mllama import modeling_mllama
 
     accepted = inspect.signature(modeling_mllama.MllamaModel.forward).parameters
-    known = [name for name in _CACHE_NAMES if name in accepted]
+    known = [place for place, name in enumerate(_CACHE_NAMES) if name in accepted]
     if not known:
         raise incompatible(f"MllamaModel.forward takes the KV cache by none of {', '.join(_CACHE_NAMES)}")
-    return known[0]
+    return _CACHE_NAMES[known[0] :]
+
+
+def cache_keyword() -> str:
+    """What the installed Mllama calls the KV cache.
+
+    Raises:
+        IncompatibleTransformersError: as `cache_names`.
+    """
+    return cache_names()[0]
 
 
 def cache_in(arguments: Mapping[str, Any]) -> Any:
-    """The KV cache among the keyword arguments of a forward, under whichever name it accepts; None without one.
-
-    A version that has renamed it still takes the older name, and says so.
-    """
-    accepted = _CACHE_NAMES[_CACHE_NAMES.index(cache_keyword()) :]
-    return next((arguments[name] for name in accepted if arguments.get(name) is not None), None)
+    """The KV cache among the keyword arguments of a forward, under whichever name; None without one."""
+    return next((arguments[name] for name in cache_names() if arguments.get(name) is not None), None)
 
 
 def incompatible(what: str) -> IncompatibleTransformersError:

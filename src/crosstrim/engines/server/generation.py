@@ -14,8 +14,8 @@ from crosstrim.engines.server.chat import Chat, Delta, Failed, Finished
 from crosstrim.engines.server.text import GrowingText
 from crosstrim.errors import InputError
 from crosstrim.features import FeatureCache
-from crosstrim.handle import TrimHandle, trim
 from crosstrim.models import mllama, vision
+from crosstrim.trimming.handle import TrimHandle, trim
 
 
 class Generator:

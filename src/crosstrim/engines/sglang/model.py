@@ -22,8 +22,8 @@ from sglang.srt.utils import add_prefix
 
 from crosstrim.engines.sglang import slots
 from crosstrim.engines.sglang.launch import check_server
-from crosstrim.engines.sglang.trimming import Geometry, Kept, Prompt, Settings, Trimming, attend
-from crosstrim.models.mllama import LLAMA_USER_TURN_IDS, LLAMA_VOCABULARY_SIZE
+from crosstrim.engines.sglang.trimming import Kept, Prompt, Settings, Trimming, attend
+from crosstrim.models import mllama
 
 
 class TrimmedCrossAttention(upstream.MllamaTextCrossAttention):
@@ -96,20 +96,16 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
 
     def __init__(self, config: Any, quant_config: Any = None, prefix: str = "") -> None:
         super().__init__(config, quant_config=quant_config, prefix=prefix)
-        text, vision = config.text_config, config.vision_config
+        text = config.text_config
         settings = Settings.read(getattr(config, "crosstrim", None) or {}, os.environ)
         check_server(resolved_view(get_server_args()))
         if settings.free_slots and settings.count_depends_on_prompt:
             slots.check_hooked()
         self.trimming = Trimming(
             settings,
-            Geometry(
-                features_per_tile=self.vision_model.num_patches,
-                tiles_per_image=vision.max_num_tiles,
-                query_heads=text.num_attention_heads,
-                image_token_id=config.image_token_index,
-                user_turn_ids=LLAMA_USER_TURN_IDS if text.vocab_size == LLAMA_VOCABULARY_SIZE else None,
-            ),
+            mllama.geometry_of(config),
+            config.image_token_index,
+            mllama.LLAMA_USER_TURN_IDS if text.vocab_size == mllama.LLAMA_VOCABULARY_SIZE else None,
         )
         for place, index in enumerate(sorted(text.cross_attention_layers)):
             layer = self.language_model.model.layers[index]

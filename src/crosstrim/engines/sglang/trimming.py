@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from crosstrim import policies
 from crosstrim.config import TrimConfig
 from crosstrim.errors import ConfigError
-from crosstrim.rating import saliency
+from crosstrim.method.choose import OneProcess, choose
+from crosstrim.method.geometry import Geometry
 from crosstrim.rows import last_turn_rows
-from crosstrim.selection import budget_of, select
+from crosstrim.selection import budget_of
 
 FREE_SLOTS = "free_slots"
 
@@ -68,7 +68,7 @@ class Settings:
                 "trim_first_layer=False cannot be had in SGLang, where one row of KV slots serves all layers; leave "
                 "it out."
             )
-        if hasattr(config.voters(), "shares"):
+        if set(config.voters().shares(2)) != {1}:
             raise ConfigError(
                 f"policy={config.policy!r} keeps less from layer to layer, which cannot be had in SGLang, where one "
                 "row of KV slots serves all layers; choose another policy."
@@ -85,30 +85,6 @@ def _parse(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The sizes of a model that the choice depends on.
-
-    Attributes:
-        features_per_tile: patches of a tile plus its class token.
-        tiles_per_image: tiles every image is padded to.
-        query_heads: of a cross-attention layer, over all tensor-parallel ranks.
-        image_token_id: id of `<|image|>`.
-        user_turn_ids: token ids that open a user turn, or None.
-    """
-
-    features_per_tile: int
-    tiles_per_image: int
-    query_heads: int
-    image_token_id: int
-    user_turn_ids: tuple[int, ...] | None
-
-    @property
-    def features_per_image(self) -> int:
-        """Padding tiles included."""
-        return self.features_per_tile * self.tiles_per_image
 
 
 @dataclass(frozen=True)
@@ -150,19 +126,21 @@ class Prompt:
 
 
 class Trimming:
-    """The settings applied to a model's geometry.
+    """The settings applied to a model.
 
     Args:
         settings: what to trim.
         geometry: of the model.
+        image_token_id: id of `<|image|>`.
+        user_turn_ids: token ids that open a user turn, or None.
     """
 
-    def __init__(self, settings: Settings, geometry: Geometry) -> None:
-        self.settings = settings
-        self.geometry = geometry
-        config = settings.config
-        self._policy = config.voters()
-        self._knobs: dict[str, Any] = {"k": config.k, "keep": config.keep, "k_base": config.k_base}
+    def __init__(
+        self, settings: Settings, geometry: Geometry, image_token_id: int, user_turn_ids: tuple[int, ...] | None
+    ) -> None:
+        self.settings, self.geometry = settings, geometry
+        self._image_token_id = image_token_id
+        self._user_turn_ids = settings.config.user_turn_ids or user_turn_ids
 
     def visible(self, token_ids: Sequence[int], tiles: Sequence[int]) -> torch.Tensor:
         """What each text row may see: the real tiles of the images that come last before it.
@@ -177,7 +155,7 @@ class Trimming:
         # Meta's rule, as transformers' own processor states it.
         from transformers.models.mllama.processing_mllama import get_cross_attention_token_mask
 
-        spans = get_cross_attention_token_mask(list(token_ids), self.geometry.image_token_id)
+        spans = get_cross_attention_token_mask(list(token_ids), self._image_token_id)
         seen = torch.zeros(len(token_ids), len(tiles), self.geometry.features_per_image, dtype=torch.bool)
         for image, ((start, end), count) in enumerate(zip(spans, tiles, strict=True)):
             rows = slice(start, len(token_ids) if end == -1 else end)
@@ -193,8 +171,10 @@ class Trimming:
         counts = visible.sum(-1)
         if self.settings.count_depends_on_prompt and self.settings.config.k is None:
             return int(counts.sum())
-        voters = 1 if self.settings.config.k is None else self.geometry.query_heads
-        return int(torch.minimum(counts, voters * budget_of(visible, **self._knobs)).sum())
+        config = self.settings.config
+        voters = 1 if config.k is None else self.geometry.query_heads
+        budget = budget_of(visible, k=config.k, keep=config.keep, k_base=config.k_base)
+        return int(torch.minimum(counts, voters * budget).sum())
 
     def choose(
         self,
@@ -213,43 +193,32 @@ class Trimming:
             values: [N, Hkv, D] likewise.
             all_heads: joins the ranks' [1, heads, ...] along the heads. Every rank then chooses the same.
         """
-        needed = prompt.visible[-1]  # rows to come see what the last one sees
-        if not self.settings.config.lossless:
-            needed = needed & self._selected(prompt, queries, keys, values, all_heads)
+        rating = None
+        if self.settings.config.rating_rows == "last_turn":
+            rating = last_turn_rows(prompt.token_ids.unsqueeze(0), self._image_token_id, self._user_turn_ids)
+        choice = choose(
+            queries.transpose(0, 1).unsqueeze(0),
+            keys.transpose(0, 1).unsqueeze(0),
+            values.transpose(0, 1).unsqueeze(0),
+            prompt.visible.unsqueeze(0),
+            self.settings.config,
+            geometry=self.geometry,
+            rating_rows=rating,
+            processes=_Ranks(all_heads),
+        )
+        needed = choice.kept[0] & prompt.visible[-1]  # rows to come see what the last one sees
         return Kept(needed.nonzero().squeeze(-1), len(prompt.token_ids), self.settings.free_slots)
 
-    def _selected(
-        self,
-        prompt: Prompt,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        all_heads: Callable[[torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """[N] bool: the policy's choice among all visible features."""
-        size = self.geometry.features_per_image
-        queries, keys, values = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (queries, keys, values))
-        scores = saliency(queries, keys, prompt.visible.unsqueeze(0), rating_rows=self._rating_rows(prompt))
-        visible = prompt.visible.any(0, keepdim=True)
-        evidence = policies.Evidence(
-            saliency=all_heads(scores),
-            visible=visible,
-            keys=all_heads(keys),
-            values=all_heads(values),
-            budget=budget_of(visible.unflatten(-1, (-1, size)), **self._knobs),
-            features_per_image=size,
-            features_per_tile=self.geometry.features_per_tile,
-        )
-        if self.settings.config.k is None and self.settings.config.keep is None:
-            chosen: torch.Tensor = self._policy.chosen(evidence)[0]  # type: ignore[attr-defined]  # else it is lossless
-            return chosen
-        return select(self._policy(evidence), visible, features_per_image=size, **self._knobs)[0]
 
-    def _rating_rows(self, prompt: Prompt) -> torch.Tensor | None:
-        if self.settings.config.rating_rows == "all":
-            return None
-        turn_ids = self.settings.config.user_turn_ids or self.geometry.user_turn_ids
-        return last_turn_rows(prompt.token_ids.unsqueeze(0), self.geometry.image_token_id, turn_ids)
+class _Ranks(OneProcess):
+    """Tensor-parallel ranks. All are given the same, bit by bit, and so choose the same."""
+
+    def __init__(self, all_heads: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._all_heads = all_heads
+
+    def gather_heads(self, tensor: torch.Tensor) -> torch.Tensor:
+        """[1, heads of this rank, ...] to [1, all heads, ...]."""
+        return self._all_heads(tensor)
 
 
 def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
 
 
 @dataclass(frozen=True)
-class TrimState:
+class Kept:
     """The kept features of a batch, counted through all images of the conversation.
 
     Samples keep different numbers of features; shorter ones are filled up with slots that are not `occupied`
@@ -36,7 +35,7 @@ class TrimState:
     @classmethod
     def of(
         cls, kept: torch.Tensor, visible: torch.Tensor, features_per_image: int, at_most: int | None = None
-    ) -> TrimState:
+    ) -> Kept:
         """The state in which `kept` [B, N] of the `visible` [B, N] features stay, in their order.
 
         Args:
@@ -48,16 +47,18 @@ class TrimState:
         counted = kept.sum(-1)
         counts = (at_most or kept.shape[1],) * len(kept) if kept.is_meta else tuple(counted.tolist())
         length = max(1, *counts)  # One slot at least: attention over no key at all is undefined.
-        slots = kept.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :length]
-        occupied = torch.arange(length, device=kept.device) < counted.unsqueeze(-1)
+        order = kept.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
+        # With strides of its own, which compiled code looks at.
+        slots = order[:, :length].clone(memory_format=torch.contiguous_format)
+        # A sample that keeps nothing reads one feature, and the same one whatever its batch mates keep.
+        occupied = torch.arange(length, device=kept.device) < counted.clamp_min(1).unsqueeze(-1)
         return cls(visible, kept, slots, occupied, features_per_image, counts)
 
     @classmethod
-    def whole(cls, features: torch.Tensor, features_per_image: int) -> TrimState:
-        """The state in which each of the `features` [B, N, hidden] stays."""
-        batch, count = features.shape[:2]
-        everything = torch.ones(batch, count, dtype=torch.bool, device=features.device)
-        slots = torch.arange(count, device=features.device).expand(batch, -1)
+    def everything(cls, batch: int, count: int, features_per_image: int, device: torch.device) -> Kept:
+        """The state in which each of `count` features stays in each of `batch` samples."""
+        everything = torch.ones(batch, count, dtype=torch.bool, device=device)
+        slots = torch.arange(count, device=device).expand(batch, -1)
         return cls(everything, everything, slots, everything, features_per_image, (count,) * batch)
 
     @property
@@ -70,12 +71,22 @@ class TrimState:
         """Slots per sample in the trimmed caches."""
         return self.slots.shape[1]
 
-    @property
+    @cached_property
     def rectangular(self) -> bool:
         """Whether every slot is occupied."""
         return self.counts is not None and set(self.counts) == {self.length}
 
-    def extended(self, newer: TrimState) -> TrimState:
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing and everything is where it was."""
+        return self.rectangular and self.length == self.feature_count
+
+    @property
+    def read(self) -> torch.Tensor:
+        """[B, N] bool, the features that have a slot of their own."""
+        return torch.zeros_like(self.kept).scatter(1, self.slots, self.occupied)
+
+    def extended(self, newer: Kept) -> Kept:
         """This state followed by that of images appended later."""
         counts = None
         if self.rectangular and newer.counts is not None:
@@ -84,7 +95,7 @@ class TrimState:
         def joined(older: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
             return torch.cat([older, newer.to(older.device)], dim=1)
 
-        return TrimState(
+        return Kept(
             visible=joined(self.visible, newer.visible),
             kept=joined(self.kept, newer.kept),
             slots=joined(self.slots, newer.slots + self.feature_count),
@@ -93,7 +104,7 @@ class TrimState:
             counts=counts,
         )
 
-    def batch(self, change: Callable[[torch.Tensor], torch.Tensor]) -> TrimState:
+    def batch(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Kept:
         """The state after `change` reordered, repeated or picked samples along dimension 0."""
         slots = change(self.slots)
         counts = self.counts
@@ -110,7 +121,7 @@ class TrimState:
             counts=counts,
         )
 
-    def padded(self, length: int) -> TrimState:
+    def padded(self, length: int) -> Kept:
         """The same kept features in `length` slots, those at the end only filled up."""
         missing = length - self.length
         pad = torch.nn.functional.pad
@@ -120,6 +131,11 @@ class TrimState:
         """[B, N, hidden] to [B, K, hidden]."""
         slots = self.slots.to(features.device).unsqueeze(-1)
         return features.gather(1, slots.expand(-1, -1, features.shape[-1]))
+
+    def trim_visible(self, visible: torch.Tensor) -> torch.Tensor:
+        """[B, T, N] bool, what text rows may see, to [B, T, K]."""
+        slots, occupied = self.slots.to(visible.device), self.occupied.to(visible.device)
+        return visible.gather(-1, slots.unsqueeze(1).expand(-1, visible.shape[1], -1)) & occupied.unsqueeze(1)
 
     def trim_mask(self, mask: torch.Tensor | None, rows: int, dtype: torch.dtype) -> torch.Tensor | None:
         """The additive mask [B, 1, T, N] over all features as one [B, 1, T, K] over the slots.
@@ -159,89 +175,15 @@ class TrimState:
         return tuple(max(1, count) for count in self.counts)
 
 
-LayerStates = tuple[TrimState, ...]
+LayersKept = tuple[Kept, ...]
 """What each cross-attention layer was trimmed to, the leader first; most policies give all layers the same object."""
 
 
-def extended(before: LayerStates | None, newer: LayerStates) -> LayerStates:
+def extended(before: LayersKept | None, newer: LayersKept) -> LayersKept:
     """Layer by layer, what was kept before followed by what is kept of new images; same objects stay the same."""
     if before is None:
         return newer
-    made: dict[tuple[int, int], TrimState] = {}
+    made: dict[tuple[int, int], Kept] = {}
     for old, new in zip(before, newer, strict=True):
         made.setdefault((id(old), id(new)), old.extended(new))
     return tuple(made[id(old), id(new)] for old, new in zip(before, newer, strict=True))
-
-
-@dataclass(frozen=True)
-class UncachedPrompt:
-    """The prompt that decided a selection, and the selection.
-
-    Attributes:
-        rows: what the choice followed from beside the images, each [B, T, ...] or None.
-        version: of the image tensor, which writing to it raises.
-        states: the selection.
-    """
-
-    rows: tuple[torch.Tensor | None, ...]
-    version: int
-    states: LayerStates
-
-    @property
-    def length(self) -> int:
-        """Rows of the prompt."""
-        return next(tensor.shape[1] for tensor in self.rows if tensor is not None)
-
-    def begins(self, rows: tuple[torch.Tensor | None, ...]) -> bool:
-        """Whether these rows are the prompt's, perhaps followed by more."""
-        return all(
-            one is other if one is None or other is None else torch.equal(one, other[:, : self.length].to(one.device))
-            for one, other in zip(self.rows, rows, strict=True)
-        )
-
-    def hide_from_generated_rows(self, mask: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The mask [B, 1, T, N] with what was dropped hidden from the rows after the prompt.
-
-        That is what those rows would have met in a cache: the prompt saw everything, later tokens the kept part.
-        """
-        batch, rows = hidden_states.shape[:2]
-        if mask is None:
-            mask = hidden_states.new_zeros(batch, 1, rows, self.states[0].feature_count)
-        generated = torch.arange(rows, device=mask.device) >= self.length
-        hidden = generated[:, None] & ~self.states[0].kept.to(mask.device)[:, None, None]
-        return mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
-
-
-class Uncached:
-    """Selections of generations that run without a cache and pass the whole prompt again for every token.
-
-    There is no cache to carry the state, so it is found by the identity of the image tensor, weakly held, and by
-    the prompt being the beginning of the present rows.
-    """
-
-    def __init__(self) -> None:
-        self._prompts = WeakTensorKeyDictionary()
-        self._lock = threading.Lock()
-
-    def find(self, images: torch.Tensor, *rows: torch.Tensor | None) -> UncachedPrompt | None:
-        """The selection made for these images and a prompt that `rows`, as of `remember`, continue."""
-        with self._lock:
-            prompt: UncachedPrompt | None = self._prompts.get(images)
-        found = prompt is not None and prompt.version == _version(images) and prompt.begins(rows)
-        return prompt if found else None
-
-    def remember(self, images: torch.Tensor, states: LayerStates, *rows: torch.Tensor | None) -> None:
-        """Keep the selection for as long as the image tensor lives.
-
-        Args:
-            images: the tensor that brought them.
-            states: the selection.
-            *rows: what it followed from, each [B, T, ...] or None.
-        """
-        held = tuple(None if one is None else one.detach().clone() for one in rows)
-        with self._lock:
-            self._prompts[images] = UncachedPrompt(held, _version(images), states)
-
-
-def _version(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version  # tensors of inference mode keep no count

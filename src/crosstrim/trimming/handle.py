@@ -12,9 +12,10 @@ from torch import nn
 from crosstrim import compat
 from crosstrim.config import TrimConfig, TrimOptions, resolve
 from crosstrim.errors import AlreadyTrimmedError, CompatWarning, CrosstrimError
-from crosstrim.hooks import TrimHooks
 from crosstrim.models import mllama
 from crosstrim.report import TrimReport, image_reports, versions
+from crosstrim.trimming.cache import ImageCache
+from crosstrim.trimming.hooks import TrimHooks
 
 
 class TrimHandle(TrimHooks):
@@ -47,13 +48,13 @@ class TrimHandle(TrimHooks):
         Raises:
             CrosstrimError: nothing was generated yet, or `cache` holds nothing that this trim kept.
         """
-        outcome = self._latest if cache is None else self._outcome(cache)
+        outcome = self._latest if cache is None else self._outcome(ImageCache(cache, self._model.layer_indices))
         if outcome is None:
             what = "nothing was generated yet" if cache is None else "this cache holds no trimmed image features"
             raise CrosstrimError(f"{what}; run the trimmed model on an image first.")
         device = str(next(self._model.leader.parameters()).device)
         return TrimReport(
-            samples=() if outcome.states is None else image_reports(outcome.states),
+            samples=() if outcome.kept is None else image_reports(outcome.kept),
             kv_bytes=outcome.kv_bytes,
             kv_bytes_untrimmed=outcome.kv_bytes_untrimmed,
             config=self.config,

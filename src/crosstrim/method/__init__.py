@@ -1,0 +1,1 @@
+"""The method: pure tensor code that knows no model."""

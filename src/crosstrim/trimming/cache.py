@@ -1,0 +1,273 @@
+"""The image features of a KV cache: trimmed once, never cropped, following their batch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+
+from crosstrim.errors import UnsupportedCacheError
+from crosstrim.models import mllama
+from crosstrim.models.eight_bit import EightBitLayer
+from crosstrim.trimming.kept import Kept, LayersKept
+
+
+class Switch:
+    """Whether a trim is on its model; the caches that it filled share it, and so do their copies."""
+
+    on = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Switch:
+        return self
+
+
+class ImageLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of image features in one cross-attention layer.
+
+    What was kept belongs to the cache and not to any module, so the layers carry it: it dies with the cache, is
+    copied with it, and is reordered with it.
+
+    Attributes:
+        kept: what was kept.
+        whole: whether the layer holds every feature all the same, as the first one does on request.
+        switch: of the trim that reads the layer.
+    """
+
+    whole = False
+
+    def __init__(self, layer: DynamicLayer | StaticLayer, kept: Kept | None, switch: Switch) -> None:
+        super().__init__()
+        # A static cache gets its fixed length back once it is known what stays, see `ImageCache.fill_up`.
+        self.is_compileable = layer.is_compileable
+        self.kept, self.switch = kept, switch
+        if _holds_any(layer):  # and not only room for them
+            self.device = layer.device
+            self.keys, self.values = layer.keys, layer.values
+            self.is_initialized = True
+
+    @property
+    def keys(self) -> torch.Tensor | None:
+        """[B, Hkv, K, D]; None in an empty layer.
+
+        Raises:
+            UnsupportedCacheError: an untrimmed Mllama reads what a trim, removed since, has left.
+        """
+        if not self.switch.on and not self._complete and sys._getframe(1).f_globals["__name__"] == mllama.MODELING:
+            raise UnsupportedCacheError(
+                "this cache was filled by a trim that was removed since, and the untrimmed model cannot read what is "
+                "left of the images; let generation end before remove() or the end of the with block, or trim the "
+                "model again and go on."
+            )
+        return self._keys
+
+    @keys.setter
+    def keys(self, tensor: torch.Tensor | None) -> None:
+        self._keys = tensor
+
+    @property
+    def _complete(self) -> bool:
+        return self.whole or self.kept is None or self.kept.complete
+
+    def held(self) -> list[torch.Tensor]:
+        """The tensors that take the memory."""
+        return [self.keys, self.values]
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: assisted decoding takes back text tokens, and image features are none."""
+
+    def reset(self) -> None:
+        """Forget the features and what was kept of them."""
+        self.keys = self.values = self.kept = None
+        self.is_initialized = False
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Follow the beams."""
+        super().reorder_cache(beam_idx)
+        self._follow(lambda tensor: tensor[beam_idx.to(tensor.device)])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sample."""
+        super().batch_repeat_interleave(repeats)
+        self._follow(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep only these samples."""
+        super().batch_select_indices(indices)
+        self._follow(lambda tensor: tensor[indices.to(tensor.device)])
+
+    def _follow(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        if self.kept is not None:
+            self.kept = self.kept.batch(change)
+
+
+class EightBitImageLayer(ImageLayer, EightBitLayer):
+    """The same in eight bits per number."""
+
+    _keys = EightBitLayer.keys
+    held = EightBitLayer.held
+
+    def __init__(self, layer: DynamicLayer | StaticLayer, kept: Kept, switch: Switch, kv_dtype: str) -> None:
+        super().__init__(layer, kept, switch)
+        self.kv_dtype = kv_dtype
+
+
+BUCKETS_PER_OCTAVE = 16
+"""In a static cache the slots of a batch are a whole number of sixteenths of the power of two below them. Ours."""
+
+
+def bucket(length: int, most: int) -> int:
+    """The slots that `length` kept features take in a static cache: at most a sixteenth more, and at most `most`.
+
+    Compiled code is made anew for each length, so few different ones are to occur: sixteen from one power of two to
+    the next.
+    """
+    step = max(1, (1 << (length.bit_length() - 1)) // BUCKETS_PER_OCTAVE)
+    return min(-(-length // step) * step, most)
+
+
+class ImageCache:
+    """The cross-attention layers of a KV cache.
+
+    Args:
+        cache: of transformers.
+        indices: of the cross-attention layers, the leader first.
+    """
+
+    def __init__(self, cache: Cache, indices: tuple[int, ...]) -> None:
+        self._layers: list[Any] = cache.layers
+        self._cache = cache
+        self._indices = indices
+
+    def check(self, kv_dtype: str | None) -> None:
+        """Refuse a cache whose image features could not be trimmed, before anything is written to it.
+
+        Raises:
+            UnsupportedCacheError: a cross-attention layer's cache is packed or otherwise special, or static with a
+                `kv_dtype`.
+        """
+        name, template = type(self._cache).__name__, getattr(self._cache, "layer_class_to_replicate", None)
+        for index in self._indices:
+            kind = type(self._layers[index]) if index < len(self._layers) else template or DynamicLayer
+            if kind is StaticLayer and kv_dtype is not None:
+                raise UnsupportedCacheError(
+                    f"kv_dtype={kv_dtype!r} packs what is kept, and a {name} of fixed length is read by compiled "
+                    "code as it lies; leave kv_dtype or cache_implementation unset."
+                )
+            if kind not in (DynamicLayer, ImageLayer, EightBitImageLayer, StaticLayer):
+                raise UnsupportedCacheError(
+                    f"{name} keeps the image features of layer {index} in a {kind.__name__}, whose content is "
+                    "packed; crosstrim trims a DynamicCache or a StaticCache. Leave cache_implementation unset, or "
+                    '"offloaded" or "static".'
+                )
+
+    @property
+    def tokens(self) -> int:
+        """Text tokens that the cache holds."""
+        return int(self._cache.get_seq_length())
+
+    @property
+    def kept(self) -> LayersKept | None:
+        """What the layers were trimmed to; None where they hold no trimmed features."""
+        if self._indices[-1] >= len(self._layers):
+            return None
+        found = []
+        for index in self._indices:
+            layer = self._layers[index]
+            if not isinstance(layer, ImageLayer) or layer.kept is None:
+                return None
+            found.append(layer.kept)
+        return tuple(found)
+
+    @property
+    def holds_features(self) -> bool:
+        """Whether the leader's layer has cached any image feature, trimmed or not."""
+        index = self._indices[0]
+        return index < len(self._layers) and _holds_any(self._layers[index])
+
+    @property
+    def leader_is_whole(self) -> bool:
+        """Whether the leader's layer, which a trim has filled, holds every feature."""
+        return bool(self._layers[self._indices[0]].whole)
+
+    def read_under(self, switch: Switch) -> None:
+        """Say which trim reads the layers from now on."""
+        for index in self._indices:
+            self._layers[index].switch = switch
+
+    def let_grow(self, switch: Switch) -> None:
+        """Let go of the length for all features that a static cache gives its layers."""
+        for index in self._indices:
+            if index < len(self._layers) and isinstance(self._layers[index], StaticLayer):
+                self._layers[index] = ImageLayer(self._layers[index], None, switch)
+
+    def keep_newest(self, place: int, kept: Kept) -> None:
+        """Shrink the newest features of a layer, those that `kept` speaks of, to its slots.
+
+        Args:
+            place: of the layer among the cross-attention layers.
+            kept: what stays of them.
+        """
+        layer = self._layers[self._indices[place]]
+        slots = kept.slots.to(layer.keys.device)[:, None, :, None]
+
+        def shrink(tensor: torch.Tensor) -> torch.Tensor:
+            older, newer = tensor.split([tensor.shape[2] - kept.feature_count, kept.feature_count], dim=2)
+            stays = newer.gather(2, slots.expand(-1, newer.shape[1], -1, newer.shape[3]))
+            return torch.cat([older, stays], dim=2) if older.shape[2] else stays
+
+        layer.keys, layer.values = shrink(layer.keys), shrink(layer.values)
+
+    def adopt(self, kept: LayersKept, switch: Switch, kv_dtype: str | None, leader_is_whole: bool) -> None:
+        """Make the layers `ImageLayer`s that carry each its own of `kept`.
+
+        With a `kv_dtype` they hold eight bits per number. A layer that was adopted before stays of its kind. A static
+        cache gets a fixed length again.
+        """
+        for index, one in zip(self._indices, kept, strict=True):
+            layer = self._layers[index]
+            if not isinstance(layer, ImageLayer):
+                eight = EightBitImageLayer(layer, one, switch, kv_dtype) if kv_dtype else None
+                layer = self._layers[index] = eight or ImageLayer(layer, one, switch)
+            layer.kept, layer.switch = one, switch
+            if isinstance(layer, EightBitImageLayer):
+                layer.pack()
+        self._layers[self._indices[0]].whole = leader_is_whole
+        self._fill_up(self._indices[1:] if leader_is_whole else self._indices)
+
+    def _fill_up(self, indices: tuple[int, ...]) -> None:
+        """Round the length of a static cache's layers up; the slots that are added hold zeros, and are hidden."""
+        made: dict[int, Kept] = {}
+        for index in indices:
+            layer = self._layers[index]
+            if not layer.is_compileable:
+                continue
+            length = bucket(layer.kept.length, layer.kept.feature_count)
+            kept = made.setdefault(id(layer.kept), layer.kept.padded(length))
+            missing = (0, 0, 0, length - layer.keys.shape[2])
+            layer.keys, layer.values, layer.kept = pad(layer.keys, missing), pad(layer.values, missing), kept
+            for tensor in (layer.keys, layer.values, kept.slots, kept.occupied):
+                # Else a CUDA graph copies them at every step. Unguarded, so that the next request compiles nothing.
+                torch._dynamo.mark_static_address(tensor, guard=False)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the keys and values that the layers really hold."""
+        layers = [self._layers[index] for index in self._indices]
+        return sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in layer.held())
+
+    @property
+    def bytes_per_feature(self) -> int:
+        """Bytes that one feature's keys and values take in all layers together, unpacked."""
+        layers = [self._layers[index] for index in self._indices]
+        held = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+        return sum(tensor.shape[1] * tensor.shape[3] * tensor.element_size() for tensor in held)
+
+
+def _holds_any(layer: Any) -> bool:
+    if not layer.is_initialized or layer.keys.numel() == 0:
+        return False
+    return not isinstance(layer, StaticLayer) or int(layer.get_seq_length()) > 0  # else it was reset

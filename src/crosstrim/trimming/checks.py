@@ -1,0 +1,66 @@
+"""What a forward pass is refused for, before anything of it is kept."""
+
+from __future__ import annotations
+
+import torch
+
+from crosstrim.errors import InputError
+from crosstrim.trimming.kept import LayersKept
+
+
+def check_rows(mask: torch.Tensor, rows: int, past: int) -> None:
+    """Refuse a mask that is too short for the tokens, which transformers would fail on, or worse, broadcast.
+
+    Args:
+        mask: cross_attention_mask as the processor makes it, [B, rows, images, tiles].
+        rows: T of this pass.
+        past: tokens in the cache before it.
+
+    Raises:
+        InputError: the mask is for neither T rows nor all rows so far.
+    """
+    if mask.shape[1] != rows and mask.shape[1] < past + rows:
+        import transformers
+
+        raise InputError(
+            f"cross_attention_mask covers {mask.shape[1]} text rows, but this pass brings {rows} and reaches row "
+            f"{past + rows}; give the mask of these rows or of all rows so far, as the processor makes it and as "
+            "generate() lengthens it. If generate() itself made this mask, it was assisted or prompt-lookup "
+            f"decoding, which transformers {transformers.__version__} may not be able to do with Mllama, trimmed or "
+            "not; use a newer one, or plain decoding."
+        )
+
+
+def check_samples(kept: LayersKept | None, batch: int) -> None:
+    """Refuse another number of samples than the cache holds.
+
+    Args:
+        kept: what the cache was trimmed to.
+        batch: B of this pass.
+
+    Raises:
+        InputError: B is not that of the cache.
+    """
+    if kept is not None and kept[0].kept.shape[0] != batch:
+        raise InputError(
+            f"the cache holds {kept[0].kept.shape[0]} samples and the input {batch}; repeat or select both alike."
+        )
+
+
+def check_images(mask: torch.Tensor | None, old: int, new: int) -> None:
+    """Refuse a mask for other images than those in the cache and in this pass.
+
+    Args:
+        mask: cross_attention_mask, [B, rows, images, tiles] or None.
+        old: images in the cache.
+        new: images that this pass brings.
+
+    Raises:
+        InputError: the mask's images are not what both hold together.
+    """
+    if mask is not None and mask.shape[2] != old + new:
+        raise InputError(
+            f"cross_attention_mask is for {mask.shape[2]} images, but the cache holds {old} and this pass brings "
+            f"{new}. To go on with a conversation, pass the mask of all of its images, and pixel_values of those "
+            "alone that are not in the cache yet (None when there are none)."
+        )

@@ -1,0 +1,311 @@
+"""One forward pass of a trimmed model, from the hook before the model to the hook after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from crosstrim import compat
+from crosstrim.config import TrimConfig
+from crosstrim.errors import InputError
+from crosstrim.method.choose import Choice, Processes, choose
+from crosstrim.models import mllama
+from crosstrim.models.interface import Attended, Call
+from crosstrim.rating import saliency
+from crosstrim.rows import last_turn_rows, real_rows
+from crosstrim.selection import budget_of, share_of
+from crosstrim.trimming.cache import ImageCache, Switch
+from crosstrim.trimming.kept import Kept, LayersKept, extended
+from crosstrim.trimming.uncached import Evidence, Rows, Uncached
+
+
+@dataclass(frozen=True)
+class Trim:
+    """What all passes of a trimmed model share.
+
+    Attributes:
+        config: the options.
+        model: where its layers are.
+        processes: those that share its heads.
+        uncached: choices of generations without a cache.
+        switch: whether the trim is on.
+    """
+
+    config: TrimConfig
+    model: mllama.Mllama
+    processes: Processes
+    uncached: Uncached = field(default_factory=Uncached)
+    switch: Switch = field(default_factory=Switch)
+
+    @property
+    def blind_rows_leak(self) -> bool:
+        """Whether rows before the image attend to everything, padding included, and that must not show.
+
+        A tier that drops nothing promises the same answers. Where such rows were not repaired, padding can only go
+        once they have been computed.
+        """
+        return self.config.drops_nothing and not compat.blind_rows_pass_through(self.model.leader)
+
+    def layers(self, choice: Choice, last_row_sees: torch.Tensor) -> LayersKept:
+        """The choice for the leader, and for every follower all or a share of it.
+
+        Args:
+            choice: of the leader.
+            last_row_sees: [B] bool, whether the last row of the prompt sees anything.
+        """
+        kept, size = choice.kept, choice.features_per_image
+        if self.blind_rows_leak:  # then a sample that sees nothing reads everything, and dropping any would show
+            kept = kept | ~(choice.visible.any(-1) & last_row_sees).unsqueeze(-1)
+        most = _most_kept(self.config, kept.shape[1], size)
+        whole, followers = Kept.of(kept, choice.visible, size, at_most=most), len(self.model.followers)
+        states = [whole]
+        for share in self.config.voters().shares(followers):
+            at_most = int(share_of(share, torch.tensor(most, device="cpu")))
+            states.append(whole if share == 1 else Kept.of(choice.share(share), choice.visible, size, at_most))
+        return tuple(states)
+
+
+def _most_kept(config: TrimConfig, count: int, size: int) -> int:
+    """An upper bound on the features of `count` that a budget keeps, known without counting."""
+    if config.keep is None:
+        return count
+    per_image = int(budget_of(torch.ones(size, dtype=torch.bool, device="cpu"), keep=config.keep))
+    return per_image * (count // size)
+
+
+class Masks:
+    """Masks over what was kept, each made once for all layers of a pass that share it."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, torch.device], tuple[torch.Tensor | None, tuple[int, ...] | None]] = {}
+
+    def shortened(self, kept: Kept | None, call: Call) -> tuple[torch.Tensor | None, tuple[int, ...] | None]:
+        """The call's mask over the slots of `kept`, and how many slots each sample reads.
+
+        The counts are None where the mask says more than they do, and where the layer has nothing to shorten it to.
+        """
+        if kept is None:
+            return call.mask, None
+        device = call.queries.device
+        if (id(kept), device) not in self._made:
+            mask = kept.trim_mask(call.mask, call.queries.shape[2], call.queries.dtype)
+            self._made[id(kept), device] = None if mask is None else mask.to(device), kept.readable(mask)
+        return self._made[id(kept), device]
+
+
+class TextPass:
+    """A pass that brings no image, on a cache that holds trimmed ones.
+
+    Args:
+        trim: what it shares with other passes.
+        kept: what the cache was trimmed to.
+        leader_is_whole: whether the leader's cache holds every feature all the same.
+    """
+
+    images = None
+
+    def __init__(self, trim: Trim, kept: LayersKept, leader_is_whole: bool) -> None:
+        self._layers = dict(zip(trim.model.layer_indices, kept, strict=True))
+        self._whole = trim.model.layer_indices[0] if leader_is_whole else None
+        self._masks = Masks()
+
+    def attend(self, call: Call) -> Attended:
+        """Attend to what the layer's cache holds."""
+        kept = None if call.layer == self._whole else self._layers[call.layer]
+        return call.attend(*self._masks.shortened(kept, call))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the leader has chosen, layer by layer.
+
+    Attributes:
+        appended: what the new images are trimmed to.
+        after: what the whole conversation is trimmed to.
+        wide: the same as if all of the new images stayed.
+    """
+
+    appended: LayersKept
+    after: LayersKept
+    wide: LayersKept
+
+
+@dataclass(eq=False)
+class ImagePass:
+    """A pass that brings images: the leader chooses, and the other layers follow.
+
+    Attributes:
+        trim: what it shares with other passes.
+        tokens: [B, T] ids, or [B, T, hidden] embeddings.
+        attention_mask: of the text, as the model got it.
+        sees: [B, T, images * tiles] bool, what each text row may see; None: everything.
+        images: the tensor that brings them.
+        before: what the cache was trimmed to before this pass.
+        past: tokens in the cache before this pass, None without a cache.
+        trims_leader: whether the leader's own cache holds the kept features alone, and not every one.
+        prompt_rows: rows of the prompt. Those after it were generated or guessed: they do not rate, and they see what
+            a generated token sees.
+        cache: the image features' part of the cache, once the leader was reached; None without one.
+        chosen: None until the leader has chosen.
+    """
+
+    trim: Trim
+    tokens: torch.Tensor
+    attention_mask: torch.Tensor | None
+    sees: torch.Tensor | None
+    images: torch.Tensor
+    before: LayersKept | None
+    past: int | None
+    trims_leader: bool
+    prompt_rows: int
+    cache: ImageCache | None = None
+    chosen: Chosen | None = None
+    _masks: Masks = field(default_factory=Masks)
+    _features: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    # What the hooks on the layers ask for.
+
+    def enter_leader(self, cache: Any) -> None:
+        """Before the leader: learn the cache, which the model may have made itself."""
+        self.cache = None if cache is None else ImageCache(cache, self.trim.model.layer_indices)
+        if self.cache is not None:
+            self.cache.let_grow(self.trim.switch)
+
+    def features(self, place: int, states: torch.Tensor) -> torch.Tensor:
+        """What a follower reads of the new images, gathered once for all layers that read the same.
+
+        Args:
+            place: of the follower among the cross-attention layers.
+            states: [B * images * tiles, features per tile, hidden], all of them.
+        """
+        if self.chosen is None or self.trim.blind_rows_leak:
+            return states
+        kept, sequence = self.chosen.appended[place], mllama.as_sequence(states, len(self.tokens))
+        if states.requires_grad:  # a layer that is computed again for its gradient must gather again
+            return kept.trim_features(sequence)
+        if id(kept) not in self._features:
+            self._features[id(kept)] = kept.trim_features(sequence)
+        return self._features[id(kept)]
+
+    # What runs in place of the layers' attention.
+
+    def attend(self, call: Call) -> Attended:
+        """Attend to everything in the leader, and to what was kept in the followers."""
+        place = self.trim.model.layer_indices.index(call.layer)
+        if place == 0:
+            return self._lead(call)
+        if self.chosen is None:  # the leader ran without us, which the hook after the model tells
+            return call.attend(call.mask)
+        layers = self.chosen.wide if self.trim.blind_rows_leak else self.chosen.after
+        return call.attend(*self._masks.shortened(layers[place], call))
+
+    def _lead(self, call: Call) -> Attended:
+        """Choose, attend to everything, and leave the kept features in the leader's own cache."""
+        older = 0 if self.before is None else self._columns_of(self.before[0])
+        again = self.chosen is not None  # computed again for its gradient
+        chosen = self.chosen = self.chosen or self._choose(call, older)
+        mask, counts = self._masks.shortened(chosen.wide[0] if self.trims_leader or not older else None, call)
+        if self.trims_leader and self.prompt_rows < call.queries.shape[2] and not chosen.appended[0].complete:
+            mask, counts = self._hidden_after_the_prompt(mask, chosen.appended[0], older, call), None
+        output = call.attend(mask, counts)
+        if self.cache is not None and self.trims_leader and not again:
+            self.cache.keep_newest(0, chosen.appended[0])
+        return output
+
+    def _columns_of(self, kept: Kept) -> int:
+        return kept.length if self.trims_leader else kept.feature_count
+
+    def _hidden_after_the_prompt(self, mask: torch.Tensor | None, kept: Kept, older: int, call: Call) -> torch.Tensor:
+        """The leader's mask with what was dropped hidden from the rows after the prompt."""
+        batch, _, rows, _ = call.queries.shape
+        dropped = torch.nn.functional.pad(~kept.read.to(call.queries.device), (older, 0))
+        if mask is None:
+            mask = call.queries.new_zeros(batch, 1, rows, dropped.shape[1])
+        later = torch.arange(rows, device=mask.device) >= self.prompt_rows
+        return mask.masked_fill(later[:, None] & dropped[:, None, None], torch.finfo(mask.dtype).min)
+
+    # How the choice comes about.
+
+    def _choose(self, call: Call, older: int) -> Chosen:
+        size = self.trim.model.geometry.features_per_image
+        whole = Kept.everything(len(call.queries), call.keys.shape[2] - older, size, call.queries.device)
+        wide = extended(self.before, (whole,) * len(self.trim.model.cross_layers))
+        visible = self._visible(call, wide[0])
+        appended = self._reused(call, visible) or self._chosen_anew(call, visible, older)
+        return Chosen(appended, extended(self.before, appended), wide)
+
+    def _visible(self, call: Call, wide: Kept) -> torch.Tensor:
+        """[B, T, columns] bool, what the text rows may see of the leader's columns."""
+        batch, _, rows, _ = call.queries.shape
+        device = call.queries.device
+        if self.sees is None:
+            visible = torch.ones(batch, rows, wide.feature_count, dtype=torch.bool, device=device)
+        else:
+            visible = self.sees.to(device).repeat_interleave(self.trim.model.geometry.features_per_tile, dim=-1)
+        return wide.trim_visible(visible) if self.before and self.trims_leader else visible
+
+    def _chosen_anew(self, call: Call, visible: torch.Tensor, older: int) -> LayersKept:
+        rows = slice(self.prompt_rows)
+        batch, _, count, _ = call.queries.shape
+        real = real_rows(self.attention_mask, batch, count, visible.device, self.past)
+        choice = choose(
+            call.queries[:, :, rows],
+            call.keys,
+            call.values,
+            visible[:, rows],
+            self.trim.config,
+            geometry=self.trim.model.geometry,
+            older=older,
+            real_rows=real[:, rows],
+            rating_rows=self._turn_rows(rows, visible.device),
+            scale=call.scale,
+            processes=self.trim.processes,
+        )
+        layers = self.trim.layers(choice, visible[:, self.prompt_rows - 1].any(-1))
+        if self._uncached:
+            evidence = self._evidence(call, visible, self.prompt_rows)
+            self.trim.uncached.remember(self.images, self._rows, evidence, layers)
+        return layers
+
+    def _turn_rows(self, rows: slice, device: torch.device) -> torch.Tensor | None:
+        config, model = self.trim.config, self.trim.model
+        if config.rating_rows == "all":
+            return None
+        if self.tokens.is_floating_point():
+            raise InputError(
+                'rating_rows="last_turn" needs input_ids to find the turn, but inputs_embeds were given; '
+                'pass input_ids or use rating_rows="all".'
+            )
+        turn_ids = config.user_turn_ids or model.user_turn_ids
+        return last_turn_rows(self.tokens[:, rows], model.image_token_id, turn_ids).to(device)
+
+    # Without a cache every token passes the prompt again, which decides once.
+
+    @property
+    def _uncached(self) -> bool:
+        return self.cache is None and not torch.is_grad_enabled()  # as `generate` runs, and no training
+
+    @property
+    def _rows(self) -> Rows:
+        mask = self.attention_mask
+        return self.tokens, None if mask is None or mask.dim() != 2 else mask, self.sees
+
+    def _reused(self, call: Call, visible: torch.Tensor) -> LayersKept | None:
+        """What was chosen for a prompt that these rows continue, if it would still be chosen."""
+        prompt = self.trim.uncached.find(self.images, self._rows) if self._uncached else None
+        if prompt is None:
+            return None
+        same = prompt.rests_on(self._evidence(call, visible, prompt.length))
+        if not self.trim.processes.agree(torch.tensor(same, device=call.queries.device)):
+            return None
+        self.prompt_rows = prompt.length
+        return prompt.kept
+
+    def _evidence(self, call: Call, visible: torch.Tensor, rows: int) -> Evidence:
+        """What a choice on the first `rows` rests on beside these rows: numbers that change with whatever matters."""
+        if self.trim.config.lossless:
+            return ()
+        scores = saliency(call.queries[:, :, :rows], call.keys, visible[:, :rows], scale=call.scale)
+        return tuple(one.to(call.queries.dtype) for one in (scores, call.keys.sum(-1), call.values.sum(-1)))
