@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from crosstrim import compat
 from crosstrim.errors import ConfigError
 from crosstrim.models import mllama, vision
 
@@ -23,9 +22,7 @@ Digests = tuple[tuple[bytes, ...], ...]
 
 class _Key(NamedTuple):
     model: int
-    dtype: torch.dtype
-    device: torch.device
-    repairs: tuple[str, ...]
+    state: bytes
     picture: bytes
 
 
@@ -33,8 +30,9 @@ class FeatureCache:
     """The features of the pictures that were used last, found by their content. Threads may share it.
 
     The vision tower sees each image alone, whatever it is batched with, so features are held image by image. They
-    depend on the picture, the model, its dtype and its repairs, and all of that is the key. Only writing to a model's
-    vision weights needs a `clear()`.
+    depend on the picture and on the state of the model's vision tower: its weights, their dtype, its repairs, its
+    adapters, and autocast. All of that is the key (`crosstrim.models.vision.state_of`). Only writes to weights that
+    torch does not count, under `torch.inference_mode` or through `.data`, need a `clear()`.
 
     Attributes:
         max_bytes: bytes of features held at most; what was used longest ago goes first. A picture that needs more
@@ -94,7 +92,8 @@ class FeatureCache:
             [B, images * tiles, features per tile, hidden] where the vision tower is, for
             `crosstrim.models.vision.given`.
         """
-        prefix = self._prefix(model)
+        tower = mllama.locate(model).vision_model
+        prefix, device = (self._number(tower), vision.state_of(model)), next(tower.parameters()).device
         wanted = [[_Key(*prefix, picture) for picture in sample] for sample in pictures or digests(inputs)]
         distinct = dict.fromkeys(key for sample in wanted for key in sample)
         found = self._find(distinct)
@@ -102,18 +101,14 @@ class FeatureCache:
             with self._encoding:
                 found |= self._find(key for key in distinct if key not in found)
                 if missing := [key for key in distinct if key not in found]:  # no other thread was quicker
-                    found |= self._encode(model, inputs, wanted, missing)
-        device = prefix[2]
+                    found |= self._encode(model, inputs, wanted, missing, device)
         return torch.stack([torch.cat([found[key].to(device) for key in sample]) for sample in wanted])
 
-    def _prefix(self, model: nn.Module) -> tuple[int, torch.dtype, torch.device, tuple[str, ...]]:
-        tower = mllama.locate(model).vision_model
-        weight = next(tower.parameters())
-        repairs = tuple(finding.name for finding in compat.check(model) if finding.repaired)
+    def _number(self, tower: nn.Module) -> int:
         with self._lock:
             if tower not in self._models:
                 self._models[tower] = next(self._numbers)
-            return self._models[tower], weight.dtype, weight.device, repairs
+            return self._models[tower]
 
     def _find(self, keys: Iterable[_Key]) -> dict[_Key, torch.Tensor]:
         with self._lock:
@@ -123,12 +118,16 @@ class FeatureCache:
             return found
 
     def _encode(
-        self, model: nn.Module, inputs: Mapping[str, torch.Tensor], wanted: list[list[_Key]], missing: list[_Key]
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, torch.Tensor],
+        wanted: list[list[_Key]],
+        missing: list[_Key],
+        device: torch.device,
     ) -> dict[_Key, torch.Tensor]:
         """Encode the `missing` ones among the `wanted`, in one pass of the tower, and hold them."""
         places = {key: (row, slot) for row, sample in enumerate(wanted) for slot, key in enumerate(sample)}
         rows, slots = (list(part) for part in zip(*(places[key] for key in missing), strict=True))
-        device = missing[0].device
         images = {name: inputs[name][rows, slots].unsqueeze(1).to(device) for name in vision.INPUTS}
         # Each image owns its memory: a view would keep its whole batch alive.
         encoded = {key: one.clone() for key, one in zip(missing, vision.encode(model, images), strict=True)}

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from crosstrim.method.precision import full_precision
+
 POOL = 4
 """A greedy choice is among this many times the budget, the most relevant ones: the rest could not win."""
 
@@ -42,6 +44,13 @@ def order(
     Returns:
         [R, F] float32, the first one taken highest.
     """
+    with full_precision(relevance.device):
+        return _order(relevance, visible, keys, budget, take)
+
+
+def _order(
+    relevance: torch.Tensor, visible: torch.Tensor, keys: torch.Tensor, budget: torch.Tensor, take: Take
+) -> torch.Tensor:
     budget = budget.minimum(visible.sum(-1)).clamp_max(MOST_STEPS)
     ranked = relevance.masked_fill(~visible, -1.0).argsort(dim=-1, descending=True, stable=True)
     size = ranked.shape[1]

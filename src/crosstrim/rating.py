@@ -6,6 +6,7 @@ import torch
 
 from crosstrim.errors import InputError
 from crosstrim.kernels.saliency import kernel_for
+from crosstrim.method.precision import full_precision
 
 
 def saliency(
@@ -43,7 +44,8 @@ def saliency(
         return torch.zeros(*queries.shape[:2], keys.shape[2], dtype=torch.float32, device="meta")
     rating = visible.new_ones(visible.shape[:2]) if rating_rows is None else rating_rows
     scale = queries.shape[3] ** -0.5 if scale is None else scale
-    return kernel_for(queries)(queries.detach(), keys.detach(), visible, rating, scale)
+    with full_precision(queries.device):
+        return kernel_for(queries)(queries.detach(), keys.detach(), visible, rating, scale)
 
 
 def _check(

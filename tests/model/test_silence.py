@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache
 
 import crosstrim
-from crosstrim.errors import AlreadyTrimmedError, CompatWarning, CrosstrimError
+from crosstrim.errors import AlreadyTrimmedError, CompatWarning, CrosstrimError, UnsupportedCacheError
 from tests import tiny
 from tests.model.test_handle import SINGLE, generate
 from tests.model.test_modes import grow, split_turns
@@ -257,3 +257,19 @@ def test_what_people_print_is_short(model):
         assert repr(trimmed).startswith("<TrimHandle on: TrimConfig(k=0.1,")
         assert "kept_indices" not in repr(trimmed.report())
     assert repr(trimmed).startswith("<TrimHandle removed: ")
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["first picture", "second picture"])
+def test_a_cache_that_a_failed_pass_left_half_filled_is_refused(model, second):
+    two = tiny.inputs([2, Image(4), 8, Image(2, seed=1), 6])
+    first, then = split_turns(two, 12)
+    cache = new_cache(model)
+    with torch.no_grad(), crosstrim.trim(model, keep=6):
+        if second:
+            model(**first, past_key_values=cache)
+        hook = model.model.language_model.layers[tiny.CROSS_LAYERS[1]].register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(**(then if second else first), past_key_values=cache)
+        hook.remove()
+        with pytest.raises(UnsupportedCacheError, match=r"ended before all layers.*start with an empty cache"):
+            model(**then, past_key_values=cache)

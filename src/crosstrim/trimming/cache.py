@@ -110,7 +110,7 @@ class EightBitImageLayer(ImageLayer, EightBitLayer):
     _keys = EightBitLayer.keys
     held = EightBitLayer.held
 
-    def __init__(self, layer: DynamicLayer | StaticLayer, kept: Kept, switch: Switch, kv_dtype: str) -> None:
+    def __init__(self, layer: DynamicLayer | StaticLayer, kept: Kept | None, switch: Switch, kv_dtype: str) -> None:
         super().__init__(layer, kept, switch)
         self.kv_dtype = kv_dtype
 
@@ -141,6 +141,7 @@ class ImageCache:
         self._layers: list[Any] = cache.layers
         self._cache = cache
         self._indices = indices
+        self._filled_up: dict[int, Kept] = {}  # layers that share what was kept go on sharing it
 
     def check(self, kv_dtype: str | None) -> None:
         """Refuse a cache whose image features could not be trimmed, before anything is written to it.
@@ -171,16 +172,21 @@ class ImageCache:
 
     @property
     def kept(self) -> LayersKept | None:
-        """What the layers were trimmed to; None where they hold no trimmed features."""
-        if self._indices[-1] >= len(self._layers):
+        """What the layers were trimmed to; None where they hold no trimmed features.
+
+        Raises:
+            UnsupportedCacheError: a pass failed half way, and the layers hold different images.
+        """
+        held = [self._layers[index] for index in self._indices if index < len(self._layers)]
+        kept = tuple([layer.kept for layer in held if isinstance(layer, ImageLayer) and layer.kept is not None])
+        if not kept:
             return None
-        found = []
-        for index in self._indices:
-            layer = self._layers[index]
-            if not isinstance(layer, ImageLayer) or layer.kept is None:
-                return None
-            found.append(layer.kept)
-        return tuple(found)
+        if len(kept) < len(self._indices) or len({one.kept.shape[1] for one in kept}) > 1:
+            raise UnsupportedCacheError(
+                "an earlier pass on this cache ended before all layers had cached their image features; start with "
+                "an empty cache."
+            )
+        return kept
 
     @property
     def holds_features(self) -> bool:
@@ -204,54 +210,56 @@ class ImageCache:
             if index < len(self._layers) and isinstance(self._layers[index], StaticLayer):
                 self._layers[index] = ImageLayer(self._layers[index], None, switch)
 
-    def keep_newest(self, place: int, kept: Kept) -> None:
-        """Shrink the newest features of a layer, those that `kept` speaks of, to its slots.
+    def shrink(self, place: int, newest: Kept, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Leave in a layer what stays of the newest features.
 
         Args:
             place: of the layer among the cross-attention layers.
-            kept: what stays of them.
+            newest: what stays of them.
+            keys: [B, Hkv, N, D] that the layer holds. Of an offloaded layer these are still on their device.
+            values: likewise.
         """
         layer = self._layers[self._indices[place]]
-        slots = kept.slots.to(layer.keys.device)[:, None, :, None]
+        layer.keys, layer.values = (_shrunk(one, newest).to(layer.keys.device) for one in (keys, values))
 
-        def shrink(tensor: torch.Tensor) -> torch.Tensor:
-            older, newer = tensor.split([tensor.shape[2] - kept.feature_count, kept.feature_count], dim=2)
-            stays = newer.gather(2, slots.expand(-1, newer.shape[1], -1, newer.shape[3]))
-            return torch.cat([older, stays], dim=2) if older.shape[2] else stays
+    def shrink_again(self, place: int, newest: Kept) -> None:
+        """`shrink` what a layer holds."""
+        layer = self._layers[self._indices[place]]
+        self.shrink(place, newest, layer.keys, layer.values)
 
-        layer.keys, layer.values = shrink(layer.keys), shrink(layer.values)
+    def adopt(self, place: int, kept: Kept, switch: Switch, kv_dtype: str | None = None, whole: bool = False) -> None:
+        """Let a layer carry what was kept, once it holds no more than that.
 
-    def adopt(self, kept: LayersKept, switch: Switch, kv_dtype: str | None, leader_is_whole: bool) -> None:
-        """Make the layers `ImageLayer`s that carry each its own of `kept`.
+        With a `kv_dtype` it then holds eight bits per number, but a layer that was adopted before stays of its kind.
+        A static cache gets a fixed length again.
 
-        With a `kv_dtype` they hold eight bits per number. A layer that was adopted before stays of its kind. A static
-        cache gets a fixed length again.
+        Args:
+            place: of the layer among the cross-attention layers.
+            kept: of the whole conversation.
+            switch: of the trim.
+            kv_dtype: "int8" or "fp8", or None for the model's own.
+            whole: whether the layer holds every feature all the same.
         """
-        for index, one in zip(self._indices, kept, strict=True):
-            layer = self._layers[index]
-            if not isinstance(layer, ImageLayer):
-                eight = EightBitImageLayer(layer, one, switch, kv_dtype) if kv_dtype else None
-                layer = self._layers[index] = eight or ImageLayer(layer, one, switch)
-            layer.kept, layer.switch = one, switch
-            if isinstance(layer, EightBitImageLayer):
-                layer.pack()
-        self._layers[self._indices[0]].whole = leader_is_whole
-        self._fill_up(self._indices[1:] if leader_is_whole else self._indices)
+        index = self._indices[place]
+        layer = self._layers[index]
+        if not isinstance(layer, ImageLayer):
+            eight = EightBitImageLayer(layer, None, switch, kv_dtype) if kv_dtype else None
+            layer = self._layers[index] = eight or ImageLayer(layer, None, switch)
+        layer.kept, layer.switch, layer.whole = kept, switch, whole
+        if isinstance(layer, EightBitImageLayer):
+            layer.pack()
+        if layer.is_compileable and not whole:
+            self._fill_up(layer, kept)
 
-    def _fill_up(self, indices: tuple[int, ...]) -> None:
-        """Round the length of a static cache's layers up; the slots that are added hold zeros, and are hidden."""
-        made: dict[int, Kept] = {}
-        for index in indices:
-            layer = self._layers[index]
-            if not layer.is_compileable:
-                continue
-            length = bucket(layer.kept.length, layer.kept.feature_count)
-            kept = made.setdefault(id(layer.kept), layer.kept.padded(length))
-            missing = (0, 0, 0, length - layer.keys.shape[2])
-            layer.keys, layer.values, layer.kept = pad(layer.keys, missing), pad(layer.values, missing), kept
-            for tensor in (layer.keys, layer.values, kept.slots, kept.occupied):
-                # Else a CUDA graph copies them at every step. Unguarded, so that the next request compiles nothing.
-                torch._dynamo.mark_static_address(tensor, guard=False)
+    def _fill_up(self, layer: Any, kept: Kept) -> None:
+        """Round the length of a static cache's layer up; the slots that are added hold zeros, and are hidden."""
+        length = bucket(kept.length, kept.feature_count)
+        kept = self._filled_up.setdefault(id(kept), kept.padded(length))
+        missing = (0, 0, 0, length - layer.keys.shape[2])
+        layer.keys, layer.values, layer.kept = pad(layer.keys, missing), pad(layer.values, missing), kept
+        for tensor in (layer.keys, layer.values, kept.slots, kept.occupied):
+            # Else a CUDA graph copies them at every step. Unguarded, so that the next request compiles nothing.
+            torch._dynamo.mark_static_address(tensor, guard=False)
 
     @property
     def bytes(self) -> int:
@@ -265,6 +273,14 @@ class ImageCache:
         layers = [self._layers[index] for index in self._indices]
         held = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
         return sum(tensor.shape[1] * tensor.shape[3] * tensor.element_size() for tensor in held)
+
+
+def _shrunk(tensor: torch.Tensor, newest: Kept) -> torch.Tensor:
+    """[B, Hkv, N, D] without what was dropped of the newest features, those that `newest` speaks of."""
+    slots = newest.slots.to(tensor.device)[:, None, :, None]
+    older, newer = tensor.split([tensor.shape[2] - newest.feature_count, newest.feature_count], dim=2)
+    stays = newer.gather(2, slots.expand(-1, newer.shape[1], -1, newer.shape[3]))
+    return torch.cat([older, stays], dim=2) if older.shape[2] else stays
 
 
 def _holds_any(layer: Any) -> bool:

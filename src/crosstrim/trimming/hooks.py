@@ -198,14 +198,8 @@ class TrimHooks:
                 "was its cross_attn or its config replaced after trim(), or the prompt compiled? remove() the trim "
                 "and call crosstrim.trim again, and compile decoding steps alone."
             )
-        if step.cache is None:
-            self._latest = Outcome(step.chosen.after, 0, 0)
-            return
-        if self._trim.blind_rows_leak:
-            for place, kept in enumerate(step.chosen.appended[1:], start=1):
-                step.cache.keep_newest(place, kept)
-        step.cache.adopt(step.chosen.after, self._trim.switch, self.config.kv_dtype, not step.trims_leader)
-        self._latest = self._outcome(step.cache)
+        step.leave()
+        self._latest = Outcome(step.chosen.after, 0, 0) if step.cache is None else self._outcome(step.cache)
 
     def _outcome(self, cache: ImageCache) -> Outcome | None:
         kept = cache.kept

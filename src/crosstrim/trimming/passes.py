@@ -198,8 +198,11 @@ class ImagePass:
             return self._lead(call)
         if self.chosen is None:  # the leader ran without us, which the hook after the model tells
             return call.attend(call.mask)
-        layers = self.chosen.wide if self.trim.blind_rows_leak else self.chosen.after
-        return call.attend(*self._masks.shortened(layers[place], call))
+        if self.trim.blind_rows_leak:
+            return call.attend(*self._masks.shortened(self.chosen.wide[place], call))
+        output = call.attend(*self._masks.shortened(self.chosen.after[place], call))
+        self._adopt(place)
+        return output
 
     def _lead(self, call: Call) -> Attended:
         """Choose, attend to everything, and leave the kept features in the leader's own cache."""
@@ -211,8 +214,23 @@ class ImagePass:
             mask, counts = self._hidden_after_the_prompt(mask, chosen.appended[0], older, call), None
         output = call.attend(mask, counts)
         if self.cache is not None and self.trims_leader and not again:
-            self.cache.keep_newest(0, chosen.appended[0])
+            self.cache.shrink(0, chosen.appended[0], call.keys, call.values)
+        self._adopt(0)
         return output
+
+    def _adopt(self, place: int) -> None:
+        """Let the layer's cache, if there is one, carry what was kept."""
+        if self.cache is not None and self.chosen is not None:
+            whole = place == 0 and not self.trims_leader
+            self.cache.adopt(place, self.chosen.after[place], self.trim.switch, self.trim.config.kv_dtype, whole)
+
+    def leave(self) -> None:
+        """After the model: drop what could only go once all rows were computed."""
+        if self.cache is None or self.chosen is None or not self.trim.blind_rows_leak:
+            return
+        for place, kept in enumerate(self.chosen.appended[1:], start=1):
+            self.cache.shrink_again(place, kept)
+            self._adopt(place)
 
     def _columns_of(self, kept: Kept) -> int:
         return kept.length if self.trims_leader else kept.feature_count
