@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from crosstrim import compat
-from crosstrim.models import mllama
+from crosstrim.errors import IncompatibleTransformersError
+from crosstrim.models import interface, mllama
 from crosstrim.report import versions
 
 
@@ -31,11 +32,21 @@ def describe(model: Any = None) -> dict[str, Any]:
         "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
         "extras": extras(),
+        "trimming": trimming(),
         "compat": findings,
     }
     if model is not None:
         result["model"] = _describe_model(model)
     return result
+
+
+def trimming() -> dict[str, Any]:
+    """Whether the installed transformers can be trimmed, tried out on a tiny model, and what is in the way if not."""
+    try:
+        interface.check()
+    except IncompatibleTransformersError as error:
+        return {"works": False, "problem": str(error)}
+    return {"works": True, "problem": None}
 
 
 def extras() -> dict[str, bool]:

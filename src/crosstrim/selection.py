@@ -34,8 +34,9 @@ def select(
     stay (ours). With neither, every visible feature stays.
 
     Args:
-        votes: [B, V, N], float; V >= 1 voters, which in the paper are the query heads with their saliency. Minus
-            infinity and NaN count as the lowest finite vote, so that an image keeps its budget all the same.
+        votes: [B, V, N], V >= 1 voters, which in the paper are the query heads with their saliency. Of any dtype, and
+            ranked as given. Minus infinity and NaN count as the lowest finite vote, so that an image keeps its budget
+            all the same.
         visible: [B, N] bool, whether any text row sees the feature. Only visible features are ever kept.
         k: share in (0, 1] per voter.
         keep: share in (0, 1] (float) or number (int) of features per image.
@@ -53,9 +54,7 @@ def select(
     if k is None and keep is None:
         return visible.clone()
     size = features_per_image or votes.shape[-1]
-    # Below every vote there must be room for what is invisible.
-    lowest = torch.finfo(torch.float32).min
-    votes = votes.float().nan_to_num(nan=lowest, posinf=torch.inf, neginf=lowest).unflatten(-1, (-1, size))
+    votes = _comparable(votes).unflatten(-1, (-1, size))
     visible = visible.unflatten(-1, (-1, size))
     rank = best_rank(votes, visible)
     budget = budget_of(visible, k=k, keep=keep, k_base=k_base).unsqueeze(-1)
@@ -130,6 +129,17 @@ def share_of(fraction: float, counts: torch.Tensor) -> torch.Tensor:
     """
     exact = max(Fraction(str(fraction)).limit_denominator(10**9), Fraction(1, 10**9))
     return (counts * exact.numerator + exact.denominator - 1) // exact.denominator
+
+
+def _comparable(votes: torch.Tensor) -> torch.Tensor:
+    """Floats in the order of the votes, all above minus infinity, where there must be room for what is invisible."""
+    if not votes.is_floating_point():
+        if votes.is_meta:
+            return votes.double()
+        votes = votes.unique(return_inverse=True)[1].double()  # int64 has more digits than any float
+    votes = votes if votes.dtype == torch.float64 else votes.float()
+    lowest = torch.finfo(votes.dtype).min
+    return votes.nan_to_num(nan=lowest, posinf=torch.inf, neginf=lowest)
 
 
 def _places(order: torch.Tensor) -> torch.Tensor:

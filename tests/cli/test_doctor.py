@@ -9,6 +9,8 @@ import transformers
 
 import crosstrim
 from crosstrim import environment, mini
+from crosstrim.errors import IncompatibleTransformersError
+from crosstrim.models import interface
 from tests import tiny
 
 
@@ -16,7 +18,7 @@ def test_doctor_tells_versions_and_findings(run):
     result = run("doctor", "--json")
     assert result.code == 0
     found = result.json
-    assert set(found) == {"versions", "cuda", "threads", "extras", "compat"}
+    assert set(found) == {"versions", "cuda", "threads", "extras", "trimming", "compat"}
     assert found["versions"] == {
         "crosstrim": crosstrim.__version__,
         "transformers": transformers.__version__,
@@ -27,6 +29,17 @@ def test_doctor_tells_versions_and_findings(run):
     assert [finding["name"] for finding in found["compat"]] == [one.name for one in crosstrim.compat.check()]
     assert not any({"repaired", "open"} & set(finding) for finding in found["compat"])  # of no model
     assert {"dev", "recipe"} <= set(found["extras"])
+    assert found["trimming"] == {"works": True, "problem": None}
+
+
+def test_doctor_says_when_the_installed_transformers_cannot_be_trimmed(run, monkeypatch):
+    def check():
+        raise IncompatibleTransformersError("transformers 9 cannot be trimmed: no keywords.")
+
+    monkeypatch.setattr(interface, "check", check)
+    problem = "transformers 9 cannot be trimmed: no keywords."
+    assert run("doctor", "--json").json["trimming"] == {"works": False, "problem": problem}
+    assert f"NO: {problem}" in run("doctor").stdout
 
 
 def test_doctor_looks_at_a_model(run, checkpoint):

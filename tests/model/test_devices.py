@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import accelerate
 import pytest
 import torch
 
@@ -150,3 +151,14 @@ def test_an_unrepaired_model(options):
     spread(model, SPREADS["leader elsewhere"])
     with devices.pretended():
         assert outcome(model, moved(inputs), options) == expected
+
+
+def test_the_report_of_an_offloaded_leader_names_where_it_computes():
+    model = tiny.build()
+    compat.apply(model)
+    leader = model.model.language_model.layers[tiny.CROSS_LAYERS[0]]
+    accelerate.cpu_offload(leader, execution_device=torch.device("cpu"))
+    assert next(leader.parameters()).device.type == "meta"
+    with torch.no_grad(), crosstrim.trim(model, k=0.1) as trimmed:
+        model(**tiny.inputs([2, Image(4), 9]))
+        assert trimmed.report().versions["device"] == "cpu"

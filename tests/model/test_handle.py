@@ -332,3 +332,17 @@ def test_last_turn_needs_ids(model):
         pytest.raises(InputError, match="needs input_ids"),
     ):
         model(inputs_embeds=embeds, **batch)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_mask_that_is_too_short_is_refused_in_words_that_fit_a_plain_pass(model, rows):
+    batch = tiny.inputs(SINGLE)
+    batch["cross_attention_mask"] = batch["cross_attention_mask"][:, :rows]
+    with (
+        torch.no_grad(),
+        crosstrim.trim(model, k=0.1),
+        pytest.raises(
+            InputError, match=rf"covers {rows} text rows, but this pass brings 13 and reaches row 13; give[^;]*$"
+        ),
+    ):
+        model(**batch)

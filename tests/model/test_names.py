@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 
 import pytest
 import torch
 from transformers import DynamicCache
-from transformers.models.mllama.modeling_mllama import MllamaModel
+from transformers.models.mllama import modeling_mllama as modeling
 
 import crosstrim
+from crosstrim import environment
 from crosstrim.bench import layers
-from crosstrim.errors import IncompatibleTransformersError
-from crosstrim.models import continuation, names
+from crosstrim.errors import CrosstrimError, IncompatibleTransformersError, NotTrimmedError
+from crosstrim.models import continuation, interface, mllama, names
 from tests import tiny
+from tests.model.test_compat import hooks_on
 from tests.model.test_session import PICTURE, QUESTIONS
 from tests.tiny import Image
 
@@ -77,19 +80,102 @@ def test_a_caller_may_use_every_name_that_his_transformers_takes(model):
 
 
 def test_the_name_is_the_one_in_the_installed_signature():
-    assert names.cache_keyword() in inspect.signature(MllamaModel.forward).parameters
+    assert names.cache_keyword() in inspect.signature(modeling.MllamaModel.forward).parameters
 
 
-def test_a_version_without_any_known_name_is_refused_before_anything_is_put_on(model, monkeypatch):
+@pytest.fixture
+def fresh_probes():
+    """What was found out about the installed transformers is found out again."""
+    caches = (names.cache_names, interface.check)
+    for one in caches:
+        one.cache_clear()
+    yield
+    for one in caches:
+        one.cache_clear()
+
+
+def without_the_name(monkeypatch):
     def forward(self, input_ids=None, kv=None, **kwargs):
         raise AssertionError("nothing may run")
 
-    monkeypatch.setattr(MllamaModel, "forward", forward)
-    names.cache_names.cache_clear()
-    try:
-        before = len(model.model._forward_pre_hooks)
-        with pytest.raises(IncompatibleTransformersError, match=r"KV cache by none of cache, past_key_values"):
-            crosstrim.trim(model, k=0.1)
-        assert len(model.model._forward_pre_hooks) == before
-    finally:
-        names.cache_names.cache_clear()
+    monkeypatch.setattr(modeling.MllamaModel, "forward", forward)
+
+
+def without_keywords(monkeypatch):
+    """A decoder layer that hands down what it knows alone."""
+    real = modeling.MllamaCrossAttentionDecoderLayer.forward
+    known = inspect.signature(real).parameters
+
+    def forward(self, *args, **kwargs):
+        return real(self, *args, **{name: one for name, one in kwargs.items() if name in known})
+
+    monkeypatch.setattr(modeling.MllamaCrossAttentionDecoderLayer, "forward", forward)
+
+
+def without_the_interface(monkeypatch):
+    """Attention that does not ask which function its config names."""
+    real = modeling.MllamaTextCrossAttention.forward
+
+    def forward(self, *args, **kwargs):
+        config, self.config = self.config, modeling.MllamaTextConfig()
+        self.config._attn_implementation = "eager"
+        try:
+            return real(self, *args, **kwargs)
+        finally:
+            self.config = config
+
+    monkeypatch.setattr(modeling.MllamaTextCrossAttention, "forward", forward)
+
+
+def with_strict_forwards(monkeypatch):
+    """A model that refuses keywords it does not know."""
+    real = modeling.MllamaTextModel.forward
+    known = inspect.signature(real).parameters
+
+    def forward(self, *args, **kwargs):
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"unexpected keyword argument {name!r}")
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(modeling.MllamaTextModel, "forward", forward)
+
+
+@pytest.mark.usefixtures("fresh_probes")
+@pytest.mark.parametrize(
+    ("change", "wording"),
+    [
+        (without_the_name, r"takes the KV cache by none of cache, past_key_values"),
+        (without_keywords, r"does not reach the attention"),
+        (without_the_interface, r"does not reach the attention"),
+        (with_strict_forwards, r"breaks its Mllama \(unexpected keyword argument 'crosstrim_pass'\)"),
+    ],
+)
+def test_a_transformers_that_cannot_be_trimmed_is_refused_before_anything_is_put_on(
+    model, monkeypatch, change, wording
+):
+    before = hooks_on(model)
+    configs = [layer.cross_attn.config for layer in mllama.locate(model).cross_layers]
+    change(monkeypatch)
+    with pytest.raises(IncompatibleTransformersError, match=f"{wording}.*Install another version"):
+        crosstrim.trim(model, k=0.1)
+    assert hooks_on(model) == before
+    assert all(
+        layer.cross_attn.config is config
+        for layer, config in zip(mllama.locate(model).cross_layers, configs, strict=True)
+    )
+    told = environment.trimming()
+    assert not told["works"]
+    assert re.search(wording, told["problem"])
+
+
+@pytest.mark.parametrize("change", [without_keywords, without_the_interface])
+def test_a_layer_that_loses_the_keyword_after_trim_does_not_run_untrimmed_in_silence(model, monkeypatch, change):
+    with torch.no_grad(), crosstrim.trim(model, k=0.1) as trimmed:
+        change(monkeypatch)
+        with pytest.raises(NotTrimmedError, match="attended to it without crosstrim"):
+            model(**tiny.inputs(*BATCH))
+        with pytest.raises(NotTrimmedError, match="attended to it without crosstrim"):
+            model.generate(**tiny.inputs(*BATCH), max_new_tokens=2)
+        with pytest.raises(CrosstrimError, match="nothing was generated yet"):
+            trimmed.report()

@@ -152,3 +152,25 @@ def test_a_static_cache_that_served_untrimmed_and_was_reset_is_new(model):
     with crosstrim.trim(model, k=0.1):
         out = generate(model, batch, past_key_values=cache)
         assert torch.equal(out.sequences, generate(model, batch).sequences)
+
+
+@pytest.mark.parametrize("most", [68, 1601, 6404, 2 * 6404])
+def test_a_bucket_is_at_most_a_sixteenth_more_and_never_more_than_everything(most):
+    lengths = {length: bucket(length, most) for length in range(1, most + 1)}
+    assert all(length <= found <= min(most, length * 17 / 16) for length, found in lengths.items())
+    assert len(set(lengths.values())) <= 32 + 16 * most.bit_length()
+    assert all(bucket(found, most) == found for found in lengths.values())
+
+
+def test_half_of_an_image_of_the_real_model():
+    assert (bucket(3202, 6404), bucket(6404, 6404), bucket(6300, 6404)) == (3328, 6404, 6400)
+
+
+def test_where_nothing_is_dropped_a_static_cache_is_as_long_as_untrimmed(model):
+    batch = tiny.inputs(*SINGLE)
+    plain = generate(model, batch, cache_implementation="static")
+    with crosstrim.trim(model):
+        trimmed = generate(model, batch, cache_implementation="static")
+    assert [layer.keys.shape for layer in trimmed.past_key_values.layers] == [
+        layer.keys.shape for layer in plain.past_key_values.layers
+    ]

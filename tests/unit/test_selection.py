@@ -167,3 +167,22 @@ def test_errors_name_what_they_met(arguments, wording):
     good = {"votes": torch.rand(1, 2, 4), "visible": torch.ones(1, 4, dtype=torch.bool)}
     with pytest.raises(InputError, match=wording):
         select(**good | arguments)
+
+
+@pytest.mark.parametrize(
+    "votes",
+    [
+        torch.tensor([1.0 + 1e-12, 1.0, 1.0 + 2e-12, 0.5], dtype=torch.float64),
+        torch.tensor([2**60 + 1, 2**60, 2**60 + 2, -(2**62)]),
+        torch.tensor([200, 3, 255, 1], dtype=torch.uint8),
+        torch.tensor([2.0, 1.0, 3.0, float("-inf")], dtype=torch.bfloat16),
+        torch.tensor([1e300, -1e300, float("inf"), float("nan")], dtype=torch.float64),
+    ],
+    ids=["float64", "int64", "uint8", "bfloat16", "beyond float32"],
+)
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_votes_are_ranked_as_given(votes, keep):
+    kept = select(votes.view(1, 1, 4), torch.ones(1, 4, dtype=torch.bool), keep=keep)
+    assert kept[0].nonzero().flatten().tolist() == sorted([2, 0, 1][:keep])
+    hidden = select(votes.view(1, 1, 4), torch.tensor([[True, True, False, True]]), keep=keep)
+    assert hidden[0].nonzero().flatten().tolist() == sorted([0, 1, 3][:keep])

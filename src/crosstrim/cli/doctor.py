@@ -42,6 +42,8 @@ def _print(found: dict[str, Any]) -> None:
         table.add_row(f"extra {name}", "installed" if is_there else f"not installed: pip install 'crosstrim[{name}]'")
     for name, value in found.get("model", {}).items():
         table.add_row(f"model {name.replace('_', ' ')}", str(value))
+    trimming = found["trimming"]
+    table.add_row("trimming", "works with this transformers" if trimming["works"] else f"NO: {trimming['problem']}")
     console.print_rich(table, "", "Where the installed transformers departs from the reference:")
     for finding in found["compat"]:
         console.print_rich(f"  {finding['name']}: {_state(finding, has_model='model' in found)}")

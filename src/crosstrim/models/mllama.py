@@ -134,6 +134,23 @@ def attention_of(layer: nn.Module) -> nn.Module:
     return cast(nn.Module, cast(Any, layer).cross_attn)
 
 
+def device_of(layer: nn.Module) -> torch.device:
+    """Where a layer computes; accelerate moves the weights of an offloaded one there only while it does.
+
+    Args:
+        layer: of a loaded model.
+    """
+    device = next(layer.parameters()).device
+    if device.type != "meta":
+        return device
+    hooks = [module._hf_hook for module in layer.modules() if hasattr(module, "_hf_hook")]
+    places = [getattr(one, "execution_device", None) for hook in hooks for one in getattr(hook, "hooks", (hook,))]
+    for place in places:
+        if place is not None:
+            return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+    return device
+
+
 def as_sequence(features: torch.Tensor, batch_size: int) -> torch.Tensor:
     """[B * images * tiles, features per tile, hidden], as the vision tower gives them, to [B, N, hidden]."""
     return features.reshape(batch_size, -1, features.shape[-1])

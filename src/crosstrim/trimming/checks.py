@@ -22,12 +22,15 @@ def check_rows(mask: torch.Tensor, rows: int, past: int) -> None:
     if mask.shape[1] != rows and mask.shape[1] < past + rows:
         import transformers
 
+        advice = "give the mask of these rows or of all rows so far, as the processor makes it"
+        if past:
+            advice += (
+                f" and generate() lengthens it; assisted and prompt-lookup decoding of transformers "
+                f"{transformers.__version__} may not lengthen it, trimmed or not: use a newer one, or plain decoding"
+            )
         raise InputError(
             f"cross_attention_mask covers {mask.shape[1]} text rows, but this pass brings {rows} and reaches row "
-            f"{past + rows}; give the mask of these rows or of all rows so far, as the processor makes it and as "
-            "generate() lengthens it. If generate() itself made this mask, it was assisted or prompt-lookup "
-            f"decoding, which transformers {transformers.__version__} may not be able to do with Mllama, trimmed or "
-            "not; use a newer one, or plain decoding."
+            f"{past + rows}; {advice}."
         )
 
 

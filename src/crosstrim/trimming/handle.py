@@ -52,7 +52,7 @@ class TrimHandle(TrimHooks):
         if outcome is None:
             what = "nothing was generated yet" if cache is None else "this cache holds no trimmed image features"
             raise CrosstrimError(f"{what}; run the trimmed model on an image first.")
-        device = str(next(self._model.leader.parameters()).device)
+        device = str(mllama.device_of(self._model.leader))
         return TrimReport(
             samples=() if outcome.kept is None else image_reports(outcome.kept),
             kv_bytes=outcome.kv_bytes,
