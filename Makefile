@@ -14,7 +14,8 @@ export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-ray test-oldest test-lmms test-kernels test-sglang bench lint clean
+.PHONY: help demo test test-slow test-ray test-oldest test-lmms test-kernels test-sglang test-gpu test-install \
+	test-canary bench lint clean
 
 help:
 	@echo "make demo         ask the embedded model about a picture, trimmed and untrimmed"
@@ -25,6 +26,9 @@ help:
 	@echo "make test-lmms    the plugin for lmms-eval, run by lmms-eval itself; downloads about a gigabyte"
 	@echo "make test-kernels the Triton kernels, interpreted and compiled on the CPU; Linux"
 	@echo "make test-sglang  the tests that run SGLang, on the CPU"
+	@echo "make test-gpu     the tests that need a CUDA device, in an environment that has one"
+	@echo "make test-install README's installation and first example, in an empty environment"
+	@echo "make test-canary  the model's and the server's tests and the demo, on the newest of everything"
 	@echo "make bench        time and memory against their bars, on a machine that does nothing else"
 	@echo "make lint         ruff and mypy"
 	@echo "make clean        remove what the other targets made"
@@ -69,6 +73,19 @@ help:
 	@.venv-sglang/bin/python $(PIP_INSTALL) $(FIND_LINKS) --no-deps -r requirements-sglang.txt -e .
 	@touch $@
 
+# What pyproject.toml admits, in the newest versions. Of torch the newest that the index has a CPU build of.
+CANARY := .venv-canary/bin
+.venv-canary/.installed: pyproject.toml
+	@echo "Installing into .venv-canary ..."
+	@rm -rf .venv-canary
+	@$(PYTHON) -m venv .venv-canary
+	@newest="$$($(CANARY)/python -m pip index versions torch 2>/dev/null | grep -oE '[0-9.]+\+cpu' | head -1)"; \
+		pinned="$$(sed -n 's|^torch==||p' constraints.txt)"; \
+		$(CANARY)/python $(PIP_INSTALL) "torch==$${newest:-$$pinned}"
+	@$(CANARY)/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager \
+		"torch==$$($(CANARY)/python -c 'import torch; print(torch.__version__)')" -e '.[dev,serve,ray]'
+	@touch $@
+
 demo: .venv/.installed
 	@mkdir -p build
 	.venv/bin/crosstrim ask cat "What colour is the 2?" --k 0.05 --compare --overlay build/overlay.png
@@ -96,6 +113,19 @@ test-kernels: .venv-triton/.installed
 test-sglang: .venv-sglang/.installed
 	@PYTHONPATH=tests/engines/sglang_shims .venv-sglang/bin/python $(PYTEST) --disable-warnings tests/engines/test_sglang_*.py
 
+# In the environment that is active: it has torch for its GPU already, and this installs nothing.
+test-gpu:
+	@python $(PYTEST) --disable-warnings tests/gpu
+
+test-install: .venv/.installed
+	@TORCH="$(TORCH)" .venv/bin/python -m tests.docs.install
+
+test-canary: .venv-canary/.installed
+	@$(CANARY)/python -c 'from importlib.metadata import version as v; print("canary:", \
+		", ".join(f"{name} {v(name)}" for name in ("torch", "transformers", "ray", "fastapi", "typer", "pillow")))'
+	@$(CANARY)/python $(PYTEST) --disable-warnings -q -m "not slow and not ray" tests/model tests/engines/server
+	@$(CANARY)/crosstrim ask cat "What colour is the 2?" --k 0.05 --compare
+
 bench: .venv/.installed
 	@mkdir -p build/bench
 	@failed=; for suite in layers decode saliency session mini; do \
@@ -108,5 +138,5 @@ lint: .venv/.installed
 	@.venv/bin/mypy
 
 clean:
-	@rm -rf .venv .venv-oldest .venv-triton .venv-lmms .venv-sglang build dist
+	@rm -rf .venv .venv-oldest .venv-triton .venv-lmms .venv-sglang .venv-canary build dist
 	@rm -rf .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
