@@ -29,7 +29,7 @@ _TINY: dict[str, Any] = {"shape": "tiny", "self_layers": 1, "cross_layers": 3, "
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {
         "device": "cuda",
-        "budget_s": 540,
+        "budget_s": 360,
         "rows": 64,
         "steps": 16,
         "rounds": 2,

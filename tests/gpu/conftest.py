@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from crosstrim import compat
+from tests import tiny
+
+DEVICE = os.environ.get("CROSSTRIM_TEST_DEVICE") or "cuda"
+"""Set it to cpu to rehearse these tests without a GPU; what they say of one is then not tested."""
+
+REHEARSAL = not DEVICE.startswith("cuda")
+
+
+def pytest_collection_modifyitems(items):
+    if not REHEARSAL and not torch.cuda.is_available():
+        for item in items:
+            if "tests/gpu" in str(item.path):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def model(dtype):
+    built = tiny.build(dtype=dtype).to(DEVICE)
+    compat.apply(built)
+    return built
+
+
+@pytest.fixture(autouse=True)
+def _float32_is_float32():
+    """The oracle's products are those of the model, so neither may be cut to TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
