@@ -7,21 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from crosstrim.method.geometry import Geometry
 
-@dataclass(frozen=True)
-class ModelShape:
-    """The numbers of a model on which its memory depends.
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape(Geometry):
+    """The numbers of a model on which its memory depends; self-attention has the heads of cross-attention.
 
     Attributes:
         name: of the model.
         text_layers: decoder layers, cross-attention layers included.
         cross_layers: how many of them are cross-attention layers.
         hidden_size: of the decoder.
-        query_heads: per layer.
-        key_value_heads: per layer, of cross-attention as of self-attention.
-        head_size: dimensions of one head.
-        features_per_tile: patches and class token of a tile.
-        tiles_per_image: tiles that every image is padded to.
         parameters: of the whole model, vision tower included.
         bytes_per_element: of weights and KV cache alike; 2 is bfloat16.
     """
@@ -30,11 +27,6 @@ class ModelShape:
     text_layers: int
     cross_layers: int
     hidden_size: int
-    query_heads: int
-    key_value_heads: int
-    head_size: int
-    features_per_tile: int
-    tiles_per_image: int
     parameters: int
     bytes_per_element: int = 2
 
@@ -42,11 +34,6 @@ class ModelShape:
     def self_layers(self) -> int:
         """Layers whose cache grows with the text."""
         return self.text_layers - self.cross_layers
-
-    @property
-    def features_per_image(self) -> int:
-        """Features of one image, padding tiles included."""
-        return self.features_per_tile * self.tiles_per_image
 
     @property
     def weight_bytes(self) -> int:

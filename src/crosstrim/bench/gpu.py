@@ -115,7 +115,7 @@ def run(
 
 @torch.no_grad()
 def _tower(shape: shapes.Shape, batch: int, device: str, rounds: int, deadline: float) -> Row:
-    row = {"what": "vision tower", "shape": shape.name, "tiles": shape.tiles, "batch": batch}
+    row = {"what": "vision tower", "shape": shape.name, "tiles": shape.tiles_per_image, "batch": batch}
     if time.monotonic() > deadline:
         return row | {"status": NOT_REACHED}
 

@@ -62,9 +62,9 @@ def run(shape: str, rows: list[int], scorings: int, keep: int, choices: int) -> 
 
 def _evidence(shape: shapes.Shape, keep: int) -> policies.Evidence:
     generator = torch.Generator().manual_seed(0)
-    count, size = shape.features_per_image, shape.hidden // shape.heads
-    logits = 3 * torch.randn(1, shape.heads, count, generator=generator)  # some heads agree, none is sure
-    keys, values = (torch.randn(1, shape.key_heads, count, size, generator=generator) for _ in range(2))
+    count, size = shape.features_per_image, shape.head_size
+    logits = 3 * torch.randn(1, shape.query_heads, count, generator=generator)  # some heads agree, none is sure
+    keys, values = (torch.randn(1, shape.key_value_heads, count, size, generator=generator) for _ in range(2))
     return policies.Evidence(
         saliency=256 * logits.softmax(-1),
         visible=torch.ones(1, count, dtype=torch.bool),
@@ -106,9 +106,9 @@ def _apart(shape: str, rows: int, runs: int, **variables: str) -> dict[str, Any]
 def _score(shape: shapes.Shape, rows: int, runs: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    size, count = shape.hidden // shape.heads, shape.features_per_image
-    queries = torch.randn(1, shape.heads, rows, size, generator=generator)
-    keys = torch.randn(1, shape.key_heads, count, size, generator=generator)
+    size, count = shape.head_size, shape.features_per_image
+    queries = torch.randn(1, shape.query_heads, rows, size, generator=generator)
+    keys = torch.randn(1, shape.key_value_heads, count, size, generator=generator)
     visible = torch.ones(1, rows, count, dtype=torch.bool)
     # What the libraries take for themselves, once.
     crosstrim.saliency(queries[:, :, :2], keys[:, :, :64], visible[:, :2, :64])

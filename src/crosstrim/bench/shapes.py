@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
 
+from crosstrim.memory import LLAMA_11B, LLAMA_90B, ModelShape
+from crosstrim.method.geometry import Geometry
 
-@dataclass(frozen=True)
-class Shape:
+
+@dataclass(frozen=True, kw_only=True)
+class Shape(Geometry):
     """The sizes that a cross-attention layer's time and memory follow from.
 
     Attributes:
         name: of the model that has them.
         hidden: width of the text.
         feed_forward: width inside the MLP.
-        heads: query heads.
-        key_heads: key and value heads.
         layers: text layers of the whole model, cross-attention layers among them.
         cross_layers: cross-attention layers of the whole model.
-        tile_pixels: side of a tile.
         patch_pixels: side of a patch.
-        tiles: per image, padding tiles included.
         tower_hidden: width of the vision tower, in heads of 80.
         tower_layers: of the tower's first part.
         tower_global_layers: of its second part.
@@ -31,42 +31,47 @@ class Shape:
     name: str
     hidden: int
     feed_forward: int
-    heads: int
-    key_heads: int
     layers: int
     cross_layers: int
-    tile_pixels: int = 560
     patch_pixels: int = 14
-    tiles: int = 4
     tower_hidden: int = 1280
     tower_layers: int = 32
     tower_global_layers: int = 8
 
-    @property
-    def features_per_tile(self) -> int:
-        """Patches and the class token (1601 on 11B and 90B)."""
-        return (self.tile_pixels // self.patch_pixels) ** 2 + 1
+    @classmethod
+    def of(cls, model: ModelShape, name: str, feed_forward: int) -> Shape:
+        """The shape of a model whose sizes are known, with the vision tower of Llama-3.2-Vision."""
+        return cls(
+            **{field.name: getattr(model, field.name) for field in fields(Geometry)},
+            name=name,
+            hidden=model.hidden_size,
+            feed_forward=feed_forward,
+            layers=model.text_layers,
+            cross_layers=model.cross_layers,
+        )
 
     @property
-    def features_per_image(self) -> int:
-        """Padding tiles included (6404 on 11B and 90B)."""
-        return self.tiles * self.features_per_tile
+    def tile_pixels(self) -> int:
+        """Side of a tile (560 on 11B and 90B)."""
+        return math.isqrt(self.features_per_tile - 1) * self.patch_pixels
 
 
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape("11B", hidden=4096, feed_forward=14336, heads=32, key_heads=8, layers=40, cross_layers=8),
-        Shape("90B", hidden=8192, feed_forward=28672, heads=64, key_heads=8, layers=100, cross_layers=20),
+        Shape.of(LLAMA_11B, "11B", feed_forward=14336),
+        Shape.of(LLAMA_90B, "90B", feed_forward=28672),
         Shape(
-            "tiny",
+            name="tiny",
+            features_per_tile=17,
+            tiles_per_image=4,
+            query_heads=8,
+            key_value_heads=4,
+            head_size=8,
             hidden=64,
             feed_forward=96,
-            heads=8,
-            key_heads=4,
             layers=8,
             cross_layers=3,
-            tile_pixels=28,
             patch_pixels=7,
             tower_hidden=80,
             tower_layers=1,
@@ -112,8 +117,8 @@ def build(
         hidden_size=shape.hidden,
         intermediate_size=feed_forward or shape.feed_forward,
         num_hidden_layers=self_layers + cross_layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.key_heads,
+        num_attention_heads=shape.query_heads,
+        num_key_value_heads=shape.key_value_heads,
         cross_attention_layers=list(range(self_layers, self_layers + cross_layers)),
         bos_token_id=1,
         eos_token_id=2,
@@ -129,7 +134,7 @@ def build(
         vision_output_dim=16,
         image_size=shape.tile_pixels,
         patch_size=shape.patch_pixels,
-        max_num_tiles=shape.tiles,
+        max_num_tiles=shape.tiles_per_image,
     )
     config = MllamaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN)
     with torch.random.fork_rng(), torch.device(device):
@@ -162,7 +167,7 @@ def vision_tower(shape: Shape, *, dtype: torch.dtype = torch.float32, device: st
         vision_output_dim=shape.tower_hidden * (1 + len(read)),
         image_size=shape.tile_pixels,
         patch_size=shape.patch_pixels,
-        max_num_tiles=shape.tiles,
+        max_num_tiles=shape.tiles_per_image,
     )
     with torch.random.fork_rng(), torch.device(device):
         tower = MllamaVisionModel._from_config(config, dtype=dtype, attn_implementation="sdpa")
@@ -173,9 +178,9 @@ def pictures(shape: Shape, batch: int, *, dtype: torch.dtype, device: str) -> di
     """What `vision_tower` takes of `batch` random pictures of all tiles."""
     sides = (shape.tile_pixels, shape.tile_pixels)
     return {
-        "pixel_values": torch.rand(batch, 1, shape.tiles, 3, *sides, dtype=dtype, device=device),
+        "pixel_values": torch.rand(batch, 1, shape.tiles_per_image, 3, *sides, dtype=dtype, device=device),
         "aspect_ratio_ids": torch.full((batch, 1), 6, device=device),  # 2 x 2 tiles
-        "aspect_ratio_mask": torch.ones(batch, 1, shape.tiles, dtype=torch.long, device=device),
+        "aspect_ratio_mask": torch.ones(batch, 1, shape.tiles_per_image, dtype=torch.long, device=device),
     }
 
 
@@ -205,15 +210,15 @@ def prompt(
         tiles], cross_attention_states [B * tiles, features per tile, hidden].
     """
     generator = torch.Generator(device=device).manual_seed(seed)
-    real = [tiles] * batch if isinstance(tiles, int) else tiles or [shape.tiles] * batch
+    real = [tiles] * batch if isinstance(tiles, int) else tiles or [shape.tiles_per_image] * batch
     before = min(ROWS_BEFORE_IMAGE, rows - 1)
-    mask = torch.zeros(batch, rows, 1, shape.tiles, dtype=torch.long, device=device)
+    mask = torch.zeros(batch, rows, 1, shape.tiles_per_image, dtype=torch.long, device=device)
     for sample, count in enumerate(real):
         mask[sample, before:, :, :count] = 1
     ids = torch.randint(3, IMAGE_TOKEN, (batch, rows), generator=generator, device=device)
     ids[:, before] = IMAGE_TOKEN
     features = torch.randn(
-        batch * shape.tiles,
+        batch * shape.tiles_per_image,
         shape.features_per_tile,
         shape.hidden,
         generator=generator,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
@@ -172,19 +172,15 @@ def shape_of(config: Any, name: str) -> ModelShape:
         raise UnsupportedModelError(
             f"{name} has a configuration of type {getattr(config, 'model_type', None)!r}; needed is 'mllama'."
         )
-    text, vision = config.text_config, config.vision_config
+    text = config.text_config
     with torch.device("meta"):
         empty = MllamaForConditionalGeneration._from_config(config)
     return ModelShape(
+        **asdict(geometry_of(config)),
         name=name,
         text_layers=text.num_hidden_layers,
         cross_layers=sum(index < text.num_hidden_layers for index in text.cross_attention_layers),
         hidden_size=text.hidden_size,
-        query_heads=text.num_attention_heads,
-        key_value_heads=text.num_key_value_heads,
-        head_size=text.hidden_size // text.num_attention_heads,
-        features_per_tile=1 + (vision.image_size // vision.patch_size) ** 2,
-        tiles_per_image=vision.max_num_tiles,
         parameters=sum(parameter.numel() for parameter in empty.parameters()),
         bytes_per_element=(config.dtype or torch.float32).itemsize,
     )
