@@ -9,7 +9,7 @@ import torch
 
 from crosstrim import compat
 from crosstrim.errors import IncompatibleTransformersError
-from crosstrim.models import interface, mllama
+from crosstrim.models import mllama, probe
 from crosstrim.report import versions
 
 
@@ -43,7 +43,7 @@ def describe(model: Any = None) -> dict[str, Any]:
 def trimming() -> dict[str, Any]:
     """Whether the installed transformers can be trimmed, tried out on a tiny model, and what is in the way if not."""
     try:
-        interface.check()
+        probe.check_interface()
     except IncompatibleTransformersError as error:
         return {"works": False, "problem": str(error)}
     return {"works": True, "problem": None}

@@ -10,7 +10,7 @@ import transformers
 import crosstrim
 from crosstrim import environment, mini
 from crosstrim.errors import IncompatibleTransformersError
-from crosstrim.models import interface
+from crosstrim.models import probe
 from tests import tiny
 
 
@@ -36,7 +36,7 @@ def test_doctor_says_when_the_installed_transformers_cannot_be_trimmed(run, monk
     def check():
         raise IncompatibleTransformersError("transformers 9 cannot be trimmed: no keywords.")
 
-    monkeypatch.setattr(interface, "check", check)
+    monkeypatch.setattr(probe, "check_interface", check)
     problem = "transformers 9 cannot be trimmed: no keywords."
     assert run("doctor", "--json").json["trimming"] == {"works": False, "problem": problem}
     assert f"NO: {problem}" in run("doctor").stdout

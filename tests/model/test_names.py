@@ -15,7 +15,7 @@ import crosstrim
 from crosstrim import environment
 from crosstrim.bench import layers
 from crosstrim.errors import CrosstrimError, IncompatibleTransformersError, NotTrimmedError
-from crosstrim.models import continuation, interface, mllama, names
+from crosstrim.models import continuation, mllama, names, probe
 from tests import tiny
 from tests.model.test_compat import hooks_on
 from tests.model.test_session import PICTURE, QUESTIONS
@@ -86,7 +86,7 @@ def test_the_name_is_the_one_in_the_installed_signature():
 @pytest.fixture
 def fresh_probes():
     """What was found out about the installed transformers is found out again."""
-    caches = (names.cache_names, interface.check)
+    caches = (names.cache_names, probe.check_interface)
     for one in caches:
         one.cache_clear()
     yield

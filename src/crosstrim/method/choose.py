@@ -16,7 +16,7 @@ layer's own cache, and hands only the kept ones to the later layers.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,31 +30,16 @@ if TYPE_CHECKING:
     from crosstrim.config import TrimConfig
 
 
-class Processes(Protocol):
-    """Processes that hold a share of the heads each (tensor parallelism)."""
+class Processes:
+    """The processes that share the heads (tensor parallelism); as it stands, one that holds all of them."""
 
     def gather_heads(self, tensor: torch.Tensor) -> torch.Tensor:
         """[B, own heads, ...] of each process to [B, all heads, ...] in every process."""
-        ...
+        return tensor
 
     def agree(self, tensor: torch.Tensor) -> torch.Tensor:
         """The same tensor in every process: what is kept must not differ in a last bit."""
-        ...
-
-
-class OneProcess:
-    """This process holds all heads."""
-
-    def gather_heads(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensor."""
         return tensor
-
-    def agree(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensor."""
-        return tensor
-
-
-ONE_PROCESS = OneProcess()
 
 
 @dataclass(frozen=True)
@@ -93,7 +78,7 @@ def choose(
     real_rows: torch.Tensor | None = None,
     rating_rows: torch.Tensor | None = None,
     scale: float | None = None,
-    processes: Processes = ONE_PROCESS,
+    processes: Processes | None = None,
 ) -> Choice:
     """Choose the features that stay, on what the first cross-attention layer attends with.
 
@@ -111,7 +96,7 @@ def choose(
         real_rows: [B, T] bool, rows that hold a token and not padding; None: all.
         rating_rows: [B, T] bool, the real rows that rate; None: all of them.
         scale: factor on q·k before the softmax; None: D ** -0.5.
-        processes: those that share the heads. Each is given its own heads, and all return the same.
+        processes: those that share the heads; each is given its own, and all return the same. None: this one has all.
 
     Returns:
         The choice among the last N features.
@@ -123,7 +108,7 @@ def choose(
     looking = real.clone()
     looking[:, -1] = True
     seen = (visible[..., older:] & looking.unsqueeze(-1)).any(1)
-    size = geometry.features_per_image
+    size, processes = geometry.features_per_image, processes or Processes()
     if config.lossless:
         return Choice(seen, seen, None, size)
     knobs: dict[str, Any] = {"k": config.k, "keep": config.keep, "k_base": config.k_base}

@@ -7,14 +7,12 @@ layers to the attention function. Nothing is kept in a global place or per threa
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 
 from crosstrim.attention import attend
-from crosstrim.models import names, probe
 
 KEYWORD = "crosstrim_pass"
 """The keyword under which a forward pass hands down what it is."""
@@ -145,32 +143,3 @@ class Taken:
         for module in self._modules:
             module.config = cast(Any, module.config).own
         self._modules = ()
-
-
-class _Witness:
-    """A pass that only sees whether it arrives."""
-
-    arrived = False
-
-    def attend(self, call: Call) -> Attended:
-        self.arrived = True
-        return call.attend(call.mask)
-
-
-@lru_cache(maxsize=1)
-@torch.no_grad()
-def check() -> None:
-    """Run a tiny Mllama of the installed transformers, and see that a pass reaches the attention function.
-
-    Raises:
-        IncompatibleTransformersError: it does not, or a name that trimming needs is gone.
-    """
-    keyword, witness = names.cache_keyword(), _Witness()
-    try:
-        model = cast(Any, probe.model())
-        Taken([model.language_model.layers[0].cross_attn])
-        model(**probe.inputs(), **{keyword: None, KEYWORD: witness}, use_cache=False)
-    except (AttributeError, ImportError, KeyError, TypeError) as error:
-        raise names.incompatible(f"a keyword of a forward pass breaks its Mllama ({error})") from error
-    if not witness.arrived:
-        raise names.incompatible("a keyword of a forward pass does not reach the attention of Mllama's layers")

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from crosstrim.errors import ConfigError, UnsupportedModelError
+from crosstrim.method.choose import Processes
 from crosstrim.models import mllama
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _held(projection: nn.Linear) -> int:
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Ranks(Processes):
     """The processes that hold the heads of a layer between them, in the order of the heads.
 
     Attributes:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 import torch
 from torch import nn
+
+from crosstrim.models import names
+from crosstrim.models.interface import KEYWORD, Attended, Call, Taken
 
 
 def text_config() -> Any:
@@ -68,3 +72,32 @@ def built(build: Callable[[], nn.Module]) -> nn.Module:
 def ramp(first: float, last: float, *shape: int) -> torch.Tensor:
     """Numbers to read: on the CPU and in float32, as they are, whatever the caller made torch's defaults."""
     return torch.linspace(first, last, math.prod(shape), dtype=torch.float32, device="cpu").reshape(shape)
+
+
+class _Witness:
+    """A pass that only sees whether it arrives."""
+
+    arrived = False
+
+    def attend(self, call: Call) -> Attended:
+        self.arrived = True
+        return call.attend(call.mask)
+
+
+@lru_cache(maxsize=1)
+@torch.no_grad()
+def check_interface() -> None:
+    """Run a tiny Mllama of the installed transformers, and see that a pass reaches the attention function.
+
+    Raises:
+        IncompatibleTransformersError: it does not, or a name that trimming needs is gone.
+    """
+    keyword, witness = names.cache_keyword(), _Witness()
+    try:
+        tiny = cast(Any, model())
+        Taken([tiny.language_model.layers[0].cross_attn])
+        tiny(**inputs(), **{keyword: None, KEYWORD: witness}, use_cache=False)
+    except (AttributeError, ImportError, KeyError, TypeError) as error:
+        raise names.incompatible(f"a keyword of a forward pass breaks its Mllama ({error})") from error
+    if not witness.arrived:
+        raise names.incompatible("a keyword of a forward pass does not reach the attention of Mllama's layers")

@@ -275,6 +275,12 @@ class ImageCache:
         return sum(tensor.shape[1] * tensor.shape[3] * tensor.element_size() for tensor in held)
 
 
+def traced_kept(cache: Any, indices: tuple[int, ...]) -> list[Kept | None]:
+    """What the layers at `indices` read, asked for in a way that compiled code can follow."""
+    layers = [None if cache is None else cache.layers[index] for index in indices]
+    return [layer.kept if isinstance(layer, ImageLayer) and not layer.whole else None for layer in layers]
+
+
 def _shrunk(tensor: torch.Tensor, newest: Kept) -> torch.Tensor:
     """[B, Hkv, N, D] without what was dropped of the newest features, those that `newest` speaks of."""
     slots = newest.slots.to(tensor.device)[:, None, :, None]

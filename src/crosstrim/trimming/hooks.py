@@ -13,13 +13,12 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from crosstrim.config import TrimConfig
-from crosstrim.errors import CrosstrimWarning, NotTrimmedError, UnsupportedCacheError
-from crosstrim.method.choose import ONE_PROCESS
-from crosstrim.models import interface, mllama, names, parallel
+from crosstrim.errors import CrosstrimWarning, InputError, NotTrimmedError, UnsupportedCacheError
+from crosstrim.method.choose import Processes
+from crosstrim.models import interface, mllama, names, parallel, probe
 from crosstrim.models.interface import KEYWORD
 from crosstrim.trimming import checks
-from crosstrim.trimming.cache import ImageCache
-from crosstrim.trimming.compiled import CompiledStep, compiling, refusal
+from crosstrim.trimming.cache import ImageCache, traced_kept
 from crosstrim.trimming.kept import LayersKept
 from crosstrim.trimming.passes import ImagePass, TextPass, Trim
 
@@ -47,10 +46,10 @@ class TrimHooks:
     """
 
     def __init__(self, model: nn.Module, config: TrimConfig) -> None:
-        interface.check()
+        probe.check_interface()
         self.config = config
         self._model = mllama.locate(model)
-        self._trim = Trim(config, self._model, parallel.ranks(self._model) or ONE_PROCESS)
+        self._trim = Trim(config, self._model, parallel.ranks(self._model) or Processes())
         self._cache_names = names.cache_names()
         self._disabled: ContextVar[bool] = ContextVar("crosstrim_disabled", default=False)
         self._latest: Outcome | None = None
@@ -84,7 +83,7 @@ class TrimHooks:
         several logits hardly brings a cache and positions as `generate` does.
         """
         wanted = kwargs.get("logits_to_keep", 0)
-        if compiling() or not isinstance(wanted, int) or wanted < 2 or self.config.lossless:
+        if _compiling() or not isinstance(wanted, int) or wanted < 2 or self.config.lossless:
             return None
         if self._cache_in(kwargs) is None or kwargs.get("position_ids") is None:
             return None
@@ -95,10 +94,13 @@ class TrimHooks:
         guesses = kwargs.pop(_GUESSES, 0)
         images = kwargs.get("pixel_values")
         images = kwargs.get("cross_attention_states") if images is None else images
-        if compiling():
+        if _compiling():
             if images is not None:
-                raise refusal()
-            kwargs[KEYWORD] = CompiledStep(self._cache_in(kwargs), self._model.layer_indices)
+                raise InputError(
+                    "a prompt with images was compiled, but which features to keep depends on values; compile "
+                    'decoding steps alone, as generate(cache_implementation="static", compile_config=...) does.'
+                )
+            kwargs[KEYWORD] = TextPass(self._trim, traced_kept(self._cache_in(kwargs), self._model.layer_indices))
             return args, kwargs
         step = self._pass(args, kwargs, images, guesses)
         if step is not None:
@@ -141,7 +143,7 @@ class TrimHooks:
             cache.read_under(self._trim.switch)
             whole = cache.leader_is_whole
             if images is None:
-                return TextPass(self._trim, before, whole)
+                return TextPass(self._trim, (None if whole else before[0], *before[1:]))
         return ImagePass(
             self._trim,
             tokens=tokens,
@@ -190,7 +192,7 @@ class TrimHooks:
     def _end(self, module: nn.Module, args: tuple[Any, ...], kwargs: _Arguments, output: Any) -> None:
         """After the whole model, also when it raised: shrink what was cached whole, and publish the outcome."""
         step = kwargs.get(KEYWORD)
-        if compiling() or step is None or step.images is None or output is None:
+        if _compiling() or step is None or step.images is None or output is None:
             return
         if step.chosen is None:
             raise NotTrimmedError(
@@ -218,6 +220,11 @@ class TrimHooks:
         if images.dim() == 6:
             return images.shape[1]
         return images[..., 0].numel() // (batch * self._model.geometry.features_per_image)
+
+
+def _compiling() -> bool:
+    """Whether this very code is being traced; `torch.compiler.is_compiling` also knows of other threads' work."""
+    return torch.compiler.is_dynamo_compiling()
 
 
 def _tiles_seen(mask: torch.Tensor, past: int, rows: int) -> torch.Tensor:

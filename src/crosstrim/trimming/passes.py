@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +89,8 @@ class Masks:
         """
         if kept is None:
             return call.mask, None
+        if torch.compiler.is_dynamo_compiling():  # then by tensors alone: a graph looks into none
+            return kept.trim_mask_traced(call.mask, call.queries.shape[2], call.queries.dtype), None
         device = call.queries.device
         if (id(kept), device) not in self._made:
             mask = kept.trim_mask(call.mask, call.queries.shape[2], call.queries.dtype)
@@ -100,21 +103,18 @@ class TextPass:
 
     Args:
         trim: what it shares with other passes.
-        kept: what the cache was trimmed to.
-        leader_is_whole: whether the leader's cache holds every feature all the same.
+        kept: what the layers of the cache were trimmed to; None where one holds every feature.
     """
 
     images = None
 
-    def __init__(self, trim: Trim, kept: LayersKept, leader_is_whole: bool) -> None:
-        self._layers = dict(zip(trim.model.layer_indices, kept, strict=True))
-        self._whole = trim.model.layer_indices[0] if leader_is_whole else None
+    def __init__(self, trim: Trim, kept: Sequence[Kept | None]) -> None:
+        self._kept = dict(zip(trim.model.layer_indices, kept, strict=True))
         self._masks = Masks()
 
     def attend(self, call: Call) -> Attended:
         """Attend to what the layer's cache holds."""
-        kept = None if call.layer == self._whole else self._layers[call.layer]
-        return call.attend(*self._masks.shortened(kept, call))
+        return call.attend(*self._masks.shortened(self._kept[call.layer], call))
 
 
 @dataclass(frozen=True)

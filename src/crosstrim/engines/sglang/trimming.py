@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from crosstrim.config import TrimConfig
 from crosstrim.errors import ConfigError
-from crosstrim.method.choose import OneProcess, choose
+from crosstrim.method.choose import Processes, choose
 from crosstrim.method.geometry import Geometry
 from crosstrim.rows import last_turn_rows
 from crosstrim.selection import budget_of
@@ -210,7 +210,7 @@ class Trimming:
         return Kept(needed.nonzero().squeeze(-1), len(prompt.token_ids), self.settings.free_slots)
 
 
-class _Ranks(OneProcess):
+class _Ranks(Processes):
     """Tensor-parallel ranks. All are given the same, bit by bit, and so choose the same."""
 
     def __init__(self, all_heads: Callable[[torch.Tensor], torch.Tensor]) -> None:
