@@ -30,7 +30,7 @@ help:
 	@echo "make test-install README's installation and first example, in an empty environment"
 	@echo "make test-canary  the model's and the server's tests and the demo, on the newest of everything"
 	@echo "make bench        time and memory against their bars, on a machine that does nothing else"
-	@echo "make lint         ruff and mypy"
+	@echo "make lint         ruff, mypy, and which module may import which"
 	@echo "make clean        remove what the other targets made"
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -136,6 +136,7 @@ lint: .venv/.installed
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-cache
 
 clean:
 	@rm -rf .venv .venv-oldest .venv-triton .venv-lmms .venv-sglang .venv-canary build dist

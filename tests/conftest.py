@@ -7,7 +7,7 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from crosstrim import compat
+from crosstrim.models import compat
 from tests import tiny, tiny_checkpoint
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only gets in the way

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from transformers import MllamaForConditionalGeneration, MllamaProcessor
 
 import crosstrim
-from crosstrim import FeatureCache, compat, mini
-from crosstrim.models import vision
-from crosstrim.policies import Random
+from crosstrim import FeatureCache, mini
+from crosstrim.method.policies import Random
+from crosstrim.models import compat, vision
 
 from .questions import LOOKUPS
 

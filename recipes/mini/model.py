@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
-from crosstrim import compat
+from crosstrim.models import compat
 
 from .settings import LAYOUTS, MAX_TILES, PATCH, TILE, Settings
 from .tokenizer import BEGIN, END_OF_TURN, PADDING, TEXT_VOCABULARY, build_tokenizer

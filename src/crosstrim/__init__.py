@@ -4,17 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crosstrim import compat, errors, mini, policies
-    from crosstrim.answering import Answer
+    from crosstrim import errors, mini
+    from crosstrim.asking.answering import Answer
+    from crosstrim.asking.features import FeatureCache
+    from crosstrim.asking.loading import load
+    from crosstrim.asking.session import Session
     from crosstrim.config import TrimConfig
     from crosstrim.errors import CrosstrimError
-    from crosstrim.features import FeatureCache
-    from crosstrim.loading import load
-    from crosstrim.rating import saliency
-    from crosstrim.report import TrimReport
-    from crosstrim.selection import select
-    from crosstrim.session import Session
+    from crosstrim.method import policies
+    from crosstrim.method.saliency import saliency
+    from crosstrim.method.selection import select
+    from crosstrim.models import compat
     from crosstrim.trimming.handle import TrimHandle, trim
+    from crosstrim.trimming.report import TrimReport
 
 __version__ = "0.1.0"
 
@@ -37,18 +39,22 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Answer": "answering",
+    "Answer": "asking.answering",
     "CrosstrimError": "errors",
-    "FeatureCache": "features",
-    "Session": "session",
+    "FeatureCache": "asking.features",
+    "Session": "asking.session",
     "TrimConfig": "config",
     "TrimHandle": "trimming.handle",
-    "TrimReport": "report",
-    "load": "loading",
-    "saliency": "rating",
-    "select": "selection",
+    "TrimReport": "trimming.report",
+    "load": "asking.loading",
+    "saliency": "method.saliency",
+    "select": "method.selection",
     "trim": "trimming.handle",
 }
+"""Where each public name is."""
+
+_SUBMODULES = {"compat": "models.compat", "policies": "method.policies"}
+"""Public modules that lie in a room of their own."""
 
 
 def __getattr__(name: str) -> Any:
@@ -57,7 +63,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f"crosstrim.{_MODULES[name]}"), name)
     else:
         try:
-            value = import_module(f"crosstrim.{name}")
+            value = import_module(f"crosstrim.{_SUBMODULES.get(name, name)}")
         except ModuleNotFoundError as error:
             if error.name != f"crosstrim.{name}":
                 raise

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
-from crosstrim import amount, policies
 from crosstrim.errors import ConfigError
-from crosstrim.quantisation import KV_DTYPES
+from crosstrim.method import amount, policies
+from crosstrim.method.quantisation import KV_DTYPES
 
 CONFIG_VERSION = 1
 

@@ -9,11 +9,12 @@ import torch
 from transformers import DynamicCache
 
 import crosstrim
-from crosstrim import attention, compat
 from crosstrim.bench import layers, shapes
 from crosstrim.bench.overhead import inside_hooks
 from crosstrim.bench.plain import plainly_trimmed
 from crosstrim.bench.timing import Timing, alternate, inside
+from crosstrim.method import attention
+from crosstrim.models import compat
 
 TINY = shapes.SHAPES["tiny"]
 

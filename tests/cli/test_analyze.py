@@ -7,7 +7,8 @@ import json
 import pytest
 
 import crosstrim
-from crosstrim.eval import analysis, dataset
+from crosstrim.data import dataset
+from crosstrim.eval import analysis
 from tests import tiny
 
 PARTS = {"format", "dataset", "model", "config", "layers", "visible_features", "sparsity", "agreement", "first_layer"}

@@ -260,7 +260,7 @@ def test_a_full_device_takes_one_line(ask, monkeypatch):
     def full(*_args, **_options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 99 GiB")
 
-    monkeypatch.setattr("crosstrim.answering.generate", full)
+    monkeypatch.setattr("crosstrim.asking.answering.generate", full)
     result = ask()
     assert (result.code, result.stdout) == (1, "")
     assert result.stderr.startswith("crosstrim: the device ran out of memory; try --dtype bfloat16")

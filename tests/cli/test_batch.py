@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from crosstrim import answering
-from crosstrim.engines import ray_batch
+from crosstrim.asking import answering
+from crosstrim.batch import ray as ray_batch
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_an_interruption_says_how_to_go_on(run, picture, checkpoint, tmp_path, m
             raise KeyboardInterrupt
         return generate(*arguments, **options)
 
-    monkeypatch.setattr("crosstrim.answering.generate", interrupted)
+    monkeypatch.setattr("crosstrim.asking.answering.generate", interrupted)
     arguments = ("batch", rows, out, "--model", checkpoint, "--batch-size", 1, "--max-new-tokens", 2)
     result = run(*arguments)
     words = "crosstrim: interrupted; what is done is kept, and the same command with --resume goes on.\n"

@@ -8,7 +8,8 @@ import torch
 import transformers
 
 import crosstrim
-from crosstrim import environment, mini
+from crosstrim import mini
+from crosstrim.asking import environment
 from crosstrim.errors import IncompatibleTransformersError
 from crosstrim.models import probe
 from tests import tiny

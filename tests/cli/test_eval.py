@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 import crosstrim
-from crosstrim import answering
+from crosstrim import mini
+from crosstrim.asking import answering
+from crosstrim.asking.images import open_image
 from crosstrim.eval import heldout
-from crosstrim.images import open_image
 
 
 @pytest.fixture
@@ -76,13 +77,13 @@ def test_json_says_what_the_numbers_depend_on(evaluate, checkpoint):
 
 
 def test_quick_asks_equally_of_every_kind_and_layout(evaluate, questions, monkeypatch):
-    monkeypatch.setattr(heldout, "QUICK", 2)
+    monkeypatch.setattr(mini, "QUICK", 2)
     found = evaluate("--quick", "--json").json
     assert found["quick"] is True
-    assert found["questions"] == heldout.QUICK * 3 * 2
-    assert set(found["questions_per_kind"].values()) == {heldout.QUICK * 2}
-    cells = [(one["kind"], one["layout"]) for one in heldout.select(questions, quick=True)]
-    assert {cells.count(cell) for cell in cells} == {heldout.QUICK}
+    assert found["questions"] == mini.QUICK * 3 * 2
+    assert set(found["questions_per_kind"].values()) == {mini.QUICK * 2}
+    cells = [(one["kind"], one["layout"]) for one in mini.select(questions, quick=True)]
+    assert {cells.count(cell) for cell in cells} == {mini.QUICK}
 
 
 def test_lossless_loses_nothing(evaluate):

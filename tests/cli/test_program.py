@@ -133,7 +133,7 @@ def test_an_interruption_while_answering_leaves_no_file(run, picture, checkpoint
     def interrupted(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("crosstrim.answering.generate", interrupted)
+    monkeypatch.setattr("crosstrim.asking.answering.generate", interrupted)
     result = run("ask", picture, "what?", "--model", checkpoint, "--overlay", tmp_path / "overlay.png")
     assert (result.code, result.stdout) == (130, "")
     assert list(tmp_path.iterdir()) == []

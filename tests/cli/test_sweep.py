@@ -69,7 +69,9 @@ def test_the_caches_format_is_compared(sweep):
 def test_the_same_command_again_only_reads(sweep, tmp_path, monkeypatch):
     first = sweep("--policy", "grid", "--keep", "0.5", "--json")
     before = (tmp_path / "run.json").read_bytes()
-    monkeypatch.setattr("crosstrim.answering.generate", lambda *_args, **_options: pytest.fail("answered again"))
+    monkeypatch.setattr(
+        "crosstrim.asking.answering.generate", lambda *_args, **_options: pytest.fail("answered again")
+    )
     again = sweep("--policy", "grid", "--keep", "0.5", "--json")
     assert again.json == first.json
     assert again.stderr == f"crosstrim: {tmp_path}/run.json is complete already; nothing was run.\n"
@@ -87,7 +89,7 @@ def test_an_interruption_says_how_to_go_on(sweep, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("crosstrim.answering.generate", interrupted)
+        patch.setattr("crosstrim.asking.answering.generate", interrupted)
         result = sweep("--policy", "grid", "--keep", "0.5")
     assert (result.code, result.stdout) == (130, "")
     assert result.stderr == "crosstrim: interrupted; what is done is kept, and the same command goes on.\n"

@@ -9,8 +9,7 @@ from safetensors import safe_open
 
 import crosstrim
 from crosstrim import mini
-from crosstrim.eval import heldout
-from crosstrim.images import find, open_image
+from crosstrim.asking.images import find, open_image
 
 pytestmark = pytest.mark.usefixtures("trained")
 
@@ -58,9 +57,9 @@ def test_a_quick_benchmark_takes_less_than_a_minute_and_keeps_accuracy(spawn):
     assert (result.returncode, result.stderr) == (0, b"")
     found = json.loads(result.stdout)
     kinds = {question["kind"] for question in mini.heldout()}
-    assert found["questions"] == heldout.QUICK * len(kinds) * len(found["layouts"])
+    assert found["questions"] == mini.QUICK * len(kinds) * len(found["layouts"])
     assert len(found["layouts"]) == 8
-    assert set(found["questions_per_kind"].values()) == {heldout.QUICK * 8}
+    assert set(found["questions_per_kind"].values()) == {mini.QUICK * 8}
     assert found["untrimmed"]["accuracy"]["overall"] > 0.7
     assert found["trimmed"]["accuracy"]["overall"] > found["untrimmed"]["accuracy"]["overall"] - 0.1
     assert 0.1 < found["trimmed"]["kept_fraction"]["overall"] < 0.95

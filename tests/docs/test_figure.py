@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 import crosstrim
-from crosstrim import answering, images
+from crosstrim.asking import answering, images
 from tests.docs import pages
 
 

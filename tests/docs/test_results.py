@@ -5,7 +5,8 @@ import json
 import pytest
 
 import crosstrim
-from crosstrim.eval import dataset, provenance
+from crosstrim.data import dataset
+from crosstrim.eval import provenance
 from tests.docs import pages, policies, results
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from crosstrim import TrimConfig
-from crosstrim.engines import batch
-from crosstrim.engines.answerer import Job, answer_here
-from crosstrim.engines.ray_batch import answer_on_ray
-from crosstrim.engines.rows import open_rows
+from crosstrim.batch import run as batch
+from crosstrim.batch.answerer import Job, answer_here
+from crosstrim.batch.ray import answer_on_ray
+from crosstrim.batch.rows import open_rows
 
 torch.set_num_threads(1)
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from crosstrim import TrimConfig, answering
-from crosstrim.engines import answerer as answerers
-from crosstrim.engines import batch
-from crosstrim.engines.answerer import Answerer, Job, answer_here
-from crosstrim.engines.rows import open_rows
+from crosstrim import TrimConfig
+from crosstrim.asking import answering
+from crosstrim.asking.images import open_image
+from crosstrim.batch import answerer as answerers
+from crosstrim.batch import run as batch
+from crosstrim.batch.answerer import Answerer, Job, answer_here
+from crosstrim.batch.rows import open_rows
 from crosstrim.errors import ResultError
-from crosstrim.images import open_image
 from crosstrim.models.memory import bytes_per_sample
 from tests.engines.conftest import good_rows
 

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from crosstrim import TrimConfig
-from crosstrim.engines import batch
-from crosstrim.engines.answerer import Job, answer_here
-from crosstrim.engines.ray_batch import answer_on_ray
-from crosstrim.engines.rows import open_rows
+from crosstrim.batch import run as batch
+from crosstrim.batch.answerer import Job, answer_here
+from crosstrim.batch.ray import answer_on_ray
+from crosstrim.batch.rows import open_rows
 from crosstrim.errors import EngineError
 from tests.engines.conftest import good_rows
 
@@ -56,11 +56,12 @@ def test_what_a_worker_refuses_is_told_in_its_words(job, tmp_path):
 
 def test_two_replicas_answer_as_ask_does(checkpoint, address):
     import openai
+    from crosstrim.server.pictures import open_picture
+    from crosstrim.server.settings import Settings
 
-    from crosstrim import answering, load
-    from crosstrim.engines.ray_serve import serve_on_ray
-    from crosstrim.engines.server.pictures import open_picture
-    from crosstrim.engines.server.settings import Settings
+    from crosstrim import load
+    from crosstrim.asking import answering
+    from crosstrim.server.ray import serve_on_ray
     from tests.engines.server.conftest import asking, data_uri, png
 
     class EnoughError(Exception):
@@ -94,8 +95,9 @@ def test_two_replicas_answer_as_ask_does(checkpoint, address):
 
 
 def test_replicas_that_cannot_load_the_model_say_why(address, tmp_path):
-    from crosstrim.engines.ray_serve import serve_on_ray
-    from crosstrim.engines.server.settings import Settings
+    from crosstrim.server.settings import Settings
+
+    from crosstrim.server.ray import serve_on_ray
 
     settings = Settings(model=str(tmp_path / "nothing"), device="cpu")
     with pytest.raises(EngineError, match=r"refused: .* is neither 'mini' nor a folder"):

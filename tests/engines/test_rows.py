@@ -7,7 +7,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from crosstrim.engines.rows import open_rows
+from crosstrim.batch.rows import open_rows
 from crosstrim.errors import DatasetError
 from tests.engines.conftest import good_rows
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 import crosstrim
-from crosstrim.eval import dataset, settings, sweep
+from crosstrim.data import dataset
+from crosstrim.eval import settings, sweep
 
 torch.set_num_threads(1)
 

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosstrim import answering
-from crosstrim.eval import analysis, dataset, kv_table, watch
+from crosstrim.asking import answering
+from crosstrim.data import dataset
+from crosstrim.eval import analysis, kv_table, watch
 from crosstrim.memory import SHAPES
 from crosstrim.models import mllama
 from tests import oracle, tiny

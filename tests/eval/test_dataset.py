@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from crosstrim import mini
+from crosstrim.data import dataset
 from crosstrim.errors import DatasetError, MissingExtraError
-from crosstrim.eval import dataset, heldout
+from crosstrim.eval import heldout
 
 GOOD = {"id": "a", "image": "0.png", "question": "how many?", "answers": ["4", "four"], "kind": "count"}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from crosstrim.data.journal import Journal, write_whole
 from crosstrim.errors import ResultError
-from crosstrim.eval.journal import Journal, write_whole
 
 HEADER = {"format": 1, "versions": {"torch": "2.12.0"}, "settings": ["a", "b"], "model": {"name": "mini"}}
 

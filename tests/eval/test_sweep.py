@@ -7,11 +7,13 @@ import json
 import pytest
 import torch
 
-from crosstrim import TrimConfig, answering
+from crosstrim import TrimConfig
+from crosstrim.asking import answering
+from crosstrim.data import dataset
 from crosstrim.errors import ResultError
-from crosstrim.eval import dataset, oracle, settings, sweep
+from crosstrim.eval import oracle, settings, sweep
 from crosstrim.eval.batches import Encoder
-from crosstrim.policies import Given
+from crosstrim.method.policies import Given
 from crosstrim.trimming.handle import trim
 from tests.eval.conftest import all_rows, write_pictures, write_rows
 

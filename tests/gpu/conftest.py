@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from crosstrim import compat
+from crosstrim.models import compat
 from tests import tiny
 
 DEVICE = os.environ.get("CROSSTRIM_TEST_DEVICE") or "cuda"

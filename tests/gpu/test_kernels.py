@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import crosstrim
-from crosstrim.kernels import saliency_torch
+from crosstrim.method.kernels import saliency_torch
 from tests.gpu.conftest import DEVICE, REHEARSAL
 from tests.kernels.test_saliency_triton import case
 from tests.oracle import saliency_by_loops
@@ -24,7 +24,7 @@ SHAPES = {
 @pytest.mark.parametrize("low", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", SHAPES)
 def test_kernels_equal_the_reference(name, low):
-    from crosstrim.kernels import saliency_triton
+    from crosstrim.method.kernels import saliency_triton
 
     queries, keys, visible, rating, scale = case(0, *SHAPES[name], dtype=low)
     moved = [one.to(DEVICE) for one in (queries, keys, visible, rating)]

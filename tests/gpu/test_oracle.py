@@ -7,8 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import crosstrim
+from crosstrim.method.policies import POLICIES
 from crosstrim.models import vision
-from crosstrim.policies import POLICIES
 from tests import oracle, tiny
 from tests.gpu.conftest import DEVICE, REHEARSAL
 from tests.tiny import Image

@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import crosstrim
 from crosstrim.errors import ConfigError, InputError, MissingExtraError
-from crosstrim.kernels.saliency import kernel_for
+from crosstrim.method.kernels.saliency import kernel_for
 
-TRITON = "crosstrim.kernels.saliency_triton"
+TRITON = "crosstrim.method.kernels.saliency_triton"
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def pick(monkeypatch):
         kernel = SimpleNamespace(__module__=TRITON)
         stand_in = SimpleNamespace(attention_received=kernel, INTERPRETED=interpreted) if triton else None
         monkeypatch.setitem(sys.modules, TRITON, stand_in)  # None is how Python marks what cannot be imported
-        monkeypatch.delattr("crosstrim.kernels.saliency_triton", raising=False)
+        monkeypatch.delattr("crosstrim.method.kernels.saliency_triton", raising=False)
         with FakeTensorMode():
             queries = torch.empty(1, 2, 3, size, device=device, dtype=dtype)
         return kernel_for(queries).__module__.rsplit("_", 1)[1]

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 import crosstrim
 from crosstrim.errors import ConfigError
-from crosstrim.kernels import saliency_torch
+from crosstrim.method.kernels import saliency_torch
 from tests.oracle import saliency_by_loops
 
 triton = pytest.importorskip("triton", reason="make test-kernels installs Triton")
 
-from crosstrim.kernels import saliency_triton  # noqa: E402
+from crosstrim.method.kernels import saliency_triton  # noqa: E402
 
 interpreted = pytest.mark.skipif(not saliency_triton.INTERPRETED, reason="needs TRITON_INTERPRET=1")
 compiled = pytest.mark.skipif(saliency_triton.INTERPRETED, reason="needs Triton's compiler")

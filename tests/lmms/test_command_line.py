@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import crosstrim
-from crosstrim.images import open_image
+from crosstrim.asking.images import open_image
 from tests.eval.test_conversations import stock, user
 from tests.lmms.conftest import DOCUMENTS, NAMES, write_jsonl
 from tests.lmms.tasks import utils

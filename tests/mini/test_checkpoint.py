@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, MllamaForConditionalGeneration, MllamaProcessor
 
-from crosstrim import compat, mini
+from crosstrim import mini
+from crosstrim.models import compat
 
 
 @pytest.fixture(scope="module")

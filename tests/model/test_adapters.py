@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import crosstrim
-from crosstrim import compat
-from crosstrim.models import mllama, vision
+from crosstrim.models import compat, mllama, vision
 from tests import tiny
 from tests.model.test_silence import kept
 from tests.tiny import Image

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import crosstrim
-from crosstrim import policies, select
-from crosstrim.policies import POLICIES, Evidence
+from crosstrim import select
+from crosstrim.method import policies
+from crosstrim.method.policies import POLICIES, Evidence
 from tests import tiny
 from tests.model.test_silence import kept
 from tests.tiny import Image

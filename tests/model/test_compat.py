@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import crosstrim
-from crosstrim import compat
 from crosstrim.errors import CompatWarning, ConfigError, UnsupportedModelError
+from crosstrim.models import compat
 from tests import tiny
 from tests.tiny import Image
 

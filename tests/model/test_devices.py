@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import crosstrim
-from crosstrim import compat
+from crosstrim.models import compat
 from tests import devices, tiny
 from tests.model.test_modes import split_turns
 from tests.tiny import Image

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 
 import crosstrim
-from crosstrim.quantisation import KV_DTYPES, Quantised
+from crosstrim.method.quantisation import KV_DTYPES, Quantised
 from crosstrim.trimming.cache import EightBitImageLayer, ImageLayer
 from tests import tiny
 from tests.model.test_modes import RAGGED, grow, split_turns

@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 
-from crosstrim import FeatureCache, compat
+from crosstrim import FeatureCache
+from crosstrim.asking.features import digests
 from crosstrim.errors import ConfigError
-from crosstrim.features import digests
-from crosstrim.models import vision
+from crosstrim.models import compat, vision
 from tests import tiny
 from tests.tiny import Image
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from transformers.generation.logits_process import LogitsProcessor
 
 import crosstrim
-from crosstrim import compat
+from crosstrim.models import compat
 from crosstrim.models.names import cache_keyword
 from tests import tiny
 from tests.model.test_modes import grow

@@ -8,8 +8,7 @@ from torch import nn
 from transformers import DynamicCache
 
 import crosstrim
-from crosstrim import compat
-from crosstrim.models import interface
+from crosstrim.models import compat, interface
 from tests import oracle, tiny
 from tests.tiny import Image
 

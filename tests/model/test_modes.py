@@ -13,8 +13,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 import crosstrim
-from crosstrim import compat
 from crosstrim.errors import CrosstrimWarning, InputError, UnsupportedCacheError
+from crosstrim.models import compat
 from tests import oracle, tiny
 from tests.tiny import Image
 

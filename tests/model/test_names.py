@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from transformers.models.mllama import modeling_mllama as modeling
 
 import crosstrim
-from crosstrim import environment
+from crosstrim.asking import environment
 from crosstrim.bench import layers
 from crosstrim.errors import CrosstrimError, IncompatibleTransformersError, NotTrimmedError
 from crosstrim.models import continuation, mllama, names, probe

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import crosstrim
-from crosstrim import policies
 from crosstrim.errors import InputError
-from crosstrim.policies import POLICIES, Evidence
+from crosstrim.method import policies
+from crosstrim.method.policies import POLICIES, Evidence
 from tests import tiny
 from tests.tiny import Image
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import crosstrim
-from crosstrim import policies
+from crosstrim.method import policies
 from tests import oracle, tiny
 from tests.model.test_modes import hidden_from
 from tests.tiny import Image

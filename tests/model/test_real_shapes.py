@@ -11,9 +11,9 @@ from transformers.models.mllama.configuration_mllama import MllamaConfig, Mllama
 from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration
 
 import crosstrim
-from crosstrim import capacity, compat, memory
+from crosstrim import capacity, memory
 from crosstrim.errors import UnsupportedModelError
-from crosstrim.models import mllama
+from crosstrim.models import compat, mllama
 from crosstrim.models.memory import bytes_per_sample
 from tests import tiny
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 import crosstrim
-from crosstrim import FeatureCache, Session, TrimConfig, answering
+from crosstrim import FeatureCache, Session, TrimConfig
+from crosstrim.asking import answering
 from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError, UnsupportedModelError
 from crosstrim.models import vision
 

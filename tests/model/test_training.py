@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import crosstrim
-from crosstrim import compat
+from crosstrim.models import compat
 from tests import tiny
 from tests.model.test_modes import hidden_from
 from tests.tiny import Image

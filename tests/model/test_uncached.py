@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import crosstrim
-from crosstrim import answering, compat
+from crosstrim.asking import answering
 from crosstrim.errors import CompatWarning
+from crosstrim.models import compat
 from tests import tiny
 from tests.model.test_modes import grow
 from tests.model.test_session import PICTURE, QUESTIONS

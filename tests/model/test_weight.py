@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 import crosstrim
-from crosstrim import compat
+from crosstrim.models import compat
 from crosstrim.models.names import cache_keyword
 from tests import tiny
 from tests.model.test_compat import hooks_on

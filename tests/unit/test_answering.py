@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import crosstrim
-from crosstrim import answering
+from crosstrim.asking import answering
 from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError
 from crosstrim.models import vision
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from crosstrim.attention import attend
+from crosstrim.method.attention import attend
 
 
 def attend_by_loops(queries, keys, values, counts, scale):

@@ -9,9 +9,10 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 
-from crosstrim import TrimConfig, policies
+from crosstrim import TrimConfig
 from crosstrim.config import TrimOptions, resolve
 from crosstrim.errors import ConfigError
+from crosstrim.method import policies
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from crosstrim import mini
+from crosstrim.asking.images import MAX_PIXELS, find, open_image
 from crosstrim.errors import InputError
-from crosstrim.images import MAX_PIXELS, find, open_image
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options) -> bytes:

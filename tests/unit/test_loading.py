@@ -16,8 +16,10 @@ from transformers import MllamaForConditionalGeneration, MllamaProcessor
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 import crosstrim
-from crosstrim import compat, loading, mini
+from crosstrim import mini
+from crosstrim.asking import loading
 from crosstrim.errors import ConfigError, LoadError, MissingExtraError, UnsupportedModelError
+from crosstrim.models import compat
 from tests import tiny, tiny_checkpoint
 
 WEIGHTS = "model.safetensors"

@@ -13,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crosstrim import greedy, policies, select
+from crosstrim import select
 from crosstrim.errors import ConfigError, InputError
-from crosstrim.policies import Evidence
+from crosstrim.method import greedy, policies
+from crosstrim.method.policies import Evidence
 
 NAMES = sorted(policies.POLICIES)
 TILE, IMAGE = 17, 34
@@ -328,7 +329,7 @@ def test_a_policy_has_a_name_that_holds_no_address():
     assert policies.name_of(mine) == "tests.unit.test_policies.mine"
     assert policies.name_of(Mine(0.25)) == "Mine(weight=0.25)"
     assert policies.name_of(functools.partial(mine)) == "functools.partial"
-    assert policies.name_of(policies.Mean) == "crosstrim.policies.Mean"
+    assert policies.name_of(policies.Mean) == "crosstrim.method.policies.Mean"
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,9 @@ import crosstrim
 assert all(getattr(crosstrim, name) for name in crosstrim.__all__)
 heavy = ["typer", "rich", "matplotlib", "accelerate", "torchvision", "triton", "sklearn", "skimage"]
 heavy += ["transformers.models.mllama.modeling_mllama", "transformers.modeling_utils"]
-heavy += ["crosstrim.cli", "crosstrim.eval", "crosstrim.bench", "crosstrim.viz", "crosstrim.images", "PIL"]
-heavy += ["crosstrim.engines", "crosstrim.tables", "ray", "fastapi", "uvicorn"]
+heavy += ["crosstrim.cli", "crosstrim.eval", "crosstrim.bench", "crosstrim.asking.overlay", "crosstrim.data", "PIL"]
+heavy += ["crosstrim.asking.images", "crosstrim.engines", "crosstrim.batch", "crosstrim.server"]
+heavy += ["ray", "fastapi", "uvicorn"]
 loaded = [name for name in heavy if name in set(sys.modules) - already]
 assert not loaded, loaded
 assert not torch.cuda.is_initialized()
@@ -56,13 +57,14 @@ def test_the_core_knows_nothing_of_what_is_built_on_it():
     """Imports point one way: the command line, evaluation and pictures use the core, never the reverse."""
     code = """
 import importlib, sys
-core = ["config", "policies", "rating", "selection", "rows", "method.choose", "trimming.handle", "report"]
-core += ["features", "quantisation", "memory", "capacity", "compat", "errors", "loading"]
-core += [f"models.{name}" for name in ("mllama", "interface", "memory", "parallel", "tiles", "vision")]
+core = ["config", "memory", "capacity", "errors", "method.choose", "trimming.handle"]
+core += ["asking.features", "asking.loading"]
+core += [f"models.{name}" for name in ("compat", "memory", "parallel", "tiles", "vision")]
 for name in core:
     importlib.import_module(f"crosstrim.{name}")
-upper = ["crosstrim.cli", "crosstrim.eval", "crosstrim.bench", "crosstrim.viz", "crosstrim.images"]
-upper += ["crosstrim.environment", "crosstrim.engines", "crosstrim.tables"]
+upper = ["crosstrim.cli", "crosstrim.eval", "crosstrim.bench", "crosstrim.asking.overlay", "crosstrim.asking.images"]
+upper += ["crosstrim.asking.environment", "crosstrim.engines", "crosstrim.batch", "crosstrim.server"]
+upper += ["crosstrim.data"]
 assert not [name for name in upper if name in sys.modules]
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosstrim.quantisation import KV_DTYPES, Quantised
+from crosstrim.method.quantisation import KV_DTYPES, Quantised
 
 
 def numbers(dtype=torch.float32, size=1.0):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from crosstrim.report import format_bytes
+from crosstrim.trimming.report import format_bytes
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import crosstrim
 from crosstrim import saliency as function
 from crosstrim.errors import InputError
-from crosstrim.kernels import saliency_torch
+from crosstrim.method.kernels import saliency_torch
 from tests.oracle import saliency_by_loops
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from crosstrim import viz
+from crosstrim.asking import overlay as viz
 from crosstrim.errors import InputError
 from crosstrim.models.tiles import Tiling
-from crosstrim.report import ImageReport
+from crosstrim.trimming.report import ImageReport
 from tests import tiny
 from tests.tiny_checkpoint import processor
 

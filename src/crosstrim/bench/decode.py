@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from crosstrim import compat
 from crosstrim.bench import layers, shapes
 from crosstrim.bench.timing import Timing, alternate
-from crosstrim.models import mllama
+from crosstrim.models import compat, mllama
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {"shape": "11B", "keeps": [0.5, 0.25, 0.1], "batches": [1, 2, 4, 8], "rounds": 9},

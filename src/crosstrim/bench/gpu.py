@@ -13,11 +13,10 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from crosstrim import compat
 from crosstrim.bench import layers, shapes
 from crosstrim.bench.timing import Timing, alternate, now
 from crosstrim.errors import DeviceError
-from crosstrim.models import mllama
+from crosstrim.models import compat, mllama
 from crosstrim.models.names import cache_keyword
 
 Row = dict[str, Any]

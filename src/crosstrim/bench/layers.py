@@ -13,12 +13,11 @@ from torch import nn
 from transformers import DynamicCache
 
 import crosstrim
-from crosstrim import compat
 from crosstrim.bench import shapes
 from crosstrim.bench.overhead import inside_hooks
 from crosstrim.bench.plain import plainly_trimmed
 from crosstrim.bench.timing import Timing, alternate, inside
-from crosstrim.models import mllama
+from crosstrim.models import compat, mllama
 from crosstrim.models.names import cache_keyword
 
 Row = dict[str, Any]

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 import crosstrim
-from crosstrim import answering, images, mini
+from crosstrim import mini
+from crosstrim.asking import answering, images
 from crosstrim.bench.layers import Way, make_ways
 from crosstrim.bench.timing import Timing, alternate
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from crosstrim.models import mllama
 from crosstrim.models.names import cache_in
-from crosstrim.report import TrimReport
 from crosstrim.trimming.kept import Kept
+from crosstrim.trimming.report import TrimReport
 
 
 @contextlib.contextmanager

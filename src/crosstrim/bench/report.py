@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from crosstrim.bench.suites import SUITES, Suite
+from crosstrim.data.journal import write_whole
 from crosstrim.errors import ResultError
 from crosstrim.eval.analysis_report import Table, markdown_table, prepare
-from crosstrim.eval.journal import write_whole
 from crosstrim.eval.report import pyplot
 
 Result = Mapping[str, Any]

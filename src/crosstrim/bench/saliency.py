@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 import crosstrim
-from crosstrim import policies
 from crosstrim.bench import shapes
 from crosstrim.bench.timing import Timing, alternate
 from crosstrim.errors import CrosstrimError
+from crosstrim.method import policies
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {"shape": "11B", "rows": [32, 128, 512, 2048, 4096], "scorings": 3, "keep": 640, "choices": 9},

@@ -9,7 +9,8 @@ from functools import cache, partial
 from typing import Any
 
 import crosstrim
-from crosstrim import answering, images, mini
+from crosstrim import mini
+from crosstrim.asking import answering, images
 from crosstrim.bench.layers import compared
 from crosstrim.bench.timing import Timing, alternate
 from crosstrim.models import mllama

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from crosstrim.bench import bars, decode, gpu, layers, machine, mini, saliency, session
-from crosstrim.report import versions
+from crosstrim.trimming.report import versions
 
 FORMAT = "crosstrim-bench/1"
 

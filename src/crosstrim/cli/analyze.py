@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from crosstrim import images
+from crosstrim.asking import images
 from crosstrim.cli import console, eval_options, options
-from crosstrim.eval import analysis, analysis_report, dataset
+from crosstrim.data import dataset
+from crosstrim.eval import analysis, analysis_report
 from crosstrim.memory import SHAPES
 
 

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from crosstrim import answering, images, viz
-from crosstrim.answering import Answer
+from crosstrim.asking import answering, images
+from crosstrim.asking import overlay as viz
+from crosstrim.asking.answering import Answer
 from crosstrim.cli import console, options
 from crosstrim.errors import InputError
-from crosstrim.report import format_bytes
+from crosstrim.trimming.report import format_bytes
 
 
 def ask(

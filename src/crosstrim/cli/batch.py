@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from crosstrim import environment
+from crosstrim.asking import environment
+from crosstrim.batch import ray as ray_batch
+from crosstrim.batch import run as jobs
+from crosstrim.batch.answerer import Job, answer_here
+from crosstrim.batch.rows import open_rows
 from crosstrim.cli import console, options
-from crosstrim.engines import batch as jobs
-from crosstrim.engines import ray_batch
-from crosstrim.engines.answerer import Job, answer_here
-from crosstrim.engines.rows import open_rows
-from crosstrim.eval.journal import journal_of
+from crosstrim.data.journal import journal_of
 
 
 def batch(

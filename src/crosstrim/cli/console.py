@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -106,19 +105,11 @@ def say_written(out: Path, was_there: bool) -> None:
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Let transformers say nothing but errors, and warnings take one line on stderr."""
-    from transformers.utils import logging
+    from crosstrim.models.names import silent_transformers
 
-    verbosity = logging.get_verbosity()
-    with warnings.catch_warnings():
-        if "TRANSFORMERS_VERBOSITY" not in os.environ:
-            logging.set_verbosity_error()
-        logging.disable_progress_bar()
+    with warnings.catch_warnings(), silent_transformers():
         # Whoever runs a command cannot change what a library's author is told.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.showwarning = lambda message, *_args, **_kwargs: say(f"warning: {message}")
-        try:
-            yield
-        finally:
-            logging.set_verbosity(verbosity)
-            logging.enable_progress_bar()
+        yield

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from crosstrim import environment
+from crosstrim.asking import environment
 from crosstrim.cli import console, options
 
 

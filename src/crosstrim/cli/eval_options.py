@@ -7,13 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+from crosstrim import mini
 from crosstrim.cli import console, options
-from crosstrim.eval import dataset, heldout, settings, sweep
+from crosstrim.data import dataset
+from crosstrim.eval import heldout, settings, sweep
 
 REPEAT = "Repeat it to compare, with --out."
 
 Quick = Annotated[
-    bool, typer.Option("--quick", help=f"Ask only {heldout.QUICK} questions of each kind and tile layout.")
+    bool, typer.Option("--quick", help=f"Ask only {mini.QUICK} questions of each kind and tile layout.")
 ]
 Out = Annotated[
     Path | None,
@@ -118,4 +120,4 @@ def questions(data: Path | None, on_error: str, quick: bool = False) -> dataset.
     for complaint in found.complaints():
         console.say(complaint)
     found = found.usable(on_error)
-    return found.first_of_each_kind(heldout.QUICK) if quick else found
+    return found.first_of_each_kind(mini.QUICK) if quick else found

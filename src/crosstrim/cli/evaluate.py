@@ -11,9 +11,9 @@ import typer
 from rich.table import Table
 
 from crosstrim.cli import console, eval_options, options
+from crosstrim.data.journal import journal_of
 from crosstrim.eval import heldout, settings, sweep
 from crosstrim.eval import report as pages
-from crosstrim.eval.journal import journal_of
 
 
 def evaluate(

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from crosstrim import environment
+from crosstrim.asking import environment
+from crosstrim.asking.loading import load
 from crosstrim.config import TrimConfig
-from crosstrim.loading import load
-from crosstrim.policies import BUDGETED, PAPER, POLICIES
-from crosstrim.quantisation import KV_DTYPES
+from crosstrim.method.policies import BUDGETED, PAPER, POLICIES
+from crosstrim.method.quantisation import KV_DTYPES
 
 DEFAULT_K = 0.25
 

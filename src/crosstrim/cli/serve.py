@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from crosstrim import environment
+from crosstrim.asking import environment
 from crosstrim.cli import console, options
-from crosstrim.engines.ray_serve import serve_on_ray
-from crosstrim.engines.server.local import serve_here
-from crosstrim.engines.server.settings import Settings
 from crosstrim.engines.sglang.launch import serve as serve_by_sglang
+from crosstrim.server.local import serve_here
+from crosstrim.server.ray import serve_on_ray
+from crosstrim.server.settings import Settings
 
 _DEFAULT = Settings()
 _SGLANG_TAKES = {"engine", "host", "port", "tensor_parallel", "model", "device", "sglang_options"}

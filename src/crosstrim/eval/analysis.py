@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from crosstrim.data.dataset import Dataset, Item
 from crosstrim.eval import kv_table, measures, provenance, watch
 from crosstrim.eval.batches import Encoder
-from crosstrim.eval.dataset import Dataset, Item
 from crosstrim.memory import ModelShape
+from crosstrim.method.selection import select
 from crosstrim.models import mllama
-from crosstrim.selection import select
 
 FORMAT = 1
 QUESTIONS = 128

@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from crosstrim.data.journal import write_whole
 from crosstrim.errors import ResultError
-from crosstrim.eval.journal import write_whole
 from crosstrim.eval.report import pyplot
-from crosstrim.report import format_bytes
+from crosstrim.trimming.report import format_bytes
 
 Result = Mapping[str, Any]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from crosstrim import answering
-from crosstrim.features import FeatureCache
+from crosstrim.asking import answering
+from crosstrim.asking.features import FeatureCache
 from crosstrim.models import vision
 
 

@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import torch
 
-from crosstrim import answering
+from crosstrim.asking import answering
 from crosstrim.config import TrimConfig
 from crosstrim.errors import InputError
 from crosstrim.models import continuation
-from crosstrim.report import ImageReport
 from crosstrim.trimming.handle import TrimHandle, trim
+from crosstrim.trimming.report import ImageReport
 
 Conversation = Sequence[Mapping[str, Any]]
 """Messages as chat templates take them: `{"role", "content": [part, ...]}`.

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from crosstrim import answering, compat, mini
+from crosstrim import mini
+from crosstrim.asking import answering
+from crosstrim.asking.images import open_image
 from crosstrim.config import TrimConfig
 from crosstrim.eval.batches import Encoder
-from crosstrim.images import open_image
-from crosstrim.report import versions
+from crosstrim.models import compat
 from crosstrim.trimming.handle import TrimHandle, trim
+from crosstrim.trimming.report import versions
 
 MAX_NEW_TOKENS = 12
 """Longer than any right answer."""
-
-QUICK = 2
-"""Questions of each kind and tile layout that a quick run asks."""
 
 Question = dict[str, Any]
 Progress = Callable[[int, int], None]
@@ -48,20 +46,6 @@ class Score:
         }
 
 
-def select(questions: Sequence[Question], quick: bool) -> list[Question]:
-    """All questions, or the first few of each kind and layout, in their order."""
-    if not quick:
-        return list(questions)
-    taken: dict[tuple[str, str], int] = defaultdict(int)
-    chosen = []
-    for question in questions:
-        cell = question["kind"], question["layout"]
-        taken[cell] += 1
-        if taken[cell] <= QUICK:
-            chosen.append(question)
-    return chosen
-
-
 def evaluate(
     model: Any,
     processor: Any,
@@ -86,7 +70,7 @@ def evaluate(
     Returns:
         The result as plain JSON types, with everything it depends on.
     """
-    questions = select(mini.heldout(), quick)
+    questions = mini.select(mini.heldout(), quick)
     config = answering.for_tokenizer(config, processor.tokenizer)
     encoder, untrimmed, trimmed = Encoder(model, processor), Score(), Score()
     progress(0, len(questions))

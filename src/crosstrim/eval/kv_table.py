@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from crosstrim.memory import ModelShape, image_kv_bytes, text_kv_bytes
-from crosstrim.selection import share_of
+from crosstrim.method.selection import share_of
 
 BATCHES = (1, 8, 32, 128)
 TEXT_TOKENS = (128, 1024, 8192)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from crosstrim.errors import InputError
-from crosstrim.selection import select
+from crosstrim.method.selection import select
 
 _ROUNDING = 1e-9
 """Sums may miss a mass by this share of it and still count as reaching it."""

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from crosstrim import compat
-from crosstrim.eval.dataset import Dataset
-from crosstrim.models import mllama
-from crosstrim.report import versions
+from crosstrim.data.dataset import Dataset
+from crosstrim.models import compat, mllama
+from crosstrim.trimming.report import versions
 
 _SAMPLED = 64  # values of each weight that tell one model from another
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from crosstrim import policies
 from crosstrim.config import TrimConfig
 from crosstrim.errors import ConfigError
+from crosstrim.method import policies
 
 POLICIES = ("union", "contribution", "grid", "random")
 """What runs when no policy is named: the paper's rule and ours, beside two that do not look at the question."""

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-from crosstrim import answering
+from crosstrim.asking import answering
+from crosstrim.data.dataset import Dataset, Item
+from crosstrim.data.journal import Journal, Record, check_same, journal_of, write_whole
 from crosstrim.errors import ResultError
 from crosstrim.eval import metrics, oracle, provenance, summary
 from crosstrim.eval.batches import Encoder
-from crosstrim.eval.dataset import Dataset, Item
-from crosstrim.eval.journal import Journal, Record, check_same, journal_of, write_whole
 from crosstrim.eval.settings import ORACLE, UNTRIMMED, Setting
+from crosstrim.method.policies import Given
+from crosstrim.method.quantisation import share_of_bytes
 from crosstrim.models import mllama
-from crosstrim.policies import Given
-from crosstrim.quantisation import share_of_bytes
 from crosstrim.trimming.handle import trim
 
 FORMAT = 1

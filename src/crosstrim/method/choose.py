@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crosstrim import policies
+from crosstrim.method import policies
 from crosstrim.method.geometry import Geometry
 from crosstrim.method.precision import full_precision
-from crosstrim.rating import saliency
-from crosstrim.selection import budget_of, select
+from crosstrim.method.saliency import saliency
+from crosstrim.method.selection import budget_of, select
 
 if TYPE_CHECKING:
     from crosstrim.config import TrimConfig

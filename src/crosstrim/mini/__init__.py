@@ -6,8 +6,13 @@ Nothing heavy is imported here; `crosstrim.load("mini")` loads the model.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+QUICK = 2
+"""Held-out questions of each kind and tile layout that a quick run asks."""
 
 _HERE = Path(__file__).parent
 
@@ -28,6 +33,20 @@ def heldout() -> list[dict[str, Any]]:
     lines = (folder / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     return [{**row, "image": str(folder / row["image"])} for row in rows]
+
+
+def select(questions: Sequence[dict[str, Any]], quick: bool) -> list[dict[str, Any]]:
+    """All held-out questions, or the first few of each kind and layout, in their order."""
+    if not quick:
+        return list(questions)
+    taken: dict[tuple[str, str], int] = defaultdict(int)
+    chosen = []
+    for question in questions:
+        cell = question["kind"], question["layout"]
+        taken[cell] += 1
+        if taken[cell] <= QUICK:
+            chosen.append(question)
+    return chosen
 
 
 def examples() -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
-from crosstrim.attention import attend
+from crosstrim.method.attention import attend
 
 KEYWORD = "crosstrim_pass"
 """The keyword under which a forward pass hands down what it is."""

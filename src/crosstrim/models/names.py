@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+
 from crosstrim.errors import IncompatibleTransformersError
+
+__all__ = [
+    "Cache",
+    "DynamicLayer",
+    "StaticLayer",
+    "cache_in",
+    "cache_keyword",
+    "cache_names",
+    "incompatible",
+    "silent_transformers",
+    "transformers_version",
+]
 
 _CACHE_NAMES = ("cache", "past_key_values")
 """What Mllama's forwards have called the KV cache, the newest name first."""
@@ -45,11 +61,32 @@ def cache_in(arguments: Mapping[str, Any]) -> Any:
     return next((arguments[name] for name in cache_names() if arguments.get(name) is not None), None)
 
 
-def incompatible(what: str) -> IncompatibleTransformersError:
-    """The error that says what of the installed transformers does not fit."""
+@contextlib.contextmanager
+def silent_transformers() -> Iterator[None]:
+    """Inside, transformers logs errors alone, unless TRANSFORMERS_VERBOSITY asks for more, and shows no progress."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+
+
+def transformers_version() -> str:
+    """Of the installed transformers."""
     import transformers
 
+    return str(transformers.__version__)
+
+
+def incompatible(what: str) -> IncompatibleTransformersError:
+    """The error that says what of the installed transformers does not fit."""
     return IncompatibleTransformersError(
-        f"transformers {transformers.__version__} cannot be trimmed: {what}. Install another version "
+        f"transformers {transformers_version()} cannot be trimmed: {what}. Install another version "
         '(pip install "transformers>=5.17,<=5.24"), or a newer crosstrim.'
     )

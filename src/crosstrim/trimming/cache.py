@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch.nn.functional import pad
-from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 from crosstrim.errors import UnsupportedCacheError
 from crosstrim.models import mllama
-from crosstrim.models.eight_bit import EightBitLayer
+from crosstrim.models.names import Cache, DynamicLayer, StaticLayer
+from crosstrim.trimming.eight_bit import EightBitLayer
 from crosstrim.trimming.kept import Kept, LayersKept
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from crosstrim.errors import InputError
+from crosstrim.models import names
 from crosstrim.trimming.kept import LayersKept
 
 
@@ -20,13 +21,11 @@ def check_rows(mask: torch.Tensor, rows: int, past: int) -> None:
         InputError: the mask is for neither T rows nor all rows so far.
     """
     if mask.shape[1] != rows and mask.shape[1] < past + rows:
-        import transformers
-
         advice = "give the mask of these rows or of all rows so far, as the processor makes it"
         if past:
             advice += (
-                f" and generate() lengthens it; assisted and prompt-lookup decoding of transformers "
-                f"{transformers.__version__} may not lengthen it, trimmed or not: use a newer one, or plain decoding"
+                " and generate() lengthens it; assisted and prompt-lookup decoding of transformers "
+                f"{names.transformers_version()} may not lengthen it, trimmed or not: decode plainly there"
             )
         raise InputError(
             f"cross_attention_mask covers {mask.shape[1]} text rows, but this pass brings {rows} and reaches row "

@@ -9,13 +9,12 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from crosstrim import compat
 from crosstrim.config import TrimConfig, TrimOptions, resolve
 from crosstrim.errors import AlreadyTrimmedError, CompatWarning, CrosstrimError
-from crosstrim.models import mllama
-from crosstrim.report import TrimReport, image_reports, versions
+from crosstrim.models import compat, mllama
 from crosstrim.trimming.cache import ImageCache
 from crosstrim.trimming.hooks import TrimHooks
+from crosstrim.trimming.report import TrimReport, image_reports, versions
 
 
 class TrimHandle(TrimHooks):

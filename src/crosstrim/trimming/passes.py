@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 
-from crosstrim import compat
 from crosstrim.config import TrimConfig
 from crosstrim.errors import InputError
 from crosstrim.method.choose import Choice, Processes, choose
-from crosstrim.models import mllama
+from crosstrim.method.rows import last_turn_rows, real_rows
+from crosstrim.method.saliency import saliency
+from crosstrim.method.selection import budget_of, share_of
+from crosstrim.models import compat, mllama
 from crosstrim.models.interface import Attended, Call
-from crosstrim.rating import saliency
-from crosstrim.rows import last_turn_rows, real_rows
-from crosstrim.selection import budget_of, share_of
 from crosstrim.trimming.cache import ImageCache, Switch
 from crosstrim.trimming.kept import Kept, LayersKept, extended
 from crosstrim.trimming.uncached import Evidence, Rows, Uncached

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from crosstrim.engines.server import fetch
 from crosstrim.errors import InputError
+from crosstrim.server import fetch
 
 PUBLIC = "93.184.215.14"
 NOT_PUBLIC = [

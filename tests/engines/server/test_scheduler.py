@@ -4,10 +4,10 @@ import threading
 import time
 
 import pytest
+from crosstrim.server.chat import Chat, Failed
+from crosstrim.server.scheduler import Scheduler
 
 from crosstrim import TrimConfig
-from crosstrim.engines.server.chat import Chat, Failed
-from crosstrim.engines.server.scheduler import Scheduler
 from crosstrim.errors import EngineError
 
 

@@ -10,12 +10,13 @@ import time
 import httpx2 as httpx
 import openai
 import pytest
+from crosstrim.server.pictures import open_picture
+from crosstrim.server.settings import Settings
 from PIL import Image
 
-from crosstrim import TrimConfig, answering
-from crosstrim.engines.server import generation
-from crosstrim.engines.server.pictures import open_picture
-from crosstrim.engines.server.settings import Settings
+from crosstrim import TrimConfig
+from crosstrim.asking import answering
+from crosstrim.server import generation
 from tests.docs import pages
 from tests.engines.server.conftest import MODEL, asking, data_uri, png
 
@@ -489,7 +490,7 @@ def test_what_fails_together_is_asked_apart(start, monkeypatch):
 
 
 def test_remote_pictures_are_fetched_where_allowed(start, monkeypatch):
-    from crosstrim.engines.server import pictures
+    from crosstrim.server import pictures
 
     fetched = []
     monkeypatch.setattr(pictures, "fetch", lambda url, limit: fetched.append((url, limit)) or png(1))

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
+from crosstrim.server.text import GrowingText
 from hypothesis import given
 from hypothesis import strategies as st
-
-from crosstrim.engines.server.text import GrowingText
 
 
 def decode(tokens):

@@ -19,13 +19,14 @@ from lmms_eval.utils import simple_parse_args_string
 from PIL import Image
 from tqdm import tqdm
 
-from crosstrim import compat, environment
+from crosstrim.asking import environment
+from crosstrim.asking.images import as_rgb, open_image
+from crosstrim.asking.loading import load
 from crosstrim.config import TrimConfig
 from crosstrim.errors import ConfigError, CrosstrimWarning, InputError
 from crosstrim.eval import conversations
-from crosstrim.images import as_rgb, open_image
-from crosstrim.loading import load
-from crosstrim.report import versions
+from crosstrim.models import compat
+from crosstrim.trimming.report import versions
 
 MAX_NEW_TOKENS = 1024
 """Where a reply is cut off if the task does not say; lmms-eval's own adapter for this model takes the same."""

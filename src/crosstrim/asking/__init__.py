@@ -1,0 +1,1 @@
+"""Asking a model about pictures: loading, answering, many questions about one picture."""

@@ -1,0 +1,223 @@
+"""Ask a model about a picture, trimmed, and beside it untrimmed when wanted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from crosstrim.config import TrimConfig
+from crosstrim.errors import ConfigError, InputError
+from crosstrim.models import mllama
+from crosstrim.trimming.handle import trim
+from crosstrim.trimming.report import TrimReport
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_WARM_UP = 2
+"""Tokens: one of prefill and one of decoding, which are slower the first time."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said of a picture.
+
+    Attributes:
+        answer: its text.
+        tokens: how many tokens were generated.
+        seconds: wall-clock time of `generate`, image encoding included, the processor's work not.
+        report: what was kept; None when the model ran untrimmed.
+        untrimmed: the answer of the untrimmed model to the same question, when it was asked as well.
+    """
+
+    answer: str
+    tokens: int
+    seconds: float
+    report: TrimReport | None = None
+    untrimmed: Answer | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as plain JSON types; `untrimmed` is there only when it was asked for."""
+        values: dict[str, Any] = {"answer": self.answer, "tokens": self.tokens, "seconds": round(self.seconds, 4)}
+        if self.report is not None:
+            values["report"] = self.report.to_dict()
+        if self.untrimmed is not None:
+            values["untrimmed"] = self.untrimmed.to_dict()
+        return values
+
+
+def ask(
+    model: Any,
+    processor: Any,
+    picture: Image.Image,
+    question: str,
+    config: TrimConfig | None = None,
+    *,
+    compare: bool = False,
+    max_new_tokens: int = 64,
+) -> Answer:
+    """Ask one question about one picture, greedily decoded.
+
+    Args:
+        model: of `crosstrim.load`; untrimmed, and untrimmed again afterwards.
+        processor: of `crosstrim.load`.
+        picture: what to ask about.
+        question: what to ask.
+        config: how to trim; None runs the model as it is.
+        compare: whether to run the untrimmed model as well. Each then comes after a warm-up, so that their times
+            can be compared.
+        max_new_tokens: where to cut the answer off.
+
+    Returns:
+        The answer and the report of the trim.
+
+    Raises:
+        InputError: the question is empty, or names an image token.
+        ConfigError: `max_new_tokens` is below 1.
+    """
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens={max_new_tokens!r} must be at least 1.")
+    inputs = encode(processor, [picture], [question]).to(model.device)
+    if config is None:
+        return answer(model, processor, inputs, max_new_tokens)
+    with trim(model, for_tokenizer(config, processor.tokenizer)) as trimmed:
+        untrimmed = None
+        if compare:
+            with trimmed.disabled():
+                generate(model, processor, inputs, max_new_tokens=_WARM_UP)
+                untrimmed = answer(model, processor, inputs, max_new_tokens)
+            generate(model, processor, inputs, max_new_tokens=_WARM_UP)
+        trimmed_answer = answer(model, processor, inputs, max_new_tokens)
+        return replace(trimmed_answer, report=trimmed.report(), untrimmed=untrimmed)
+
+
+def for_tokenizer(config: TrimConfig, tokenizer: Any) -> TrimConfig:
+    """The config with the token ids that open a user turn, where it goes by turns and they were not given."""
+    if config.rating_rows != "last_turn" or config.user_turn_ids is not None:
+        return config
+    return replace(config, user_turn_ids=mllama.user_turn_ids(tokenizer))
+
+
+def encode(processor: Any, pictures: Sequence[Image.Image], questions: Sequence[str]) -> Any:
+    """The model's inputs for one picture and question per sample, padded on the left.
+
+    Raises:
+        InputError: a question is empty, or names an image token.
+    """
+    prompts = [chat_prompt(processor, question) for question in questions]
+    return encode_prompts(processor, [[picture] for picture in pictures], prompts)
+
+
+def encode_prompts(processor: Any, pictures: Sequence[Sequence[Image.Image]], prompts: Sequence[str]) -> Any:
+    """The model's inputs for prompts that the chat template has written, padded on the left.
+
+    Args:
+        processor: of `crosstrim.load`.
+        pictures: per sample its pictures, as many as its prompt has image tokens; all have some, or none has.
+        prompts: one per sample.
+    """
+    return processor(
+        images=[list(sample) for sample in pictures] if any(pictures) else None,
+        text=list(prompts),
+        add_special_tokens=False,  # the template has written them
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
+
+
+Turn = tuple[str, str]
+"""A question and its answer."""
+
+
+def chat_prompt(processor: Any, question: str, images: int = 1, turns: Sequence[Turn] = ()) -> str:
+    """The text of a conversation about `images` pictures that goes on with `question`.
+
+    Args:
+        processor: of `crosstrim.load`.
+        question: what is asked now.
+        images: how many pictures the conversation opens with.
+        turns: what was asked and answered before.
+
+    Raises:
+        InputError: the question is no text, empty, or names an image token, or there are turns and no chat template.
+    """
+    if not isinstance(question, str):
+        raise InputError(f"a question must be a str, not a {type(question).__name__}.")
+    if not question.strip():
+        raise InputError("the question is empty; ask something about the picture.")
+    if processor.image_token in question:
+        raise InputError(f"the question contains {processor.image_token}, which stands for the picture.")
+    if processor.chat_template is None:
+        if turns:
+            raise InputError("this model has no chat template and cannot go on with a conversation; ask anew.")
+        # Base models complete a text; the processor adds the rest.
+        return f"{processor.image_token * images}{question}"
+    said = [text for turn in turns for text in turn] + [question]
+    messages = [
+        {"role": ("user", "assistant")[place % 2], "content": [{"type": "text", "text": text}]}
+        for place, text in enumerate(said)
+    ]
+    messages[0]["content"] = [{"type": "image"}] * images + [{"type": "text", "text": said[0]}]
+    return cast(str, processor.apply_chat_template(messages, add_generation_prompt=True))
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one call of `generate` gave.
+
+    Attributes:
+        texts: one per sample, without special tokens.
+        tokens: [B, S] the generated tokens, end of text and padding included.
+        logits: [B, V] float32, of the first of them.
+        seconds: wall-clock time, with the device's work finished.
+    """
+
+    texts: list[str]
+    tokens: torch.Tensor
+    logits: torch.Tensor
+    seconds: float
+
+
+@torch.no_grad()
+def generate(model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], *, max_new_tokens: int) -> Generation:
+    """Answer greedily, and take the time."""
+    from transformers import LogitsProcessorList
+
+    logits: list[torch.Tensor] = []
+
+    def watch(_tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not logits:
+            logits.append(scores)
+        return scores
+
+    on_cuda = model.device.type == "cuda"
+    if on_cuda:
+        torch.cuda.synchronize()
+    begun = time.perf_counter()
+    output = model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        logits_processor=LogitsProcessorList([watch]),
+        # Whatever the model's own configuration of generation says.
+        do_sample=False,
+        num_beams=1,
+        num_return_sequences=1,
+        return_dict_in_generate=False,
+    )
+    if on_cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - begun
+    new = output[:, inputs["input_ids"].shape[1] :]
+    texts = processor.batch_decode(new, skip_special_tokens=True)
+    return Generation([text.strip() for text in texts], new, logits[0], seconds)
+
+
+def answer(model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], max_new_tokens: int) -> Answer:
+    """Answer the one prompt in `inputs` greedily, the model as it is."""
+    generated = generate(model, processor, inputs, max_new_tokens=max_new_tokens)
+    return Answer(answer=generated.texts[0], tokens=generated.tokens.shape[1], seconds=generated.seconds)

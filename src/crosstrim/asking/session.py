@@ -1,0 +1,178 @@
+"""One picture, many questions: the vision features are encoded once and trimmed anew for every question."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Unpack
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from crosstrim.asking import answering
+from crosstrim.asking.features import FeatureCache, digests
+from crosstrim.config import TrimConfig, TrimOptions, resolve
+from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError
+from crosstrim.models import mllama, prompts, vision
+from crosstrim.trimming.handle import handle_on, trim
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    Picture = Image.Image | str | os.PathLike[str]
+
+# Sessions of one model take turns: each puts its own trim on the model while it answers.
+_locks: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
+_locks_lock = threading.Lock()
+
+
+class Session:
+    """Questions about the same picture or pictures, greedily decoded.
+
+    The vision tower, most of the work of a short answer, runs for the first question alone. Every question is
+    answered from all of the features: what an earlier one dropped comes back. An answer is that of `generate` on
+    the whole prompt under `trim` with the same options.
+
+    The trim is on the model only while a question is answered, and nothing else may generate on it meanwhile in
+    another thread. Sessions themselves wait for each other.
+
+    Attributes:
+        config: how to trim.
+        cache: where the features are held.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        images: Picture | Sequence[Picture],
+        config: TrimConfig | None = None,
+        *,
+        cache: FeatureCache | None = None,
+        **options: Unpack[TrimOptions],
+    ) -> None:
+        """Prepare the pictures; they are encoded with the first question.
+
+        Args:
+            model: of `crosstrim.load`; not trimmed.
+            processor: of `crosstrim.load`.
+            images: one picture or several, in the order in which the conversation opens with them: PIL images, or
+                what `crosstrim.images.open_image` opens.
+            config: the options as a `TrimConfig`.
+            cache: a store to share with other sessions. None makes one for this session.
+            **options: the fields of `TrimConfig` instead. No k and no keep is the lossless tier.
+
+        Raises:
+            AlreadyTrimmedError: the model is trimmed.
+            ConfigError: an option is out of range or unknown, or both `config` and options are given.
+            InputError: a picture cannot be used, or there is none.
+            UnsupportedModelError: the model has no cross-attention layers that crosstrim knows.
+        """
+        config = resolve(config, options, "Session(model, processor, images")
+        self._located = mllama.locate(model).model
+        self._model, self._processor = model, processor
+        self.config = answering.for_tokenizer(config, processor.tokenizer)
+        self.cache = FeatureCache() if cache is None else cache
+        self._refuse_trimmed()
+        self._images = _prepare(processor, images)
+        self._pictures = digests(self._images)
+        self._turns: list[answering.Turn] = []
+        self._speaking = threading.Lock()  # a turn is asked and remembered before the next one is asked
+
+    def __repr__(self) -> str:
+        pictures = self._images["aspect_ratio_mask"].shape[1]
+        return f"<Session on {pictures} pictures, {len(self._turns)} turns: {self.config}>"
+
+    @property
+    def turns(self) -> tuple[answering.Turn, ...]:
+        """The conversation so far: questions of `chat` and their answers."""
+        return tuple(self._turns)
+
+    def forget(self) -> None:
+        """Begin the conversation anew, with the same pictures."""
+        self._turns.clear()
+
+    def ask(self, question: str, *, max_new_tokens: int = 64) -> answering.Answer:
+        """Answer a question on its own; the conversation stays as it is.
+
+        Args:
+            question: what to ask.
+            max_new_tokens: where to cut the answer off.
+
+        Returns:
+            The answer and the report of its trim. Its time includes the vision tower where it had to run.
+
+        Raises:
+            AlreadyTrimmedError: the model was trimmed since the session was made.
+            ConfigError: `max_new_tokens` is below 1.
+            InputError: the question is no text, empty, or names an image token.
+        """
+        return self._answer(question, (), max_new_tokens)
+
+    def chat(self, question: str, *, max_new_tokens: int = 64) -> answering.Answer:
+        """Answer a question as the next turn of the conversation, and remember both.
+
+        The whole conversation runs again, from all features. With `rating_rows="all"`, the default as everywhere,
+        its earlier turns rate beside the question: a follow-up ("and left of it?") leans on them. With "last_turn"
+        the question alone rates.
+
+        Args, returns and raises as `ask`; InputError also for a second turn without a chat template.
+        """
+        with self._speaking:
+            answer = self._answer(question, self._turns, max_new_tokens)
+            self._turns.append((question, answer.answer))
+            return answer
+
+    def _answer(self, question: str, turns: Sequence[answering.Turn], max_new_tokens: int) -> answering.Answer:
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens={max_new_tokens!r} must be at least 1.")
+        images = self._images["aspect_ratio_ids"].shape[1]
+        prompt = answering.chat_prompt(self._processor, question, images, turns)
+        inputs = prompts.text_inputs(self._processor, prompt, self._images["aspect_ratio_mask"]) | self._images
+        with _lock_of(self._located):
+            self._refuse_trimmed()
+            begun = time.perf_counter()
+            features = self.cache.features(self._model, self._images, self._pictures)
+            inputs = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
+            with vision.given(self._model, features), trim(self._model, self.config) as trimmed:
+                answer = answering.answer(self._model, self._processor, inputs, max_new_tokens)
+                seconds = time.perf_counter() - begun
+                return replace(answer, seconds=seconds, report=trimmed.report())
+
+    def _refuse_trimmed(self) -> None:
+        if (handle := handle_on(self._located)) is not None:
+            raise AlreadyTrimmedError(
+                f"this {type(self._model).__name__} is trimmed already, but a session trims for each question "
+                "itself; call remove() on the handle that trim() returned, and give the session its config.",
+                handle,
+            )
+
+
+def _lock_of(model: nn.Module) -> threading.Lock:
+    with _locks_lock:
+        return _locks.setdefault(model, threading.Lock())
+
+
+def _prepare(processor: Any, images: Any) -> Any:
+    """The pictures as the processor gives them to the model."""
+    from PIL import Image
+
+    from crosstrim.asking.images import open_image
+
+    several = images if isinstance(images, list | tuple) else [images]
+    if not several:
+        raise InputError("a session needs a picture; none was given.")
+    for one in several:
+        if not isinstance(one, Image.Image | str | os.PathLike) and not hasattr(one, "read"):
+            raise InputError(
+                f"a picture must be a PIL image, a path or a file, not a {type(one).__name__}; "
+                "PIL.Image.fromarray makes one of an array."
+            )
+    pictures = [one if isinstance(one, Image.Image) else open_image(one) for one in several]
+    try:
+        return prompts.image_inputs(processor, pictures)
+    except (OSError, ValueError) as error:  # Pillow reads a picture only now
+        raise InputError(f"a picture cannot be used: {error}.") from error

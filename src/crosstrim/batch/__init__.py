@@ -1,0 +1,1 @@
+"""Many questions, on one machine or on Ray."""

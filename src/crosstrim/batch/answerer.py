@@ -1,0 +1,162 @@
+"""Answers rows with a loaded model, as many at once as fit; a row that fails is told and the others go on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+
+from crosstrim.asking import answering
+from crosstrim.asking.loading import load
+from crosstrim.batch.rows import Row, Rows, batches
+from crosstrim.config import TrimConfig
+from crosstrim.data import tables
+from crosstrim.errors import CrosstrimError, InputError
+from crosstrim.eval.batches import Encoder
+from crosstrim.models.memory import bytes_per_sample
+from crosstrim.trimming.handle import trim
+
+PROMPT_TOKENS = 512
+"""Of a question, where memory is planned."""
+
+CPU_BYTES = 4 << 30
+"""For the questions of a batch, where no number is given and the model is on the CPU."""
+
+Answered = dict[str, Any]
+"""id, answer, visible, kept, kept_fraction and error, as plain JSON types."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a batch job needs to know.
+
+    Attributes:
+        rows: what to ask.
+        model: as `crosstrim.load` takes it.
+        dtype: likewise.
+        device: likewise, by the name `device_map`.
+        config: how to trim.
+        max_new_tokens: where to cut answers off.
+        batch_size: rows that are answered and written together.
+        memory: bytes that the questions of a batch may take beside the weights; None is half of what the GPU has
+            left, or 4 GiB on the CPU.
+        done: places of rows that an earlier run answered, which are in no batch.
+    """
+
+    rows: Rows
+    model: str
+    dtype: str | None
+    device: str | None
+    config: TrimConfig
+    max_new_tokens: int
+    batch_size: int
+    memory: int | None = None
+    done: tuple[range, ...] = ()
+
+    @cached_property
+    def batches(self) -> Sequence[range]:
+        """The places of the rows of each batch."""
+        return batches(len(self.rows), self.batch_size, self.done)
+
+
+class Answerer:
+    """One loaded model, at work on a job.
+
+    Args:
+        job: whose model to load.
+
+    Raises:
+        CrosstrimError: the model cannot be loaded.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._model, self._processor = load(job.model, dtype=job.dtype, device_map=job.device)
+        self._config = answering.for_tokenizer(job.config, self._processor.tokenizer)
+        self._encoder = Encoder(self._model, self._processor)
+        memory = _free_bytes(self._model.device) if job.memory is None else job.memory
+        self.at_once = max(1, memory // bytes_per_sample(self._model, PROMPT_TOKENS + job.max_new_tokens))
+
+    def answer(self, batch: int) -> list[Answered]:
+        """The answers, in order, to the rows of the job's batch of this number."""
+        rows = self._job.rows.read(self._job.batches[batch])
+        answers: list[Answered] = [_failed(row, row.error or "") for row in rows]
+        askable: list[tuple[int, Row, Image.Image]] = []
+        for place, row in enumerate(rows):
+            if row.error is None:
+                try:
+                    askable.append((place, row, tables.open_source(row.source)))
+                except InputError as error:
+                    answers[place] = _failed(row, str(error))
+        for part in batches(len(askable), self.at_once):
+            chosen = [askable[index] for index in part]
+            asked = self._ask([(row, picture) for _, row, picture in chosen])
+            for (place, _, _), answered in zip(chosen, asked, strict=True):
+                answers[place] = answered
+        return answers
+
+    def _ask(self, samples: Sequence[tuple[Row, Image.Image]]) -> list[Answered]:
+        """Ask together; what fails together is halved until the row that fails is alone."""
+        try:
+            return self._ask_together(samples)
+        except (CrosstrimError, RuntimeError, ValueError) as error:
+            failure = _words(error)
+        # Outside of the handler, so that the traceback no longer holds the failed attempt's memory.
+        if len(samples) == 1:
+            return [_failed(samples[0][0], failure)]
+        middle = len(samples) // 2
+        return self._ask(samples[:middle]) + self._ask(samples[middle:])
+
+    def _ask_together(self, samples: Sequence[tuple[Row, Image.Image]]) -> list[Answered]:
+        names = [_name(row.source) for row, _ in samples]
+        pictures = {name: picture for name, (_, picture) in zip(names, samples, strict=True)}
+        questions = [row.question for row, _ in samples]
+        with (
+            self._encoder.inputs(names, questions, pictures.__getitem__) as inputs,
+            trim(self._model, self._config) as handle,
+        ):
+            limit = self._job.max_new_tokens
+            texts = answering.generate(self._model, self._processor, inputs, max_new_tokens=limit).texts
+            images = [images[0] for images in handle.report().samples]
+        return [
+            {
+                "id": row.id,
+                "answer": text,
+                "visible": image.visible,
+                "kept": image.kept,
+                "kept_fraction": round(image.kept_fraction, 6),
+                "error": None,
+            }
+            for (row, _), text, image in zip(samples, texts, images, strict=True)
+        ]
+
+
+def answer_here(job: Job, pending: Sequence[int]) -> Iterator[tuple[int, list[Answered]]]:
+    """Answer batches in this process, one after the other: their numbers and their rows' answers."""
+    answerer = Answerer(job)
+    for batch in pending:
+        yield batch, answerer.answer(batch)
+
+
+def _failed(row: Row, error: str) -> Answered:
+    return {"id": row.id, "answer": None, "visible": None, "kept": None, "kept_fraction": None, "error": error}
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the device ran out of memory on this row alone; take a smaller dtype or a larger device."
+    lines = str(error).strip().splitlines() or [""]
+    return " ".join(lines) if isinstance(error, CrosstrimError) else f"{type(error).__name__}: {lines[0]}"
+
+
+def _name(source: tables.Source) -> str:
+    return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else source
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CPU_BYTES

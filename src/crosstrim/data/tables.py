@@ -1,0 +1,127 @@
+"""Rows that name a picture, from JSONL and Parquet: what evaluation and batch jobs read alike."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from crosstrim.asking.images import open_image
+from crosstrim.errors import DatasetError, InputError, MissingExtraError
+
+IMAGE_TOKEN = "<|image|>"
+"""Stands for the picture in every Llama-3.2-Vision prompt, so no question may contain it."""
+
+Source = str | bytes
+"""A picture: a path, or the bytes of its file."""
+
+
+def jsonl_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Every line that is not blank: its number from 1, where it begins in the file, and its content.
+
+    Raises:
+        DatasetError: the file cannot be read.
+    """
+    begins = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, begins, line
+                begins += len(line)
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def parse_line(line: bytes) -> Any:
+    """What a line of JSONL says.
+
+    Raises:
+        InputError: it is no JSON.
+    """
+    try:
+        return json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    except UnicodeDecodeError as error:
+        raise InputError("the line is not UTF-8.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the line is no JSON: {error}.") from error
+
+
+@contextlib.contextmanager
+def open_parquet(path: Path, required: Sequence[str]) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile` that has the required columns.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+        DatasetError: the file cannot be read, here or later inside the block, or lacks a column.
+    """
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtraError(
+            f"reading {path} needs pyarrow, which is not installed: pip install 'crosstrim[eval]'."
+        ) from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = set(file.schema_arrow.names)
+            missing = [name for name in required if name not in names]
+            if missing:
+                raise DatasetError(
+                    f"{path} has no column {missing[0]!r}, only {', '.join(sorted(names))}; "
+                    f"needed are {', '.join(required)}."
+                )
+            yield file
+    except (OSError, arrow.ArrowException) as error:
+        raise DatasetError(f"{path} cannot be read as Parquet: {error}.") from error
+
+
+def picture_source(image: Any, folder: Path) -> Source:
+    """The picture that a row's `image` means; objects are those that Hugging Face datasets write.
+
+    Args:
+        image: a path, a file's bytes, or an object with `bytes` (base64 in JSONL) or `path`.
+        folder: where relative paths begin; absolute, so that no row means standard input by "-".
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if isinstance(image, dict):
+        content = image.get("bytes")
+        image = image.get("path") if content is None else content
+        if isinstance(content, str):
+            image = _decoded(content)
+    if isinstance(image, bytes):
+        return image
+    if not isinstance(image, str) or not image or "\0" in image:
+        raise InputError("'image' must be a path, or an object with the file's bytes (base64 in JSONL).")
+    return image if "://" in image else str(folder / image)
+
+
+def open_source(source: Source) -> Image.Image:
+    """The picture, decoded.
+
+    Raises:
+        InputError: there is none, or it is damaged or too large.
+    """
+    return open_image(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def type_name(value: Any) -> str:
+    """What kind of value JSON or Parquet gave, in words."""
+    names = {bool: "true or false", int: "a number", float: "a number", str: "a text", bytes: "bytes", list: "a list"}
+    return names.get(type(value), "nothing" if value is None else "an object")
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError("the picture's bytes are no base64.") from error

@@ -1,0 +1,89 @@
+"""A request on its way through the model, and what it is told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from crosstrim.config import TrimConfig
+from crosstrim.server.pictures import Picture
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The answer is whole.
+
+    Attributes:
+        reason: "stop" at the end of the text or a stop string, "length" where it was cut off.
+        prompt_tokens: of the prompt; a picture is one.
+        completion_tokens: that were generated, the end of the text included.
+        visible: image features that could be seen.
+        kept: image features that stayed.
+    """
+
+    reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    visible: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """There is no answer, or no more of it."""
+
+    error: Exception
+
+
+Event = Delta | Finished | Failed
+
+
+@dataclass(eq=False)
+class Chat:
+    """A request, ready for the model.
+
+    Attributes:
+        prompt: what the chat template wrote.
+        pictures: as many as the prompt has image tokens.
+        config: how to trim.
+        max_new_tokens: where to cut off.
+        tell: takes events, from the thread that owns the model.
+        stops: strings that end the answer.
+        temperature: of sampling; 0 is greedy.
+        top_p: of sampling.
+        seed: of sampling; None draws one.
+        cancelled: set when nobody waits for the answer any more.
+        arrived: `time.monotonic` of its arrival.
+    """
+
+    prompt: str
+    pictures: tuple[Picture, ...]
+    config: TrimConfig
+    max_new_tokens: int
+    tell: Callable[[Event], None]
+    stops: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    arrived: float = field(default_factory=time.monotonic)
+
+    @property
+    def sampled(self) -> bool:
+        """Whether tokens are drawn. Such a request runs alone: what is drawn must not depend on batch mates."""
+        return self.temperature > 0
+
+    @property
+    def group(self) -> Hashable:
+        """Requests of equal groups may run together."""
+        return id(self) if self.sampled else (self.config, len(self.pictures))

@@ -1,0 +1,133 @@
+"""What every request passes before its body is read: the key, the queue's limit, the body's limit."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from crosstrim.server import schema
+from crosstrim.server.metrics import Metrics
+from crosstrim.server.settings import Settings
+
+CHAT = "/v1/chat/completions"
+OPEN = ("/health", "/openapi.json")
+"""Paths that need no key."""
+
+_RETRY_SECONDS = "1"
+
+
+class Gate:
+    """ASGI middleware.
+
+    Args:
+        app: what is behind the gate.
+        settings: the limits.
+        metrics: where chat requests are counted.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self._app = app
+        self._settings = settings
+        self._metrics = metrics
+        self._unfinished = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request in, or answer it here."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif scope["path"] == CHAT and scope["method"] == "POST":
+            await self._count(scope, receive, send)
+        else:
+            refusal = self._refuse(scope)
+            await (refusal or self._app)(scope, self._limited(receive), send)
+
+    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status, begun = 499, time.monotonic()  # what a server writes down for a client that left
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        refusal = self._refuse(scope) or self._refuse_further()
+        try:
+            if refusal is not None:
+                await refusal(scope, receive, watch)
+            else:
+                await self._admit(scope, receive, watch)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            self._metrics.requests.labels(status).inc()
+            self._metrics.seconds.observe(time.monotonic() - begun)
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._unfinished += 1
+        self._metrics.unfinished.set(self._unfinished)
+        try:
+            await self._app(scope, self._limited(receive), send)
+        finally:
+            self._unfinished -= 1
+            self._metrics.unfinished.set(self._unfinished)
+
+    def _refuse(self, scope: Scope) -> ASGIApp | None:
+        headers = Headers(scope=scope)
+        if scope["path"] not in OPEN and not self._has_key(headers):
+            return _response(
+                401, "the API key is missing or wrong.", "invalid_api_key", {"WWW-Authenticate": "Bearer"}
+            )
+        announced = headers.get("content-length", "0")
+        if not announced.isdecimal() or int(announced) > self._settings.max_body_bytes:
+            return _response(413, self._too_large, "request_too_large")
+        return None
+
+    def _refuse_further(self) -> ASGIApp | None:
+        if self._unfinished < self._settings.queue_limit:
+            return None
+        words = f"{self._unfinished} requests are unfinished, which is the limit; try again later."
+        return _response(429, words, "queue_full", {"Retry-After": _RETRY_SECONDS})
+
+    def _has_key(self, headers: Headers) -> bool:
+        if self._settings.api_key is None:
+            return True
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        right = hmac.compare_digest(given.encode("latin-1"), self._settings.api_key.encode())
+        return right and scheme.lower() == "bearer"
+
+    def _limited(self, receive: Receive) -> Receive:
+        """The body, as long as it is neither too large nor too slow."""
+        deadline = time.monotonic() + self._settings.timeout
+        count, whole = 0, False
+
+        async def limited() -> Message:
+            nonlocal count, whole
+            if whole:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.001, deadline - time.monotonic()))
+            except TimeoutError as error:
+                raise HTTPException(408, "the request's body did not arrive in time.") from error
+            count += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if count > self._settings.max_body_bytes:
+                raise HTTPException(413, self._too_large)
+            return message
+
+        return limited
+
+    @property
+    def _too_large(self) -> str:
+        return f"the request's body is larger than {self._settings.max_body_bytes} bytes, which is the limit."
+
+
+def _response(status: int, words: str, code: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
+    return JSONResponse(schema.error(words, kind, code=code), status, headers)

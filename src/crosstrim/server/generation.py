@@ -1,0 +1,171 @@
+"""One batch through the model: every row has its own end, and is told its text as it grows."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from crosstrim.asking import answering
+from crosstrim.asking.features import FeatureCache
+from crosstrim.errors import InputError
+from crosstrim.models import mllama, vision
+from crosstrim.server.chat import Chat, Delta, Failed, Finished
+from crosstrim.server.text import GrowingText
+from crosstrim.trimming.handle import TrimHandle, trim
+
+
+class Generator:
+    """Owns the model; to be used by one thread.
+
+    Args:
+        model: of `crosstrim.load`.
+        processor: of `crosstrim.load`.
+        feature_cache_bytes: kept of pictures' features.
+    """
+
+    def __init__(self, model: Any, processor: Any, feature_cache_bytes: int) -> None:
+        self._model = model
+        self._processor = processor
+        self._max_tokens = mllama.max_tokens(model)
+        ends = model.generation_config.eos_token_id
+        self._ends = frozenset([ends] if isinstance(ends, int) else ends or ())
+        self.cache = FeatureCache(feature_cache_bytes)
+
+    def answer(self, chats: Sequence[Chat]) -> None:
+        """Answer requests of one group together; each is told its events, and nothing is raised for a request."""
+        fitting = [chat for chat in chats if self._fits(chat)]
+        if not fitting:
+            return
+        rows: list[_Row] = []
+        try:
+            self._generate(fitting, rows)
+        except Exception as error:  # whatever the model raises is the request's, the server goes on
+            failure = error
+        else:
+            return
+        # Outside of the handler, so that the traceback no longer holds the failed attempt's memory.
+        if len(fitting) > 1 and not any(row.text.count for row in rows):
+            for chat in fitting:  # one of them may have spoilt it for all
+                self.answer([chat])
+        else:
+            told = {id(row.chat) for row in rows if row.done}
+            for chat in fitting:
+                if id(chat) not in told:
+                    chat.tell(Failed(failure))
+
+    def _fits(self, chat: Chat) -> bool:
+        length = len(self._processor.tokenizer(chat.prompt, add_special_tokens=False)["input_ids"])
+        if length + chat.max_new_tokens <= self._max_tokens:
+            return True
+        words = (
+            f"the prompt has {length} tokens and the answer may have {chat.max_new_tokens}; together the model reads "
+            f"{self._max_tokens}. Shorten the prompt, or lower max_tokens."
+        )
+        chat.tell(Failed(InputError(words)))
+        return False
+
+    def _generate(self, chats: Sequence[Chat], rows: list[_Row]) -> None:
+        from transformers import StoppingCriteriaList
+
+        pictures = [[picture.image for picture in chat.pictures] for chat in chats]
+        inputs = answering.encode_prompts(self._processor, pictures, [chat.prompt for chat in chats])
+        inputs = inputs.to(self._model.device)
+        lengths = inputs["attention_mask"].sum(-1).tolist()
+        config = answering.for_tokenizer(chats[0].config, self._processor.tokenizer)
+        with self._features(chats, inputs), _seeded(chats[0]), trim(self._model, config) as handle:
+            rows.extend(
+                _Row(chat, length, self._decode, self._ends) for chat, length in zip(chats, lengths, strict=True)
+            )
+            self._model.generate(
+                **inputs,
+                max_new_tokens=max(chat.max_new_tokens for chat in chats),
+                stopping_criteria=StoppingCriteriaList([_Watch(rows, handle)]),
+                **_sampling(chats[0]),
+            )
+
+    @contextlib.contextmanager
+    def _features(self, chats: Sequence[Chat], inputs: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        if not chats[0].pictures:
+            yield
+            return
+        pictures = tuple(tuple(picture.digest for picture in chat.pictures) for chat in chats)
+        with vision.given(self._model, self.cache.features(self._model, inputs, pictures)):
+            yield
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._processor.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+class _Row:
+    """One request of a running batch."""
+
+    def __init__(self, chat: Chat, prompt_tokens: int, decode: Any, ends: frozenset[int]) -> None:
+        self.chat = chat
+        self.text = GrowingText(decode, chat.stops)
+        self.done = False
+        self.visible = self.kept = 0
+        self._prompt_tokens = prompt_tokens
+        self._ends = ends
+
+    def add(self, token: int) -> None:
+        """Take in a token, and tell what is new."""
+        if self.done:
+            return
+        if self.chat.cancelled.is_set():
+            self.done = True
+            return
+        self._tell_text(self.text.add(token))
+        if token in self._ends or self.text.stopped:
+            self._finish("stop")
+        elif self.text.count >= self.chat.max_new_tokens:
+            self._finish("length")
+
+    def _finish(self, reason: Literal["stop", "length"]) -> None:
+        self.done = True
+        self._tell_text(self.text.finish())
+        self.chat.tell(Finished(reason, self._prompt_tokens, self.text.count, self.visible, self.kept))
+
+    def _tell_text(self, text: str) -> None:
+        if text:
+            self.chat.tell(Delta(text))
+
+
+class _Watch:
+    """Called by `generate` after every step, for which it is a stopping criterion: says which rows are done."""
+
+    def __init__(self, rows: Sequence[_Row], handle: TrimHandle) -> None:
+        self._rows = rows
+        self._handle = handle
+        self._first = True
+
+    def __call__(self, tokens: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        if self._first:
+            self._first = False
+            for row, images in zip(self._rows, self._handle.report().samples, strict=False):  # none without pictures
+                row.visible = sum(image.visible for image in images)
+                row.kept = sum(image.kept for image in images)
+        for row, token in zip(self._rows, tokens[:, -1].tolist(), strict=True):
+            row.add(token)
+        return torch.tensor([row.done for row in self._rows], device=tokens.device)
+
+
+def _sampling(chat: Chat) -> dict[str, Any]:
+    """What `generate` is told; a checkpoint's own settings do not count."""
+    if chat.sampled:
+        return {"do_sample": True, "temperature": chat.temperature, "top_p": chat.top_p, "top_k": 0}
+    return {"do_sample": False}
+
+
+@contextlib.contextmanager
+def _seeded(chat: Chat) -> Iterator[None]:
+    """Torch's generators, seeded for a sampled request and put back afterwards."""
+    if not chat.sampled:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(secrets.randbits(63) if chat.seed is None else chat.seed)
+        yield

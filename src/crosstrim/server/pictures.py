@@ -1,0 +1,74 @@
+"""The pictures of a request, within limits that hold before anything is decoded."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import re
+from dataclasses import dataclass
+
+from PIL import Image
+
+from crosstrim.asking.images import open_image
+from crosstrim.errors import InputError
+from crosstrim.server.fetch import fetch
+from crosstrim.server.settings import Settings
+
+_DATA_URI = re.compile(r"data:image/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture and what tells it from others.
+
+    Attributes:
+        image: as the model is to see it.
+        digest: SHA-256 of its file.
+    """
+
+    image: Image.Image
+    digest: bytes
+
+
+def open_picture(url: str, settings: Settings, max_pixels: int | None = None) -> Picture:
+    """The picture of a data: URI, or of a web address where the settings allow it.
+
+    Args:
+        url: where it is.
+        settings: the limits.
+        max_pixels: what is left of the settings' for this picture; None is all.
+
+    Raises:
+        InputError: it is too large, damaged, not to be had, or not allowed.
+    """
+    content = _content(url, settings)
+    pixels = settings.max_pixels if max_pixels is None else max_pixels
+    return Picture(open_image(io.BytesIO(content), pixels), hashlib.sha256(content).digest())
+
+
+def _content(url: str, settings: Settings) -> bytes:
+    if url[:5].lower() == "data:":
+        return _decoded(url, settings.max_image_bytes)
+    if url[:8].lower().startswith(("http://", "https://")):
+        if not settings.allow_remote_images:
+            raise InputError(
+                "this server fetches no pictures from the web; send it as data:image/...;base64, or start the server "
+                "with --allow-remote-images."
+            )
+        return fetch(url, settings.max_image_bytes)
+    raise InputError("a picture must be a data:image/...;base64,... URI.")
+
+
+def _decoded(uri: str, max_bytes: int) -> bytes:
+    head = _DATA_URI.match(uri)
+    if head is None:
+        raise InputError("the data: URI must begin with data:image/TYPE;base64, such as data:image/png;base64,.")
+    size = (len(uri) - head.end()) * 3 // 4 - uri[-2:].count("=")
+    if size > max_bytes:
+        raise InputError(f"the picture's file has {size} bytes; the limit is {max_bytes}. Make it smaller.")
+    try:
+        return base64.b64decode(uri[head.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError("the data: URI holds no valid base64.") from error

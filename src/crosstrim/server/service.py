@@ -1,0 +1,218 @@
+"""From a checked request to its events: what the server does between the wire and the model's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from crosstrim.config import TrimConfig
+from crosstrim.errors import CrosstrimError, InputError
+from crosstrim.server import schema
+from crosstrim.server.chat import Chat, Event, Failed, Finished
+from crosstrim.server.generation import Generator
+from crosstrim.server.metrics import Metrics
+from crosstrim.server.pictures import Picture, open_picture
+from crosstrim.server.scheduler import Scheduler
+from crosstrim.server.settings import MAX_IMAGES, Settings
+
+_LOOK_UP = 0.1  # seconds between two looks whether the client is still there
+
+
+class TimedOutError(Exception):
+    """The request took longer than the server allows."""
+
+
+class ClientLeftError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class ModelFailedError(Exception):
+    """The model raised; the cause says what."""
+
+
+class Service:
+    """A model at work.
+
+    Args:
+        model: of `crosstrim.load`.
+        processor: of `crosstrim.load`.
+        settings: how to serve it.
+    """
+
+    def __init__(self, model: Any, processor: Any, settings: Settings) -> None:
+        self._settings = settings
+        self._processor = processor
+        self._generator = Generator(model, processor, settings.feature_cache_bytes)
+        self._scheduler = Scheduler(self._run, settings.max_batch, settings.max_wait_ms / 1000)
+        # As many as there may be requests, so that none waits while another's picture comes slowly.
+        self._threads = ThreadPoolExecutor(settings.queue_limit, "crosstrim-prepare")
+        self.metrics = Metrics(lambda: self._scheduler.waiting, lambda: self._generator.cache.bytes)
+
+    def close(self) -> None:
+        """Finish what runs and refuse what waits."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._scheduler.close()
+
+    def _run(self, chats: Sequence[Chat]) -> None:
+        self.metrics.batch_size.observe(len(chats))
+        self._generator.answer(chats)
+
+    def prepare(self, request: schema.ChatRequest, tell: Callable[[Event], None]) -> Chat:
+        """Check what the schema cannot, fetch and decode the pictures, and write the prompt. May take long.
+
+        Raises:
+            CrosstrimError: the request cannot be answered.
+        """
+        new_tokens = self._new_tokens(request)
+        config = _trim_config(request.crosstrim, self._settings.trim)
+        messages, urls = self._messages(request.messages)
+        prompt = self._prompt(messages)
+        pictures: dict[str, Picture] = {}
+        pixels = self._settings.max_pixels
+        for url in urls:
+            if url not in pictures:
+                pictures[url] = open_picture(url, self._settings, pixels)
+                pixels -= pictures[url].image.width * pictures[url].image.height
+        return Chat(
+            prompt,
+            tuple(pictures[url] for url in urls),
+            config,
+            new_tokens,
+            tell,
+            stops=request.stops,
+            temperature=request.sampling_temperature,
+            top_p=request.top_p or 1.0,
+            seed=request.seed,
+        )
+
+    async def events(
+        self, request: schema.ChatRequest, client_left: Callable[[], Awaitable[bool]]
+    ) -> AsyncGenerator[Event]:
+        """Answer a request: pieces of text, then `Finished`.
+
+        Raises:
+            TimedOutError: it took too long.
+            ClientLeftError: the client is gone; its row in the batch is given up.
+            ModelFailedError: the model raised something of its own.
+            CrosstrimError: the request cannot be answered.
+        """
+        deadline = time.monotonic() + self._settings.timeout
+        loop, told = asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+        def tell(event: Event) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(told.put_nowait, event)
+
+        try:
+            async with asyncio.timeout(self._settings.timeout):
+                chat = await loop.run_in_executor(self._threads, self.prepare, request, tell)
+        except TimeoutError as error:
+            raise TimedOutError from error
+        self._scheduler.submit(chat)
+        event: Event | None
+        look = time.monotonic() + _LOOK_UP
+        try:
+            while True:
+                try:
+                    event = await asyncio.wait_for(told.get(), max(0.0, min(look, deadline) - time.monotonic()))
+                except TimeoutError:
+                    event = None
+                now = time.monotonic()
+                if now >= deadline:
+                    raise TimedOutError
+                if now >= look:  # however fast the pieces come
+                    look = now + _LOOK_UP
+                    if await client_left():
+                        raise ClientLeftError
+                if isinstance(event, Failed):
+                    raise _raised(event.error)
+                if isinstance(event, Finished):
+                    self._count(event)
+                    yield event
+                    return
+                if event is not None:
+                    yield event
+        finally:
+            chat.cancelled.set()
+
+    def _count(self, finished: Finished) -> None:
+        self.metrics.tokens.inc(finished.completion_tokens)
+        self.metrics.features.labels("visible").inc(finished.visible)
+        self.metrics.features.labels("kept").inc(finished.kept)
+
+    def _new_tokens(self, request: schema.ChatRequest) -> int:
+        wanted, limit = request.new_tokens, self._settings.max_new_tokens
+        if wanted is None:
+            return min(schema.DEFAULT_NEW_TOKENS, limit)
+        if wanted > limit:
+            name = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
+            raise InputError(f"{name}={wanted} is more than this server gives, {limit}; ask for at most that.")
+        return wanted
+
+    def _messages(self, messages: Sequence[schema.Message]) -> tuple[list[dict[str, Any]], list[str]]:
+        """The messages as the chat template wants them, and their pictures' addresses in order."""
+        written: list[dict[str, Any]] = []
+        urls: list[str] = []
+        for message in messages:
+            parts: list[dict[str, str]] = []
+            content = message.content
+            for part in [schema.TextPart(type="text", text=content)] if isinstance(content, str) else content:
+                if isinstance(part, schema.TextPart):
+                    parts.append({"type": "text", "text": self._checked(part.text)})
+                elif message.role != "user":
+                    raise InputError(f"a message of the role {message.role!r} holds a picture; only a user's may.")
+                else:
+                    parts.append({"type": "image"})
+                    urls.append(part.image_url.url)
+            # What OpenAI now calls `developer`; no chat template knows the word.
+            role = "system" if message.role == "developer" else message.role
+            written.append({"role": role, "content": parts})
+        if len(urls) > MAX_IMAGES:
+            raise InputError(f"the request has {len(urls)} pictures; the limit is {MAX_IMAGES}.")
+        if not any(part.get("text", "").strip() for message in written for part in message["content"]):
+            raise InputError("the question is empty; ask something.")
+        return written, urls
+
+    def _checked(self, text: str) -> str:
+        if self._processor.image_token in text:
+            raise InputError(f"the text contains {self._processor.image_token}, which stands for a picture.")
+        if text.encode("utf-8", "replace").decode() != text:
+            raise InputError("the text holds half a character (a lone surrogate).")
+        return text
+
+    def _prompt(self, messages: list[dict[str, Any]]) -> str:
+        if self._processor.chat_template is None:
+            raise InputError("this model has no chat template: it completes texts, and cannot chat.")
+        from jinja2 import TemplateError
+
+        try:
+            return str(self._processor.apply_chat_template(messages, add_generation_prompt=True))
+        except TemplateError as error:
+            raise InputError(f"the model's chat template refuses these messages: {error}") from error
+
+
+def _raised(error: Exception) -> Exception:
+    """An error of the model's thread, as the client's or as the server's."""
+    if isinstance(error, CrosstrimError):
+        return error
+    failed = ModelFailedError()
+    failed.__cause__ = error
+    return failed
+
+
+def _trim_config(wanted: schema.TrimOptions | None, default: TrimConfig) -> TrimConfig:
+    """The server's trim with what the request says in its place."""
+    if wanted is None:
+        return default
+    values = default.to_dict()
+    amounts = [wanted.k is not None, wanted.keep is not None, wanted.lossless]
+    if sum(amounts) > 1:
+        raise InputError("k, keep and lossless are ways to say how much stays; give one of them.")
+    if any(amounts):  # and with it the policy that is the default for such an amount
+        values |= {"k": wanted.k, "keep": wanted.keep, "policy": None}
+    if wanted.policy is not None:
+        values["policy"] = wanted.policy
+    return TrimConfig.from_dict(values)

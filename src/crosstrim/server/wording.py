@@ -1,0 +1,34 @@
+"""What is wrong with a request, from pydantic's findings, in words that name the field as the client wrote it."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from crosstrim.server import schema
+
+
+def refusal(found: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
+    """The first finding in words, and the path of its field if it has one.
+
+    Args:
+        found: of FastAPI's `RequestValidationError.errors`.
+    """
+    first = found[0]
+    kind, steps = first["type"], [step for step in first["loc"][1:] if step not in schema.BRANCHES]
+    if kind == "json_invalid":
+        return f"the body is no JSON: {first['ctx']['error']}, at character {first['loc'][-1]}.", None
+    if not steps:
+        return "the body must be a JSON object, sent with the content type application/json.", None
+    path = ".".join(map(str, steps))
+    if kind == "missing":
+        return f"{path} is missing.", path
+    if kind == "extra_forbidden":
+        return f"this server does not support {path}; leave it out.", path
+    value = reprlib.repr(first["input"])  # short, however much was sent
+    if steps[0] in schema.Unsupported.model_fields:
+        return f"this server does not support {path}={value}; leave {steps[0] if steps[1:] else 'it'} out.", path
+    words = "must be an object" if kind.startswith("model_") else re.sub(r"^\w+ should ", "must ", first["msg"])
+    return f"{path} {words}, got {value}.", path
