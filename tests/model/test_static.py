@@ -100,19 +100,27 @@ def test_requests_compile_once_for_a_bucket(model):
     assert made == [len(set(buckets[: place + 1])) for place in range(len(buckets))]
 
 
-@pytest.mark.parametrize(
-    "fullgraph", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fullgraph", "graph breaks"]
-)
-def test_a_prompt_with_images_is_not_compiled_in_silence(model, fullgraph):
-    """With graph breaks some hooks run and some do not."""
-    batch = tiny.inputs(*SINGLE)
-    compiled = torch.compile(model, backend="eager", fullgraph=fullgraph)
+def test_a_prompt_with_images_is_not_compiled_in_one_graph(model):
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
     with (
         torch.no_grad(),
         crosstrim.trim(model, k=0.1),
         pytest.raises(Exception, match="compile decoding steps alone"),
     ):
-        compiled(**batch)
+        compiled(**tiny.inputs(*SINGLE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("samples", [SINGLE, RAGGED], ids=["single", "ragged"])
+@pytest.mark.parametrize("options", [{}, {"k": 0.1}, {"keep": 7, "kv_dtype": "int8"}], ids=str)
+def test_a_prompt_compiled_with_graph_breaks_is_chosen_on_between_the_graphs(model, samples, options):
+    batch = tiny.inputs(*samples)
+    with torch.no_grad(), crosstrim.trim(model, **options) as trimmed:
+        expected, selection = model(**batch).logits, trimmed.report().samples
+        compiled = torch.compile(model, backend="eager")
+        for _ in range(2):
+            torch.testing.assert_close(compiled(**batch).logits, expected, atol=1e-4, rtol=0)
+            assert trimmed.report().samples == selection
 
 
 def test_an_image_appended_to_a_static_cache(model):

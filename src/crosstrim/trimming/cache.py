@@ -177,16 +177,20 @@ class ImageCache:
         Raises:
             UnsupportedCacheError: a pass failed half way, and the layers hold different images.
         """
-        held = [self._layers[index] for index in self._indices if index < len(self._layers)]
-        kept = tuple([layer.kept for layer in held if isinstance(layer, ImageLayer) and layer.kept is not None])
-        if not kept:
+        found, lengths = [], set()
+        for index in self._indices:
+            layer = self._layers[index] if index < len(self._layers) else None
+            if isinstance(layer, ImageLayer) and layer.kept is not None:
+                found.append(layer.kept)
+                lengths.add(layer.kept.kept.shape[1])
+        if not found:
             return None
-        if len(kept) < len(self._indices) or len({one.kept.shape[1] for one in kept}) > 1:
+        if len(found) < len(self._indices) or len(lengths) > 1:
             raise UnsupportedCacheError(
                 "an earlier pass on this cache ended before all layers had cached their image features; start with "
                 "an empty cache."
             )
-        return kept
+        return tuple(found)
 
     @property
     def holds_features(self) -> bool:

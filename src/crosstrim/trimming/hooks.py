@@ -22,6 +22,8 @@ from crosstrim.trimming.cache import ImageCache, traced_kept
 from crosstrim.trimming.kept import LayersKept
 from crosstrim.trimming.passes import ImagePass, TextPass, Trim
 
+# `is_dynamo_compiling` says whether this very code is being traced; `is_compiling` also knows of other threads' work.
+
 _GUESSES = "crosstrim_guesses"
 """The keyword under which the head tells the model below it how many of the last rows continue the prompt."""
 
@@ -83,7 +85,7 @@ class TrimHooks:
         several logits hardly brings a cache and positions as `generate` does.
         """
         wanted = kwargs.get("logits_to_keep", 0)
-        if _compiling() or not isinstance(wanted, int) or wanted < 2 or self.config.lossless:
+        if torch.compiler.is_dynamo_compiling() or not isinstance(wanted, int) or wanted < 2 or self.config.lossless:
             return None
         if self._cache_in(kwargs) is None or kwargs.get("position_ids") is None:
             return None
@@ -94,7 +96,7 @@ class TrimHooks:
         guesses = kwargs.pop(_GUESSES, 0)
         images = kwargs.get("pixel_values")
         images = kwargs.get("cross_attention_states") if images is None else images
-        if _compiling():
+        if torch.compiler.is_dynamo_compiling():
             if images is not None:
                 raise InputError(
                     "a prompt with images was compiled, but which features to keep depends on values; compile "
@@ -192,7 +194,7 @@ class TrimHooks:
     def _end(self, module: nn.Module, args: tuple[Any, ...], kwargs: _Arguments, output: Any) -> None:
         """After the whole model, also when it raised: shrink what was cached whole, and publish the outcome."""
         step = kwargs.get(KEYWORD)
-        if _compiling() or step is None or step.images is None or output is None:
+        if step is None or step.images is None or output is None:
             return
         if step.chosen is None:
             raise NotTrimmedError(
@@ -220,11 +222,6 @@ class TrimHooks:
         if images.dim() == 6:
             return images.shape[1]
         return images[..., 0].numel() // (batch * self._model.geometry.features_per_image)
-
-
-def _compiling() -> bool:
-    """Whether this very code is being traced; `torch.compiler.is_compiling` also knows of other threads' work."""
-    return torch.compiler.is_dynamo_compiling()
 
 
 def _tiles_seen(mask: torch.Tensor, past: int, rows: int) -> torch.Tensor:
