@@ -14,7 +14,6 @@ import pytest
 from crosstrim import mini
 from crosstrim.data import dataset
 from crosstrim.errors import DatasetError, MissingExtraError
-from crosstrim.eval import heldout
 
 GOOD = {"id": "a", "image": "0.png", "question": "how many?", "answers": ["4", "four"], "kind": "count"}
 
@@ -214,6 +213,6 @@ def test_the_embedded_questions(write, rows, tmp_path, monkeypatch):
         {**row, "image": str(tmp_path / row["image"]), "layout": "1x1"} for row in map(json.loads, path.open())
     ]
     monkeypatch.setattr(mini, "heldout", lambda: shipped)
-    monkeypatch.setattr(heldout, "QUICK", 1)
+    monkeypatch.setattr(mini, "QUICK", 1)
     assert dataset.embedded().sha256 == dataset.read(path).sha256
     assert dataset.embedded(quick=True).kinds == {"count": 1, "read": 1, "where": 1}

@@ -117,7 +117,7 @@ def test_what_cannot_be_divided(checkpoint, monkeypatch, options, words):
 
 
 def test_dividing_needs_accelerate(checkpoint, monkeypatch):
-    monkeypatch.setattr(crosstrim.loading.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(crosstrim.asking.loading.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         MissingExtraError, match="tp=2 needs accelerate, which is not installed: pip install accelerate"
     ):
