@@ -8,6 +8,7 @@ PYTHON ?= python3
 OLDEST_TRANSFORMERS := 5.17.0
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 PYTEST := -m pytest
+SIDE_BY_SIDE := -n auto --maxprocesses 4
 FIND_LINKS := $(if $(WHEELS),--find-links $(WHEELS))
 
 export HF_HUB_OFFLINE := 1
@@ -92,7 +93,7 @@ demo: .venv/.installed
 	@echo "build/overlay.png is the picture; what is grey in it was dropped after the first cross-attention layer."
 
 test: .venv/.installed
-	@.venv/bin/python $(PYTEST) -m "not slow and not ray" --cov --cov-report=term:skip-covered
+	@.venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not ray" --cov --cov-report=term:skip-covered
 
 test-slow: .venv/.installed
 	@.venv/bin/python $(PYTEST) -m "slow and not ray"
@@ -101,7 +102,7 @@ test-ray: .venv/.installed
 	@.venv/bin/python $(PYTEST) -m ray
 
 test-oldest: .venv-oldest/.installed
-	@.venv-oldest/bin/python $(PYTEST) --disable-warnings -m "not slow" tests/model
+	@.venv-oldest/bin/python $(PYTEST) $(SIDE_BY_SIDE) --disable-warnings -m "not slow" tests/model
 
 test-lmms: .venv-lmms/.installed
 	@PYTHONPATH=$(CURDIR)/tests/lmms/shim .venv-lmms/bin/python $(PYTEST) --disable-warnings tests/lmms
@@ -123,7 +124,7 @@ test-install: .venv/.installed
 test-canary: .venv-canary/.installed
 	@$(CANARY)/python -c 'from importlib.metadata import version as v; print("canary:", \
 		", ".join(f"{name} {v(name)}" for name in ("torch", "transformers", "ray", "fastapi", "typer", "pillow")))'
-	@$(CANARY)/python $(PYTEST) --disable-warnings -q -m "not slow and not ray" tests/model tests/engines/server
+	@$(CANARY)/python $(PYTEST) $(SIDE_BY_SIDE) --disable-warnings -q -m "not slow and not ray" tests/model tests/engines/server
 	@$(CANARY)/crosstrim ask cat "What colour is the 2?" --k 0.05 --compare
 
 bench: .venv/.installed
