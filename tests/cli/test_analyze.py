@@ -8,7 +8,7 @@ import pytest
 
 import crosstrim
 from crosstrim.data import dataset
-from crosstrim.eval import analysis
+from crosstrim.eval import analysis, defaults
 from tests import tiny
 
 PARTS = {"format", "dataset", "model", "config", "layers", "visible_features", "sparsity", "agreement", "first_layer"}
@@ -23,7 +23,7 @@ def analyze(run, checkpoint):
 @pytest.fixture
 def nothing_loads(monkeypatch):
     """Whatever is refused must be refused before a model is loaded."""
-    monkeypatch.setattr("crosstrim.cli.options.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("crosstrim.asking.loading.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
 
 
 def test_one_picture_is_a_dataset_of_one(analyze, picture, checkpoint, tmp_path):
@@ -61,7 +61,7 @@ def test_the_embedded_questions_are_the_default(analyze, questions):
 
 
 def test_your_own_questions_and_that_some_are_left_out(analyze, picture, tmp_path, monkeypatch):
-    monkeypatch.setattr(analysis, "QUESTIONS", 3)
+    monkeypatch.setattr(defaults, "QUESTIONS", 3)
     rows = tmp_path / "own.jsonl"
     row = {"image": str(picture), "question": "what?", "answers": "?"}
     rows.write_text("\n".join(json.dumps(row) for _ in range(4)) + "\n")

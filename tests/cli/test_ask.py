@@ -26,7 +26,7 @@ def ask(run, picture, checkpoint):
 @pytest.fixture
 def nothing_loads(monkeypatch):
     """Whatever is refused must be refused before a model is loaded."""
-    monkeypatch.setattr("crosstrim.cli.options.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("crosstrim.asking.loading.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
 
 
 def test_people_read_the_answer_first_and_then_the_figures(ask):

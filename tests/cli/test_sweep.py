@@ -30,7 +30,7 @@ def sweep(run, checkpoint, questions, tmp_path):
 
 @pytest.fixture
 def nothing_loads(monkeypatch):
-    monkeypatch.setattr("crosstrim.cli.options.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("crosstrim.asking.loading.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
 
 
 def test_the_embedded_questions_are_swept(sweep, tmp_path):

@@ -8,11 +8,6 @@ from typing import Annotated
 
 import typer
 
-from crosstrim.asking import environment
-from crosstrim.batch import ray as ray_batch
-from crosstrim.batch import run as jobs
-from crosstrim.batch.answerer import Job, answer_here
-from crosstrim.batch.rows import open_rows
 from crosstrim.cli import console, options
 from crosstrim.data.journal import journal_of
 
@@ -80,6 +75,12 @@ def batch(
     OUTPUT has a row for every row of INPUT, in its order: id, answer, visible, kept, kept_fraction and error. A row
     that cannot be asked has an error and no answer, and the others go on. After a kill, --resume goes on.
     """
+    from crosstrim.asking import environment
+    from crosstrim.batch import ray as ray_batch
+    from crosstrim.batch import run as jobs
+    from crosstrim.batch.answerer import Job, answer_here
+    from crosstrim.batch.rows import open_rows
+
     config = options.trim_config(
         k=k,
         keep=keep,

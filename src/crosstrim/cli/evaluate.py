@@ -12,8 +12,7 @@ from rich.table import Table
 
 from crosstrim.cli import console, eval_options, options
 from crosstrim.data.journal import journal_of
-from crosstrim.eval import heldout, settings, sweep
-from crosstrim.eval import report as pages
+from crosstrim.eval import defaults
 
 
 def evaluate(
@@ -48,6 +47,8 @@ def evaluate(
 
     With --out several trims are compared, on these questions or on those of --data.
     """
+    from crosstrim.eval import heldout, settings, sweep
+
     trims: dict[str, Any] = {"lossless": lossless, "rating_rows": rating_rows, "k_base": k_base}
     load = partial(options.load_model, model, dtype, device)
     if report is not None:
@@ -81,12 +82,12 @@ def evaluate(
             keep=keep or (),
             first_layer=cache,
             kv_dtypes=kv_dtype or (None,),
-            seeds=seeds or settings.SEEDS,
+            seeds=seeds or defaults.SEEDS,
             **trims,
         )
         sweep.check_path(out)
         questions = eval_options.questions(data, on_error, quick)
-        limit = max_new_tokens or (heldout.MAX_NEW_TOKENS if data is None else sweep.MAX_NEW_TOKENS)
+        limit = max_new_tokens or (defaults.HELDOUT_TOKENS if data is None else defaults.DATA_TOKENS)
         loaded, processor = load()
         sizes = {"batch_size": batch_size, "max_new_tokens": limit}
         was_there = out.exists()
@@ -97,6 +98,9 @@ def evaluate(
 
 
 def _draw(result: Path, folder: Path | None, json: bool) -> None:
+    from crosstrim.eval import report as pages
+    from crosstrim.eval import sweep
+
     files = pages.write(sweep.read(result), folder or result.with_suffix(""))
     if json:
         console.print_json({"files": list(map(str, files))})
