@@ -143,6 +143,8 @@ def test_a_page_is_drawn_from_a_finished_run(sweep, run, tmp_path):
         (["--out", "run.json", "--k-base", "all"], "--k-base goes with --k."),
         (["--out", "run.json", "--first-layer", "both", "--whole-first-layer"], "say the same thing"),
         (["--out", "run.json", "--to", "page"], "--to goes with --report FILE.json."),
+        (["--out", "run.json", "--policy", "onion"], "policy='onion' is unknown"),
+        (["--out", "run.json", "--first-layer", "half"], "first_layer='half' must be one of"),
         (["--out", "run.json", "--on-error", "ask"], "--on-error ask must be one of stop, skip."),
     ],
 )
@@ -158,8 +160,6 @@ def test_wrong_usage_ends_with_two(run, arguments, words):
     [
         (["--out", "run.txt"], "run.txt cannot hold a result; give a file that ends in .json."),
         (["--out", "no/run.json"], "no/run.json lies in a folder that does not exist; create no first."),
-        (["--out", "run.json", "--policy", "onion"], "policy='onion' is unknown"),
-        (["--out", "run.json", "--first-layer", "half"], "first_layer='half' must be one of"),
         (["--out", "run.json", "--data", "no.jsonl"], "no.jsonl cannot be read: No such file"),
         (["--report", "no.json"], "no.json cannot be read: No such file"),
     ],

@@ -16,14 +16,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.core import TyperCommand
 
-from crosstrim.errors import CrosstrimError
+from crosstrim.errors import ConfigError, CrosstrimError
 
 Steps = Callable[[int, int | None], None]
 """Called with how much is done, and of how much where that is known."""
 
 
 class Verb(TyperCommand):
-    """A verb; an error that crosstrim words itself ends with one line and exit code 1, without a traceback."""
+    """A verb; an error that crosstrim words itself ends with one line and no traceback.
+
+    The exit code is 2 where an option's value is refused, as for every other wrong usage, and otherwise 1.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         """Run it. Until here torch and transformers are not imported, which takes seconds that no help needs."""
@@ -32,7 +35,7 @@ class Verb(TyperCommand):
                 return super().invoke(ctx)
             except CrosstrimError as error:
                 say(" ".join(str(error).splitlines()))
-                raise typer.Exit(1) from error
+                raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
             except RuntimeError as error:
                 import torch
 
