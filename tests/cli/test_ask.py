@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -222,6 +224,21 @@ def test_wrong_usage_ends_with_two(ask, arguments, words):
     result = ask(*arguments)
     assert (result.code, result.stdout) == (2, "")
     assert words in " ".join(result.stderr.replace("│", " ").split())
+
+
+@pytest.mark.usefixtures("nothing_loads")
+@pytest.mark.parametrize("verb", ["ask", "analyze"])
+def test_an_unknown_example_gets_the_nearest(run, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    result = run(verb, "catt", QUESTION)
+    assert (result.code, result.stdout) == (1, "")
+    assert result.stderr.startswith("crosstrim: there is no picture 'catt', and no example of that name")
+    assert result.stderr.endswith(" Did you mean 'cat'?\n")
+
+
+def test_one_token_is_no_tokens(ask):
+    lines = ask("--max-new-tokens", 1, "--compare").stdout.splitlines()
+    assert re.fullmatch(r"time( +\d+\.\d\d s, 1 token){2} *", lines[-1])
 
 
 @pytest.mark.usefixtures("nothing_loads")

@@ -69,7 +69,7 @@ def test_equals_share_the_front():
 def test_the_page(result):
     page = report.markdown(result)
     lines = page.splitlines()
-    assert "- left out: 1 rows that could not be asked" in lines
+    assert "- left out: 1 row that could not be asked" in lines
     assert "- repairs: vision" in lines
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     (header,) = (row for row in rows if "Pareto" in row)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from crosstrim.cli import console, options
 from crosstrim.errors import InputError
+from crosstrim.wording import counted
 
 if TYPE_CHECKING:
     from crosstrim.asking.answering import Answer
@@ -100,4 +101,4 @@ def _print(answer: Answer) -> None:
 
 
 def _time(answer: Answer) -> str:
-    return f"{answer.seconds:.2f} s, {answer.tokens} tokens"
+    return f"{answer.seconds:.2f} s, {counted(answer.tokens, 'token')}"

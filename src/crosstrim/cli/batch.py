@@ -10,6 +10,7 @@ import typer
 
 from crosstrim.cli import console, options
 from crosstrim.data.journal import journal_of
+from crosstrim.wording import counted
 
 
 def batch(
@@ -114,9 +115,9 @@ def batch(
     with console.resumable(journal_of(out), "the same command with --resume"), console.progress("rows") as steps:
         found = jobs.run(job, out, run, source=str(source), question=question, resume=resume, progress=steps)
     if found["failed"]:
-        console.say(f"{found['failed']} of {found['rows']} rows failed; their column 'error' says why.")
+        console.say(f"{found['failed']} of {counted(found['rows'], 'row')} failed; their column 'error' says why.")
     console.say_written(out, was_there)
     if json:
         console.print_json(found)
     else:
-        typer.echo(f"{found['answered']} of {found['rows']} rows answered")
+        typer.echo(f"{found['answered']} of {counted(found['rows'], 'row')} answered")

@@ -13,6 +13,7 @@ from rich.table import Table
 from crosstrim.cli import console, eval_options, options
 from crosstrim.data.journal import journal_of
 from crosstrim.eval import defaults
+from crosstrim.wording import rounded
 
 
 def evaluate(
@@ -145,5 +146,5 @@ def _sweep_table(result: Mapping[str, Any]) -> Table:
         accuracy = cell["accuracy"]
         band = f"{accuracy['low']:.1%} to {accuracy['high']:.1%}"
         shares = [f"{cell['kept_fraction']:.1%}", f"{accuracy['mean']:.1%}", band, f"{cell['unchanged']['mean']:.1%}"]
-        table.add_row(row["group"], *shares, f"{cell['kl']:.2g}")
+        table.add_row(row["group"], *shares, rounded(cell["kl"], 2))
     return table

@@ -12,6 +12,7 @@ from crosstrim.data.journal import write_whole
 from crosstrim.errors import ResultError
 from crosstrim.eval.report import pyplot
 from crosstrim.trimming.report import format_bytes
+from crosstrim.wording import rounded
 
 Result = Mapping[str, Any]
 
@@ -183,7 +184,7 @@ def _memory(memory: Mapping[str, Any]) -> Table:
             str(row["batch"]),
             str(row["text_tokens"]),
             format_bytes(row["text_bytes"]),
-            *[f"{format_bytes(row['image_bytes'][tier])} ({row['ratio'][tier]:.3g}x)" for tier in tiers],
+            *[f"{format_bytes(row['image_bytes'][tier])} ({rounded(row['ratio'][tier], 3)}x)" for tier in tiers],
         )
         for row in memory["rows"]
     ]

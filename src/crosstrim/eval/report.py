@@ -9,6 +9,7 @@ from typing import Any
 from crosstrim.errors import MissingExtraError, ResultError
 from crosstrim.eval.metrics import RESAMPLES
 from crosstrim.eval.settings import LOSSLESS, ORACLE, UNTRIMMED
+from crosstrim.wording import counted, rounded
 
 Result = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -52,11 +53,12 @@ def write(result: Result, folder: Path) -> list[Path]:
 def markdown(result: Result) -> str:
     """The page: what was run, a table over all questions with the Pareto front, one table per kind."""
     dataset, model = result["dataset"], result["model"]
+    layers = counted(model["cross_attention_layers"], "cross-attention layer")
     facts = {
-        "model": f"{model['name']}, {model['dtype']}, {model['cross_attention_layers']} cross-attention layers",
+        "model": f"{model['name']}, {model['dtype']}, {layers}",
         "questions": f"{dataset['questions']} of {dataset['name']}",
-        "left out": f"{len(dataset['left_out'])} rows that could not be asked",
-        "answers": f"greedy, at most {result['generation']['max_new_tokens']} tokens",
+        "left out": f"{counted(len(dataset['left_out']), 'row')} that could not be asked",
+        "answers": f"greedy, at most {counted(result['generation']['max_new_tokens'], 'token')}",
         "versions": ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
         "repairs": ", ".join(name for name, on in result["compat"].items() if on) or "none",
     }
@@ -78,7 +80,7 @@ def markdown(result: Result) -> str:
     ]
     kinds = result["summary"][0]["kinds"]
     for kind, cell in kinds.items() if len(kinds) > 1 else ():
-        lines += ["", f"## {kind}", "", f"{cell['questions']} questions.", ""]
+        lines += ["", f"## {kind}", "", f"{counted(cell['questions'], 'question')}.", ""]
         lines += _table(result["summary"], lambda row, kind=kind: row["kinds"][kind])  # type: ignore[misc]
     return "\n".join(lines) + "\n"
 
@@ -97,7 +99,7 @@ def _table(rows: Sequence[Row], cell_of: Callable[[Row], Row], mark_front: bool 
             _banded(cell["accuracy"]),
             _banded(cell["accuracy_change"], sign="+"),
             _banded(cell["unchanged"]),
-            f"{cell['kl']:.2g}",
+            rounded(cell["kl"], 2),
         ]
         lines.append(cells + [("✓" if row["pareto"] else "")] * mark_front)
     return [f"| {' | '.join(line)} |" for line in lines]
