@@ -55,6 +55,7 @@ def test_a_picture_from_standard_input(analyze, picture):
 def test_the_embedded_questions_are_the_default(analyze, questions):
     found = analyze("--json").json
     assert (found["dataset"]["name"], found["dataset"]["questions"]) == ("mini-heldout", 18)
+    assert analyze().stdout.startswith("questions read: 18 of mini-heldout\n")
     fewer = analyze("--json", "--questions", 5).json
     assert fewer["dataset"]["questions"] == 5
     assert fewer["sparsity"] != found["sparsity"]
@@ -76,7 +77,7 @@ def test_people_read_tables(analyze, picture):
     lines = [line.strip() for line in result.stdout.splitlines()]
     for title in ("Sparsity", "Agreement between layers", "What the first layer's union holds of later attention"):
         assert title in lines
-    assert lines[0] == "Sparsity"
+    assert lines[:3] == [f"questions read: 1 of {picture}", "", "Sparsity"]
     assert any(line.startswith("KV bytes of") for line in lines)
     assert any(line.startswith("1 and 3") for line in lines)
     assert result.stderr == ""

@@ -132,6 +132,7 @@ def test_a_page_is_drawn_from_a_finished_run(sweep, run, tmp_path):
     [
         (["--k", "0.1", "--k", "0.2"], "several --k are compared with --out FILE.json; without it give one."),
         (["--policy", "grid", "--policy", "union"], "several --policy are compared with --out"),
+        (["--policy", "oracle", "--keep", "0.5"], "--policy oracle goes with --out FILE.json"),
         (["--kv-dtype", "int8", "--kv-dtype", "fp8"], "several --kv-dtype are compared with --out"),
         (["--data", "a.jsonl"], "--data goes with --out FILE.json."),
         (["--first-layer", "both"], "--first-layer goes with --out FILE.json."),

@@ -110,6 +110,8 @@ def _asked(
 def _print(result: Mapping[str, Any]) -> None:
     from crosstrim.eval import analysis_report
 
+    if "dataset" in result:
+        console.print_rich(f"questions read: {result['dataset']['questions']} of {result['dataset']['name']}", "")
     for number, table in enumerate(analysis_report.tables(result)):
         grid = console.grid(*table.header)
         for row in table.rows:

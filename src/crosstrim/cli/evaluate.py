@@ -58,6 +58,8 @@ def evaluate(
     elif out is None:
         _require("--out FILE.json", data=data, first_layer=first_layer, seeds=seeds, max_new_tokens=max_new_tokens)
         _require("--report FILE.json", to=to)
+        if defaults.ORACLE in (policy or ()):
+            raise typer.BadParameter("--policy oracle goes with --out FILE.json, whose runs can look ahead.")
         config = options.trim_config(
             k=_single("--k", k),
             keep=_single("--keep", keep),

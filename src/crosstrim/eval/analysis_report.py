@@ -205,7 +205,7 @@ def _percent(share: float, digits: int = 1) -> str:
 
 def draw_sparsity(result: Result, plot: Any) -> Any:
     """Per layer the share of features that holds each mass: a bar for all heads together, a dot per head."""
-    figure, axes = plot.subplots(figsize=(max(5, 0.5 * len(result["layers"]) + 3), 3.6), layout="constrained")
+    figure, axes = plot.subplots(figsize=(max(6, 0.5 * len(result["layers"]) + 3), 3.8), layout="constrained")
     masses = list(result["sparsity"][0]["together"])
     for number, (mass, colour) in enumerate(zip(masses, plot.get_cmap("tab10").colors, strict=False)):
         for place, one in enumerate(result["sparsity"]):
@@ -217,7 +217,7 @@ def draw_sparsity(result: Result, plot: Any) -> Any:
     axes.set_xticks(range(len(result["layers"])), result["layers"])
     axes.set(xlabel="cross-attention layer", ylabel="visible features (%)", ylim=(0, 100))
     axes.set_title("features that hold the attention: together (bars), one head (dots)", fontsize=9)
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(masses), columnspacing=1)
     return figure
 
 

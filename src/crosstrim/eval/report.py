@@ -145,7 +145,7 @@ def draw(result: Result, metric: str, name: str, plot: Any) -> Any:
     figure.supylabel(f"{name} (%)")
     lines, curves = grid.flat[0].get_legend_handles_labels()
     entries = _legend(lines, curves, plot)
-    columns = min(5, len(entries))
+    columns = min(5, 2 * across, len(entries))  # one panel is too narrow for more
     figure.legend(handles=entries, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
@@ -168,7 +168,10 @@ def _legend(lines: Sequence[Any], curves: Sequence[str], plot: Any) -> list[Any]
 def _draw_panel(
     axes: Any, rows: Sequence[Row], cell_of: Callable[[Row], Row], metric: str, styles: Mapping[str, Any]
 ) -> None:
-    """Lines with shaded bands; the untrimmed model is a level line, and the lossless trim would be a point on it."""
+    """Lines with shaded bands, and one point alone with a bar.
+
+    The untrimmed model is a level line, and the lossless trim would be a point on it.
+    """
     reference = cell_of(rows[0])[metric]
     if metric != "unchanged":
         axes.axhline(100 * reference["mean"], color="0.4", linewidth=1, linestyle=":", label=UNTRIMMED)
@@ -179,6 +182,8 @@ def _draw_panel(
         mean, low, high = ([100 * cell[metric][name] for cell in cells] for name in ("mean", "low", "high"))
         axes.plot(kept, mean, label=curve, linewidth=1.4, markersize=4, **style)
         axes.fill_between(kept, low, high, color=style["color"], alpha=0.13, linewidth=0)
+        if len(kept) == 1:  # a band has no width there
+            axes.vlines(kept, low, high, color=style["color"], alpha=0.5, linewidth=1.4)
     axes.grid(alpha=0.25)
 
 
