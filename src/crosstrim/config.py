@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 
 from crosstrim.errors import ConfigError
 from crosstrim.method import amount, policies
-from crosstrim.method.quantisation import KV_DTYPES
+from crosstrim.method.names import KV_DTYPES
 
 CONFIG_VERSION = 1
 

@@ -8,7 +8,7 @@ import pytest
 
 import crosstrim
 from crosstrim.data import dataset
-from crosstrim.eval import analysis
+from crosstrim.eval import analysis, defaults
 from tests import tiny
 
 PARTS = {"format", "dataset", "model", "config", "layers", "visible_features", "sparsity", "agreement", "first_layer"}
@@ -23,7 +23,7 @@ def analyze(run, checkpoint):
 @pytest.fixture
 def nothing_loads(monkeypatch):
     """Whatever is refused must be refused before a model is loaded."""
-    monkeypatch.setattr("crosstrim.cli.options.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("crosstrim.asking.loading.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
 
 
 def test_one_picture_is_a_dataset_of_one(analyze, picture, checkpoint, tmp_path):
@@ -55,13 +55,14 @@ def test_a_picture_from_standard_input(analyze, picture):
 def test_the_embedded_questions_are_the_default(analyze, questions):
     found = analyze("--json").json
     assert (found["dataset"]["name"], found["dataset"]["questions"]) == ("mini-heldout", 18)
+    assert analyze().stdout.startswith("questions read: 18 of mini-heldout\n")
     fewer = analyze("--json", "--questions", 5).json
     assert fewer["dataset"]["questions"] == 5
     assert fewer["sparsity"] != found["sparsity"]
 
 
 def test_your_own_questions_and_that_some_are_left_out(analyze, picture, tmp_path, monkeypatch):
-    monkeypatch.setattr(analysis, "QUESTIONS", 3)
+    monkeypatch.setattr(defaults, "QUESTIONS", 3)
     rows = tmp_path / "own.jsonl"
     row = {"image": str(picture), "question": "what?", "answers": "?"}
     rows.write_text("\n".join(json.dumps(row) for _ in range(4)) + "\n")
@@ -76,7 +77,7 @@ def test_people_read_tables(analyze, picture):
     lines = [line.strip() for line in result.stdout.splitlines()]
     for title in ("Sparsity", "Agreement between layers", "What the first layer's union holds of later attention"):
         assert title in lines
-    assert lines[0] == "Sparsity"
+    assert lines[:3] == [f"questions read: 1 of {picture}", "", "Sparsity"]
     assert any(line.startswith("KV bytes of") for line in lines)
     assert any(line.startswith("1 and 3") for line in lines)
     assert result.stderr == ""

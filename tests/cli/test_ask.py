@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,7 @@ def ask(run, picture, checkpoint):
 @pytest.fixture
 def nothing_loads(monkeypatch):
     """Whatever is refused must be refused before a model is loaded."""
-    monkeypatch.setattr("crosstrim.cli.options.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("crosstrim.asking.loading.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
 
 
 def test_people_read_the_answer_first_and_then_the_figures(ask):
@@ -164,6 +166,22 @@ def test_overlay_paints_what_the_report_says(ask, picture, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--overlay", "out.doc"], "out.doc ends in '.doc'; a picture can be written to .jpeg, .jpg, .png, .webp."),
+        (["--overlay", "no/out.png"], "no/out.png lies in a folder that does not exist; create no first."),
+    ],
+)
+def test_refusals_take_one_line_and_no_work(ask, arguments, words):
+    result = ask(*arguments)
+    assert (result.code, result.stdout) == (1, "")
+    assert result.stderr.startswith("crosstrim: ")
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.usefixtures("nothing_loads")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
         (["--k", "2"], "k=2.0 must be a share above 0 and at most 1"),
         (["--keep", "0"], "keep=0 as a count must be at least 1"),
         (["--keep", "1.5"], "keep=1.5 must be a share above 0 and at most 1"),
@@ -175,13 +193,11 @@ def test_overlay_paints_what_the_report_says(ask, picture, tmp_path):
         ),
         (["--rating-rows", "some"], "rating_rows='some' must be one of 'all', 'last_turn'."),
         (["--k-base", "some"], "k_base='some' must be one of 'visible', 'all'."),
-        (["--overlay", "out.doc"], "out.doc ends in '.doc'; a picture can be written to .jpeg, .jpg, .png, .webp."),
-        (["--overlay", "no/out.png"], "no/out.png lies in a folder that does not exist; create no first."),
     ],
 )
-def test_refusals_take_one_line_and_no_work(ask, arguments, words):
+def test_refused_values_take_one_line_and_no_work(ask, arguments, words):
     result = ask(*arguments)
-    assert (result.code, result.stdout) == (1, "")
+    assert (result.code, result.stdout) == (2, "")
     assert result.stderr.startswith("crosstrim: ")
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
@@ -211,6 +227,21 @@ def test_wrong_usage_ends_with_two(ask, arguments, words):
 
 
 @pytest.mark.usefixtures("nothing_loads")
+@pytest.mark.parametrize("verb", ["ask", "analyze"])
+def test_an_unknown_example_gets_the_nearest(run, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    result = run(verb, "catt", QUESTION)
+    assert (result.code, result.stdout) == (1, "")
+    assert result.stderr.startswith("crosstrim: there is no picture 'catt', and no example of that name")
+    assert result.stderr.endswith(" Did you mean 'cat'?\n")
+
+
+def test_one_token_is_no_tokens(ask):
+    lines = ask("--max-new-tokens", 1, "--compare").stdout.splitlines()
+    assert re.fullmatch(r"time( +\d+\.\d\d s, 1 token){2} *", lines[-1])
+
+
+@pytest.mark.usefixtures("nothing_loads")
 def test_a_bad_picture_is_refused_before_the_model_loads(ask, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     result = ask(image=tmp_path / "bad.png")
@@ -236,17 +267,17 @@ def test_a_question_must_be_one(run, picture, checkpoint, tmp_path, question):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "code", "words"),
     [
-        (["--model", "./nowhere"], "'./nowhere' is neither 'mini' nor a folder here; check the path."),
-        (["--dtype", "int8"], "dtype='int8' cannot be loaded; choose one of auto, bfloat16, float16, float32."),
-        (["--device", "warp"], "crosstrim: 'warp' is no device"),
-        (["--device", "cuda:99"], "crosstrim: the device 'cuda:99' is not there: torch sees"),
+        (["--model", "./nowhere"], 1, "'./nowhere' is neither 'mini' nor a folder here; check the path."),
+        (["--dtype", "int8"], 2, "dtype='int8' cannot be loaded; choose one of auto, bfloat16, float16, float32."),
+        (["--device", "warp"], 2, "crosstrim: 'warp' is no device"),
+        (["--device", "cuda:99"], 2, "crosstrim: the device 'cuda:99' is not there: torch sees"),
     ],
 )
-def test_what_cannot_be_loaded_is_told(ask, arguments, words):
+def test_what_cannot_be_loaded_is_told(ask, arguments, code, words):
     result = ask(*arguments)
-    assert (result.code, result.stdout) == (1, "")
+    assert (result.code, result.stdout) == (code, "")
     assert words in result.stderr
 
 

@@ -24,7 +24,7 @@ def test_a_folder_of_pictures(run, folder, checkpoint, tmp_path):
     again = run(*arguments, "--max-new-tokens", 3)
     assert (again.code, "give --resume" in again.stderr) == (1, True)
     resumed = run(*arguments, "--max-new-tokens", 3, "--resume")
-    assert (resumed.code, resumed.stdout) == (0, "1 of 1 rows answered\n")
+    assert (resumed.code, resumed.stdout) == (0, "1 of 1 row answered\n")
     assert (result.stderr, resumed.stderr) == (
         f"crosstrim: wrote {out}\n",
         f"crosstrim: {out} is complete already; nothing was run.\n",
@@ -57,8 +57,8 @@ def test_failed_rows_are_counted(run, folder, checkpoint, tmp_path):
     rows.write_text('{"image": "missing.png", "question": "what?"}\n')
     result = run("batch", rows, tmp_path / "out.jsonl", "--model", checkpoint)
     assert result.code == 0
-    assert "1 of 1 rows failed" in result.stderr
-    assert result.stdout == "0 of 1 rows answered\n"
+    assert "1 of 1 row failed" in result.stderr
+    assert result.stdout == "0 of 1 row answered\n"
 
 
 def test_ray_that_is_not_installed_is_named_before_anything_is_loaded(run, folder, tmp_path, monkeypatch):

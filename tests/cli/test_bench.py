@@ -23,13 +23,13 @@ def tiny(monkeypatch):
 def rows(monkeypatch):
     """A suite "session" whose second question takes this share of the first one's time."""
 
-    def give(ratio):
+    def give(ratio, ms=1.0):
         def run(**settings):
             for question, share, entries in (("first", 1.0, 1), ("second", ratio, 0)):
                 yield {
                     "way": "session",
                     "question": question,
-                    "ms": 1.0,
+                    "ms": ms,
                     "ratio": share,
                     "vision_tower_entries": entries,
                 }
@@ -57,6 +57,11 @@ def test_people_read_a_table_and_with_check_the_bars(run, rows):
     assert checked.code == 0
     assert "second question's time to first token, of the first one's        0.2      0.25   yes" in checked.stdout
     assert checked.stderr == ""
+
+
+def test_large_times_are_written_out(run, rows):
+    rows(0.2, ms=11450.4)
+    assert "11450" in run("bench", "session").stdout.split()
 
 
 def test_a_missed_bar_ends_with_one_and_is_named(run, rows, tmp_path):

@@ -77,9 +77,13 @@ def test_a_closed_stream_takes_one_line(tmp_path, command, code, words):
 
 
 @pytest.mark.parametrize("program", [[PROGRAM], [sys.executable, "-m", "crosstrim"]], ids=["script", "module"])
-@pytest.mark.parametrize("arguments", [["ask", "cat", "what?"], ["serve"], ["--version"]], ids=lambda words: words[0])
-def test_an_interruption_while_importing_ends_with_130(tmp_path, program, arguments):
-    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+@pytest.mark.parametrize(
+    ("arguments", "imported"),
+    [(["ask", "cat", "what?"], "torch"), (["serve"], "torch"), (["examples"], "transformers"), (["--help"], "typer")],
+    ids=lambda given: given[0] if isinstance(given, list) else given,
+)
+def test_an_interruption_while_importing_ends_with_130(tmp_path, program, arguments, imported):
+    (tmp_path / f"{imported}.py").write_text("raise KeyboardInterrupt")
     paths = [str(tmp_path), str(Path(crosstrim.__file__).parents[1])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     result = subprocess.run([*program, *arguments], capture_output=True, env=environment, timeout=120, check=False)

@@ -5,7 +5,8 @@ import socket
 import pytest
 
 from crosstrim import TrimConfig
-from crosstrim.cli import serve as verb
+from crosstrim.engines.sglang import launch
+from crosstrim.server import local
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def served(monkeypatch):
         seen.append((settings, host, port))
         ready(f"http://{host}:{port}/v1")
 
-    monkeypatch.setattr(verb, "serve_here", serve_here)
+    monkeypatch.setattr(local, "serve_here", serve_here)
     return seen
 
 
@@ -51,7 +52,7 @@ def test_a_server_that_is_told_to_stop_ends_well(run, monkeypatch, listens, code
             ready("http://host/v1")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verb, "serve_here", serve_here)
+    monkeypatch.setattr(local, "serve_here", serve_here)
     assert run("serve").code == code
 
 
@@ -70,7 +71,7 @@ def test_sglang_gets_the_trim_and_its_own_options(run, monkeypatch):
         seen.append((arguments, options))
         raise SystemExit(0)  # the real one becomes SGLang's server
 
-    monkeypatch.setattr(verb, "serve_by_sglang", serve_by_sglang)
+    monkeypatch.setattr(launch, "serve", serve_by_sglang)
     arguments = ["--engine", "sglang", "--keep", 0.5, "--port", 31000, "--device", "cpu", "--tensor-parallel", 2]
     run("serve", *arguments, "--", "--mem-fraction-static", "0.7")
     expected = {"device": "cpu", "host": "127.0.0.1", "port": 31000, "tensor_parallel": 2}
@@ -88,7 +89,7 @@ def test_sglang_gets_the_trim_and_its_own_options(run, monkeypatch):
 def test_limits_of_our_server_do_not_seem_to_limit_sglangs(run, monkeypatch, given, environment, named):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(verb, "serve_by_sglang", None)
+    monkeypatch.setattr(launch, "serve", None)
     result = run("serve", "--engine", "sglang", *given)
     assert result.code == 2
     assert named in " ".join(result.stderr.replace("\u2502", " ").split())

@@ -30,7 +30,7 @@ def sweep(run, checkpoint, questions, tmp_path):
 
 @pytest.fixture
 def nothing_loads(monkeypatch):
-    monkeypatch.setattr("crosstrim.cli.options.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("crosstrim.asking.loading.load", lambda *_args, **_options: pytest.fail("a model was loaded"))
 
 
 def test_the_embedded_questions_are_swept(sweep, tmp_path):
@@ -132,6 +132,7 @@ def test_a_page_is_drawn_from_a_finished_run(sweep, run, tmp_path):
     [
         (["--k", "0.1", "--k", "0.2"], "several --k are compared with --out FILE.json; without it give one."),
         (["--policy", "grid", "--policy", "union"], "several --policy are compared with --out"),
+        (["--policy", "oracle", "--keep", "0.5"], "--policy oracle goes with --out FILE.json"),
         (["--kv-dtype", "int8", "--kv-dtype", "fp8"], "several --kv-dtype are compared with --out"),
         (["--data", "a.jsonl"], "--data goes with --out FILE.json."),
         (["--first-layer", "both"], "--first-layer goes with --out FILE.json."),
@@ -143,6 +144,8 @@ def test_a_page_is_drawn_from_a_finished_run(sweep, run, tmp_path):
         (["--out", "run.json", "--k-base", "all"], "--k-base goes with --k."),
         (["--out", "run.json", "--first-layer", "both", "--whole-first-layer"], "say the same thing"),
         (["--out", "run.json", "--to", "page"], "--to goes with --report FILE.json."),
+        (["--out", "run.json", "--policy", "onion"], "policy='onion' is unknown"),
+        (["--out", "run.json", "--first-layer", "half"], "first_layer='half' must be one of"),
         (["--out", "run.json", "--on-error", "ask"], "--on-error ask must be one of stop, skip."),
     ],
 )
@@ -158,8 +161,6 @@ def test_wrong_usage_ends_with_two(run, arguments, words):
     [
         (["--out", "run.txt"], "run.txt cannot hold a result; give a file that ends in .json."),
         (["--out", "no/run.json"], "no/run.json lies in a folder that does not exist; create no first."),
-        (["--out", "run.json", "--policy", "onion"], "policy='onion' is unknown"),
-        (["--out", "run.json", "--first-layer", "half"], "first_layer='half' must be one of"),
         (["--out", "run.json", "--data", "no.jsonl"], "no.jsonl cannot be read: No such file"),
         (["--report", "no.json"], "no.json cannot be read: No such file"),
     ],

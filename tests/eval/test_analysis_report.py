@@ -14,6 +14,7 @@ from crosstrim.errors import MissingExtraError, ResultError
 from crosstrim.eval import analysis, analysis_report, kv_table
 from crosstrim.eval.report import pyplot
 from crosstrim.memory import SHAPES
+from tests.eval.figures import legends_within
 
 SHAPE = SHAPES["11b"]
 
@@ -129,6 +130,14 @@ def test_the_figures_draw_the_numbers(result):
         line for line in analysis_report.draw_memory(result, plot).axes[0].lines if line.get_label() == "untrimmed"
     )
     assert list(untrimmed.get_ydata()) == [12.5078, 1.5635, 0.1954]
+    plot.close("all")
+
+
+@pytest.mark.parametrize("layers", [[3], [3, 8, 13], list(range(3, 100, 5))], ids=len)
+def test_every_legend_is_on_the_page(layers):
+    plot, result = pyplot(), result_of(layers)
+    for draw in (analysis_report.draw_sparsity, analysis_report.draw_agreement, analysis_report.draw_memory):
+        assert legends_within(draw(result, plot)), draw.__name__
     plot.close("all")
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from crosstrim.errors import MissingExtraError, ResultError
 from crosstrim.eval import metrics, report, settings, summary
+from tests.eval.figures import legends_within
 
 CHOSEN = settings.expand(["union", "random", "oracle"], keep=[0.25, 0.5], first_layer="both", seeds=2)
 
@@ -69,7 +70,7 @@ def test_equals_share_the_front():
 def test_the_page(result):
     page = report.markdown(result)
     lines = page.splitlines()
-    assert "- left out: 1 rows that could not be asked" in lines
+    assert "- left out: 1 row that could not be asked" in lines
     assert "- repairs: vision" in lines
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     (header,) = (row for row in rows if "Pareto" in row)
@@ -103,6 +104,35 @@ def test_lines_say_how_the_cache_is_held(result):
     assert "lossless, int8 cache" not in lines
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend[-2:] == ["dashed: first layer's cache left whole", "dotted: cache in eight bits"]
+
+
+@pytest.mark.parametrize("kinds", [1, 2])
+def test_the_legend_is_on_the_page(result, kinds):
+    names = list(result["summary"][0]["kinds"])[:kinds]
+    many = [
+        {**row, "curve": row["curve"].replace("o", f"o{number}", 1), "kinds": dict.fromkeys(names, row["overall"])}
+        for number in range(4)
+        for row in result["summary"]
+    ]
+    figure = report.draw({**result, "summary": many}, "accuracy", "accuracy", report.pyplot())
+    assert len([axes for axes in figure.axes if axes.get_title()]) == 1 + 2 * (kinds == 2)
+    assert legends_within(figure)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "unchanged"])
+def test_a_single_budget_has_its_bands(result, metric):
+    rows = [row for row in result["summary"] if "keep=0.25" not in row["group"]]
+    figure = report.draw({**result, "summary": rows}, metric, metric, report.pyplot())
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    bars = {
+        tuple(round(value, 6) for value in part[:, 1])
+        for shown in panels[0].collections
+        if hasattr(shown, "get_segments")
+        for part in shown.get_segments()
+    }
+    cells = [row["overall"][metric] for row in rows if row["group"] != "untrimmed"]
+    assert bars == {(round(100 * cell["low"], 6), round(100 * cell["high"], 6)) for cell in cells}
+    assert legends_within(figure)
 
 
 def test_files(result, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import sys
 import zlib
@@ -147,7 +148,19 @@ def test_an_example_goes_by_its_name_unless_a_file_has_it(tmp_path, monkeypatch)
     monkeypatch.setattr(mini, "examples", lambda: [{"image": "/a/first.jpg"}, {"image": "/a/second.jpg"}])
     assert find("example") == "/a/first.jpg"
     assert find("second") == "/a/second.jpg"
-    for untouched in ("-", "third", "second.jpg", "a/second"):
+    for untouched in ("-", "second.jpg", "a/second"):
         assert find(untouched) == untouched
     (tmp_path / "second").touch()
     assert find("second") == "second"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("catt", "Did you mean 'cat'?"), ("exmple", "Did you mean 'example'?"), ("holiday", "Check the path.")],
+)
+def test_a_name_that_nothing_has_is_told_which_there_are(tmp_path, monkeypatch, name, hint):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mini, "examples", lambda: [{"image": "/a/cat.jpg"}, {"image": "/a/rocket.jpg"}])
+    words = f"there is no picture {name!r}, and no example of that name; there are cat, rocket. {hint}"
+    with pytest.raises(InputError, match=re.escape(words)):
+        find(name)

@@ -178,7 +178,7 @@ def test_the_legend_counts_what_has_no_place():
     tiling = tiling_of((97, 61))
     text = viz.legend_text([0, 1, PER_TILE], tiling)
     assert text == "kept 1 of 40 patches, 2 of 4 class tokens, 0 of 24 padding patches"
-    assert viz.legend_text([], tiling_of((28, 28))) == "kept 0 of 16 patches, 0 of 1 class tokens"
+    assert viz.legend_text([], tiling_of((28, 28))) == "kept 0 of 16 patches, 0 of 1 class token"
 
 
 def test_what_does_not_fit_together_is_refused():

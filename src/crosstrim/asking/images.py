@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import os
 import sys
@@ -81,13 +82,21 @@ def find(name: str) -> str:
     Args:
         name: a path, "-", "example" for the first picture that ships with crosstrim, or the name of one of them,
             which is its file's without the suffix. A file of that name comes first.
+
+    Raises:
+        InputError: a plain name is neither a file nor an example; the message suggests the nearest.
     """
     if name == "-" or Path(name).exists() or Path(name).name != name or Path(name).suffix:
         return name
-    for example in mini.examples():
-        if name in ("example", Path(example["image"]).stem):
-            return str(example["image"])
-    return name
+    examples = {Path(example["image"]).stem: str(example["image"]) for example in mini.examples()}
+    if name == "example":
+        return next(iter(examples.values()))
+    if name not in examples:
+        near = difflib.get_close_matches(name, [*examples, "example"], n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else "Check the path."
+        known = ", ".join(examples)
+        raise InputError(f"there is no picture {name!r}, and no example of that name; there are {known}. {hint}")
+    return examples[name]
 
 
 def _name(source: str | os.PathLike[str] | BinaryIO) -> str:

@@ -20,6 +20,7 @@ import torch
 from crosstrim import mini
 from crosstrim.errors import ConfigError, LoadError, MissingExtraError, UnsupportedModelError
 from crosstrim.models import compat, parallel
+from crosstrim.wording import counted
 
 if TYPE_CHECKING:
     from transformers import MllamaForConditionalGeneration, MllamaProcessor
@@ -117,10 +118,8 @@ def _placement(device_map: Any) -> tuple[Any, torch.device | None]:
             f"{device_map!r} is no device; give one such as 'cpu' or 'cuda:0', or {', '.join(_SPREAD)}."
         ) from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"the device {str(device)!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; choose "
-            "another, or 'cpu'."
-        )
+        there = counted(torch.cuda.device_count(), "CUDA device")
+        raise ConfigError(f"the device {str(device)!r} is not there: torch sees {there}; choose another, or 'cpu'.")
     if device.type == "cpu":
         return None, None
     # accelerate reads the weights straight onto the device; without it they pass through the CPU's memory.

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from crosstrim.errors import InputError
 from crosstrim.models.tiles import Tiling
 from crosstrim.trimming.report import ImageReport, TrimReport
+from crosstrim.wording import counted
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 """What `save` writes."""
@@ -95,7 +96,7 @@ def legend_text(features: Iterable[int], tiling: Tiling) -> str:
     padding = set(everything) - classes - placed
     parts = [
         f"{len(kept & placed)} of {len(placed)} patches",
-        f"{len(kept & classes)} of {len(classes)} class tokens",
+        f"{len(kept & classes)} of {counted(len(classes), 'class token')}",
     ]
     if padding:
         parts.append(f"{len(kept & padding)} of {len(padding)} padding patches")

@@ -12,6 +12,7 @@ from crosstrim.data.journal import write_whole
 from crosstrim.errors import ResultError
 from crosstrim.eval.analysis_report import Table, markdown_table, prepare
 from crosstrim.eval.report import pyplot
+from crosstrim.wording import counted, rounded
 
 Result = Mapping[str, Any]
 
@@ -31,8 +32,8 @@ def bars_table(result: Result) -> Table:
     rows = tuple(
         (
             bar["name"],
-            f"{bar['figure']:.3g} {bar['unit']}".rstrip(),
-            f"{bar['limit']:.3g} {bar['unit']}".rstrip(),
+            f"{rounded(bar['figure'], 3)} {bar['unit']}".rstrip(),
+            f"{rounded(bar['limit'], 3)} {bar['unit']}".rstrip(),
             "yes" if bar["met"] else "NO",
         )
         for bar in result["bars"]
@@ -48,7 +49,7 @@ def missed(result: Result) -> list[str]:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return rounded(value, 4) if isinstance(value, float) else str(value)
 
 
 def check_file(path: Path) -> None:
@@ -115,7 +116,8 @@ def markdown(result: Result, figure: str) -> str:
     hardware = result["hardware"]
     lines = [f"# Suite {result['suite']}", ""]
     lines += [f"- size: {result['size']}", f"- versions: {versions}"]
-    lines += [f"- machine: {hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads"]
+    cores, threads = counted(hardware["cores"], "core"), counted(hardware["threads"], "thread")
+    lines += [f"- machine: {hardware['cpu']}, {cores}, {threads}"]
     lines += [f"- GPU: {name}" for name in hardware["gpus"]]
     for table in tables(result):
         lines += ["", f"## {table.title}", "", *markdown_table(table), "", table.note]

@@ -2,14 +2,23 @@
 
 import sys
 
+import crosstrim
+
 
 def main() -> None:
     """Run the command line."""
     try:
-        # Here and not above: these imports take seconds, and Ctrl-C is heard in them as well.
-        from crosstrim.cli import program, streams
+        # Here and not above: Ctrl-C is heard while these are imported as well.
+        from crosstrim.cli import streams
 
         with streams.checked():
+            if sys.argv[1:] == [
+                "--version"
+            ]:  # which scripts ask often; the program takes ten times as long to import
+                print(f"crosstrim {crosstrim.__version__}")
+                return
+            from crosstrim.cli import program
+
             program.app(prog_name="crosstrim")
     except KeyboardInterrupt:
         sys.exit(130)

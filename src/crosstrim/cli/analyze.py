@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crosstrim.asking import images
 from crosstrim.cli import console, eval_options, options
-from crosstrim.data import dataset
-from crosstrim.eval import analysis, analysis_report
+from crosstrim.eval import defaults
 from crosstrim.memory import SHAPES
+
+if TYPE_CHECKING:
+    from crosstrim.data.dataset import Dataset
 
 
 def analyze(
@@ -32,7 +33,7 @@ def analyze(
             "--questions",
             metavar="COUNT",
             min=1,
-            help=f"How many questions to read, from the first on. Default: {analysis.QUESTIONS}.",
+            help=f"How many questions to read, from the first on. Default: {defaults.QUESTIONS}.",
         ),
     ] = None,
     shape: Annotated[
@@ -60,6 +61,8 @@ def analyze(
 
     Try: crosstrim analyze example "Read all the digits."
     """
+    from crosstrim.eval import analysis, analysis_report
+
     sources = {"IMAGE": image, "--data": data, "--shape": shape}
     given = [name for name, value in sources.items() if value is not None]
     if len(given) > 1:
@@ -88,20 +91,27 @@ def analyze(
 
 def _asked(
     image: str | None, question: str | None, data: Path | None, on_error: str, questions: int | None
-) -> dataset.Dataset:
+) -> Dataset:
     """What to read, cut to as many questions as are wanted."""
+    from crosstrim.asking import images
+    from crosstrim.data import dataset
+
     if image is not None:
         if question is None:
             raise typer.BadParameter("IMAGE goes with a QUESTION: attention is what the text pays to the picture.")
         return dataset.single(images.find(image), question)
     found = eval_options.questions(data, on_error)
     count = len(found.items)
-    if data is not None and questions is None and count > analysis.QUESTIONS:
-        console.say(f"reads the first {analysis.QUESTIONS} of {count} questions; --questions {count} reads all.")
-    return found.first(questions or analysis.QUESTIONS)
+    if data is not None and questions is None and count > defaults.QUESTIONS:
+        console.say(f"reads the first {defaults.QUESTIONS} of {count} questions; --questions {count} reads all.")
+    return found.first(questions or defaults.QUESTIONS)
 
 
 def _print(result: Mapping[str, Any]) -> None:
+    from crosstrim.eval import analysis_report
+
+    if "dataset" in result:
+        console.print_rich(f"questions read: {result['dataset']['questions']} of {result['dataset']['name']}", "")
     for number, table in enumerate(analysis_report.tables(result)):
         grid = console.grid(*table.header)
         for row in table.rows:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from crosstrim.asking import answering, images
-from crosstrim.asking import overlay as viz
-from crosstrim.asking.answering import Answer
 from crosstrim.cli import console, options
 from crosstrim.errors import InputError
-from crosstrim.trimming.report import format_bytes
+from crosstrim.wording import counted
+
+if TYPE_CHECKING:
+    from crosstrim.asking.answering import Answer
 
 
 def ask(
@@ -48,6 +48,9 @@ def ask(
 
     Try: crosstrim ask example "Read all the digits." --compare
     """
+    from crosstrim.asking import answering, images
+    from crosstrim.asking import overlay as viz
+
     config = options.trim_config(
         k=k,
         keep=keep,
@@ -78,6 +81,8 @@ def ask(
 
 
 def _print(answer: Answer) -> None:
+    from crosstrim.trimming.report import format_bytes
+
     report, untrimmed = answer.report, answer.untrimmed
     typer.echo(answer.answer if untrimmed is None else f"trimmed    {answer.answer}\nuntrimmed  {untrimmed.answer}")
     if report is None:
@@ -96,4 +101,4 @@ def _print(answer: Answer) -> None:
 
 
 def _time(answer: Answer) -> str:
-    return f"{answer.seconds:.2f} s, {answer.tokens} tokens"
+    return f"{answer.seconds:.2f} s, {counted(answer.tokens, 'token')}"

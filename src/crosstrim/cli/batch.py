@@ -8,13 +8,9 @@ from typing import Annotated
 
 import typer
 
-from crosstrim.asking import environment
-from crosstrim.batch import ray as ray_batch
-from crosstrim.batch import run as jobs
-from crosstrim.batch.answerer import Job, answer_here
-from crosstrim.batch.rows import open_rows
 from crosstrim.cli import console, options
 from crosstrim.data.journal import journal_of
+from crosstrim.wording import counted
 
 
 def batch(
@@ -80,6 +76,12 @@ def batch(
     OUTPUT has a row for every row of INPUT, in its order: id, answer, visible, kept, kept_fraction and error. A row
     that cannot be asked has an error and no answer, and the others go on. After a kill, --resume goes on.
     """
+    from crosstrim.asking import environment
+    from crosstrim.batch import ray as ray_batch
+    from crosstrim.batch import run as jobs
+    from crosstrim.batch.answerer import Job, answer_here
+    from crosstrim.batch.rows import open_rows
+
     config = options.trim_config(
         k=k,
         keep=keep,
@@ -113,9 +115,9 @@ def batch(
     with console.resumable(journal_of(out), "the same command with --resume"), console.progress("rows") as steps:
         found = jobs.run(job, out, run, source=str(source), question=question, resume=resume, progress=steps)
     if found["failed"]:
-        console.say(f"{found['failed']} of {found['rows']} rows failed; their column 'error' says why.")
+        console.say(f"{found['failed']} of {counted(found['rows'], 'row')} failed; their column 'error' says why.")
     console.say_written(out, was_there)
     if json:
         console.print_json(found)
     else:
-        typer.echo(f"{found['answered']} of {found['rows']} rows answered")
+        typer.echo(f"{found['answered']} of {counted(found['rows'], 'row')} answered")

@@ -7,17 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from crosstrim.bench import report, suites
+from crosstrim.bench import names
 from crosstrim.cli import console, options
-from crosstrim.eval import analysis_report
 
 
 def bench(
     suite: Annotated[
         str,
-        typer.Argument(
-            metavar="SUITE", help="What to measure: " + ", ".join(suites.SUITES) + ".", show_default=False
-        ),
+        typer.Argument(metavar="SUITE", help="What to measure: " + ", ".join(names.SUITES) + ".", show_default=False),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Measure less, in about a minute.")] = False,
     check: Annotated[
@@ -40,8 +37,11 @@ def bench(
 
     Try: crosstrim bench layers --quick --check
     """
-    if suite not in suites.SUITES:
-        raise typer.BadParameter(f"SUITE {suite} must be one of {', '.join(suites.SUITES)}.")
+    from crosstrim.bench import report, suites
+    from crosstrim.eval import analysis_report
+
+    if suite not in names.SUITES:
+        raise typer.BadParameter(f"SUITE {suite} must be one of {', '.join(names.SUITES)}.")
     if out is not None:
         report.check_file(out)
     if to is not None:
@@ -70,6 +70,8 @@ def bench(
 
 
 def _print(result: dict[str, Any], check: bool) -> None:
+    from crosstrim.bench import report
+
     for table in report.tables(result):
         if table.title == "bars" and not check:
             continue

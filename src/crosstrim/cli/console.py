@@ -10,31 +10,37 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from typer.core import TyperGroup
+from typer.core import TyperCommand
 
-from crosstrim.errors import CrosstrimError
+from crosstrim.errors import ConfigError, CrosstrimError
 
 Steps = Callable[[int, int | None], None]
 """Called with how much is done, and of how much where that is known."""
 
 
-class Group(TyperGroup):
-    """The verbs; an error that crosstrim words itself ends with one line and exit code 1, without a traceback."""
+class Verb(TyperCommand):
+    """A verb; an error that crosstrim words itself ends with one line and no traceback.
+
+    The exit code is 2 where an option's value is refused, as for every other wrong usage, and otherwise 1.
+    """
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb."""
+        """Run it. Until here torch and transformers are not imported, which takes seconds that no help needs."""
         with _quiet_libraries():
             try:
                 return super().invoke(ctx)
             except CrosstrimError as error:
                 say(" ".join(str(error).splitlines()))
-                raise typer.Exit(1) from error
-            except torch.OutOfMemoryError as error:
+                raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
+            except RuntimeError as error:
+                import torch
+
+                if not isinstance(error, torch.OutOfMemoryError):
+                    raise
                 say("the device ran out of memory; try --dtype bfloat16, a smaller batch, or --device auto or cpu.")
                 raise typer.Exit(1) from error
 

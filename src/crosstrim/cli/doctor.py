@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from crosstrim.asking import environment
 from crosstrim.cli import console, options
 
 
@@ -24,6 +23,8 @@ def doctor(
 
     A departure is found by running the installed code; crosstrim repairs it on every model that it loads.
     """
+    from crosstrim.asking import environment
+
     loaded = None if model is None else options.load_model(model, dtype, device)[0]
     found = environment.describe(loaded)
     if json:

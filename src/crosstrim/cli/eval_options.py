@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from crosstrim import mini
 from crosstrim.cli import console, options
-from crosstrim.data import dataset
-from crosstrim.eval import heldout, settings, sweep
+from crosstrim.eval import defaults
+
+if TYPE_CHECKING:
+    from crosstrim.data.dataset import Dataset
 
 REPEAT = "Repeat it to compare, with --out."
 
@@ -53,7 +55,7 @@ Keeps = Annotated[
         metavar="SHARE|COUNT",
         parser=options.parse_keep,
         help="Keep exactly this share (0.5, 1.0) or number (2048) of each image's visible features, in place of --k. "
-        f"{REPEAT} Then the default is {', '.join(map(str, settings.KEEPS))}.",
+        f"{REPEAT} Then the default is {', '.join(map(str, defaults.KEEPS))}.",
     ),
 ]
 Policies = Annotated[
@@ -61,8 +63,8 @@ Policies = Annotated[
     typer.Option(
         "--policy",
         metavar="NAME",
-        help=f"{options.POLICY_HELP} {REPEAT} Then there is also {settings.ORACLE}, which looks ahead, and the "
-        f"default is {', '.join(settings.POLICIES)}.",
+        help=f"{options.POLICY_HELP} {REPEAT} Then there is also {defaults.ORACLE}, which looks ahead, and the "
+        f"default is {', '.join(defaults.POLICIES)}.",
     ),
 ]
 FirstLayer = Annotated[
@@ -85,7 +87,7 @@ KvDtypes = Annotated[
 Seeds = Annotated[
     int | None,
     typer.Option(
-        "--seeds", metavar="COUNT", min=1, help=f"How often random draws; with --out. Default: {settings.SEEDS}."
+        "--seeds", metavar="COUNT", min=1, help=f"How often random draws; with --out. Default: {defaults.SEEDS}."
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", metavar="COUNT", min=1, help="Questions per batch.")]
@@ -95,8 +97,8 @@ MaxNewTokens = Annotated[
         "--max-new-tokens",
         metavar="COUNT",
         min=1,
-        help=f"Where to cut answers off; with --out. Default: {heldout.MAX_NEW_TOKENS}, with --data "
-        f"{sweep.MAX_NEW_TOKENS}.",
+        help=f"Where to cut answers off; with --out. Default: {defaults.HELDOUT_TOKENS}, with --data "
+        f"{defaults.DATA_TOKENS}.",
     ),
 ]
 Report = Annotated[
@@ -109,8 +111,10 @@ To = Annotated[
 ]
 
 
-def questions(data: Path | None, on_error: str, quick: bool = False) -> dataset.Dataset:
+def questions(data: Path | None, on_error: str, quick: bool = False) -> Dataset:
     """Those of --data or of the embedded benchmark; rows that cannot be asked are told, and may end the run."""
+    from crosstrim.data import dataset
+
     if on_error not in dataset.ON_ERROR:
         raise typer.BadParameter(f"--on-error {on_error} must be one of {', '.join(dataset.ON_ERROR)}.")
     if data is None:

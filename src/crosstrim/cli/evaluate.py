@@ -12,8 +12,8 @@ from rich.table import Table
 
 from crosstrim.cli import console, eval_options, options
 from crosstrim.data.journal import journal_of
-from crosstrim.eval import heldout, settings, sweep
-from crosstrim.eval import report as pages
+from crosstrim.eval import defaults
+from crosstrim.wording import rounded
 
 
 def evaluate(
@@ -48,6 +48,8 @@ def evaluate(
 
     With --out several trims are compared, on these questions or on those of --data.
     """
+    from crosstrim.eval import heldout, settings, sweep
+
     trims: dict[str, Any] = {"lossless": lossless, "rating_rows": rating_rows, "k_base": k_base}
     load = partial(options.load_model, model, dtype, device)
     if report is not None:
@@ -56,6 +58,8 @@ def evaluate(
     elif out is None:
         _require("--out FILE.json", data=data, first_layer=first_layer, seeds=seeds, max_new_tokens=max_new_tokens)
         _require("--report FILE.json", to=to)
+        if defaults.ORACLE in (policy or ()):
+            raise typer.BadParameter("--policy oracle goes with --out FILE.json, whose runs can look ahead.")
         config = options.trim_config(
             k=_single("--k", k),
             keep=_single("--keep", keep),
@@ -81,12 +85,12 @@ def evaluate(
             keep=keep or (),
             first_layer=cache,
             kv_dtypes=kv_dtype or (None,),
-            seeds=seeds or settings.SEEDS,
+            seeds=seeds or defaults.SEEDS,
             **trims,
         )
         sweep.check_path(out)
         questions = eval_options.questions(data, on_error, quick)
-        limit = max_new_tokens or (heldout.MAX_NEW_TOKENS if data is None else sweep.MAX_NEW_TOKENS)
+        limit = max_new_tokens or (defaults.HELDOUT_TOKENS if data is None else defaults.DATA_TOKENS)
         loaded, processor = load()
         sizes = {"batch_size": batch_size, "max_new_tokens": limit}
         was_there = out.exists()
@@ -97,6 +101,9 @@ def evaluate(
 
 
 def _draw(result: Path, folder: Path | None, json: bool) -> None:
+    from crosstrim.eval import report as pages
+    from crosstrim.eval import sweep
+
     files = pages.write(sweep.read(result), folder or result.with_suffix(""))
     if json:
         console.print_json({"files": list(map(str, files))})
@@ -141,5 +148,5 @@ def _sweep_table(result: Mapping[str, Any]) -> Table:
         accuracy = cell["accuracy"]
         band = f"{accuracy['low']:.1%} to {accuracy['high']:.1%}"
         shares = [f"{cell['kept_fraction']:.1%}", f"{accuracy['mean']:.1%}", band, f"{cell['unchanged']['mean']:.1%}"]
-        table.add_row(row["group"], *shares, f"{cell['kl']:.2g}")
+        table.add_row(row["group"], *shares, rounded(cell["kl"], 2))
     return table

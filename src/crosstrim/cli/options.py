@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crosstrim.asking import environment
-from crosstrim.asking.loading import load
-from crosstrim.config import TrimConfig
-from crosstrim.method.policies import BUDGETED, PAPER, POLICIES
-from crosstrim.method.quantisation import KV_DTYPES
+from crosstrim.method.names import BUDGETED, KV_DTYPES, PAPER, POLICIES
+
+if TYPE_CHECKING:
+    from crosstrim.config import TrimConfig
 
 DEFAULT_K = 0.25
 
@@ -124,6 +123,8 @@ def trim_config(
     kv_dtype: str | None,
 ) -> TrimConfig:
     """The trimming that the options ask for; without --k, --keep and --lossless, the paper's rule at k=0.25."""
+    from crosstrim.config import TrimConfig
+
     given = [
         name
         for name, is_given in (("--k", k is not None), ("--keep", keep is not None), ("--lossless", lossless))
@@ -175,4 +176,6 @@ def given_beside(context: typer.Context, taken: Collection[str]) -> Iterator[tup
 
 def load_model(model: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:
     """The model and its processor, where the options want them."""
-    return load(model, dtype=dtype, device_map=device or environment.best_device())
+    from crosstrim.asking import environment, loading
+
+    return loading.load(model, dtype=dtype, device_map=device or environment.best_device())

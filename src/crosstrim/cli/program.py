@@ -8,11 +8,10 @@ import typer
 
 import crosstrim
 from crosstrim.cli import analyze, ask, batch, bench, doctor, evaluate, examples, serve
-from crosstrim.cli.console import Group
+from crosstrim.cli.console import Verb
 
 app = typer.Typer(
     name="crosstrim",
-    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -39,11 +38,11 @@ def _options(
     """
 
 
-app.command("ask")(ask.ask)
-app.command("examples")(examples.examples)
-app.command("eval")(evaluate.evaluate)
-app.command("analyze")(analyze.analyze)
-app.command("bench")(bench.bench)
-app.command("batch")(batch.batch)
-app.command("serve")(serve.serve)
-app.command("doctor")(doctor.doctor)
+app.command("ask", cls=Verb)(ask.ask)
+app.command("examples", cls=Verb)(examples.examples)
+app.command("eval", cls=Verb)(evaluate.evaluate)
+app.command("analyze", cls=Verb)(analyze.analyze)
+app.command("bench", cls=Verb)(bench.bench)
+app.command("batch", cls=Verb)(batch.batch)
+app.command("serve", cls=Verb)(serve.serve)
+app.command("doctor", cls=Verb)(doctor.doctor)

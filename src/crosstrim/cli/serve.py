@@ -7,14 +7,9 @@ from typing import Annotated
 
 import typer
 
-from crosstrim.asking import environment
 from crosstrim.cli import console, options
-from crosstrim.engines.sglang.launch import serve as serve_by_sglang
-from crosstrim.server.local import serve_here
-from crosstrim.server.ray import serve_on_ray
 from crosstrim.server.settings import Settings
 
-_DEFAULT = Settings()
 _SGLANG_TAKES = {"engine", "host", "port", "tensor_parallel", "model", "device", "sglang_options"}
 _SGLANG_TAKES |= {"k", "keep", "lossless", "policy", "rating_rows", "k_base", "whole_first_layer", "kv_dtype"}
 
@@ -45,19 +40,19 @@ def serve(
     kv_dtype: options.KvDtype = None,
     max_batch: Annotated[
         int, typer.Option("--max-batch", metavar="COUNT", min=1, help="Requests that are answered together.")
-    ] = _DEFAULT.max_batch,
+    ] = Settings.max_batch,
     max_wait_ms: Annotated[
         float, typer.Option("--max-wait-ms", metavar="MS", min=0, help="How long a request waits for others.")
-    ] = _DEFAULT.max_wait_ms,
+    ] = Settings.max_wait_ms,
     queue_limit: Annotated[
         int,
         typer.Option(
             "--queue-limit", metavar="COUNT", min=1, help="Requests that may be unfinished; others get 429."
         ),
-    ] = _DEFAULT.queue_limit,
+    ] = Settings.queue_limit,
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="What a request may take; then 504.")
-    ] = _DEFAULT.timeout,
+    ] = Settings.timeout,
     max_new_tokens: Annotated[
         int,
         typer.Option(
@@ -66,7 +61,7 @@ def serve(
             min=1,
             help="The most that a request may ask for; one that does not say gets 256, or this where it is less.",
         ),
-    ] = _DEFAULT.max_new_tokens,
+    ] = Settings.max_new_tokens,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -82,16 +77,16 @@ def serve(
     ] = False,
     max_image_bytes: Annotated[
         int, typer.Option("--max-image-bytes", metavar="BYTES", min=1, help="Of a picture's file.")
-    ] = _DEFAULT.max_image_bytes,
+    ] = Settings.max_image_bytes,
     max_pixels: Annotated[
         int, typer.Option("--max-pixels", metavar="COUNT", min=1, help="Of a request's pictures together.")
-    ] = _DEFAULT.max_pixels,
+    ] = Settings.max_pixels,
     feature_cache_mib: Annotated[
         int,
         typer.Option(
             "--feature-cache-mib", metavar="MIB", min=0, help="Kept of pictures that may be asked about again."
         ),
-    ] = _DEFAULT.feature_cache_bytes >> 20,
+    ] = Settings.feature_cache_bytes >> 20,
     replicas: Annotated[
         int, typer.Option("--replicas", metavar="COUNT", min=1, help="Models at work; with --engine ray.")
     ] = 1,
@@ -110,6 +105,10 @@ def serve(
 
     The trim is that of requests which do not bring their own. Prints the server's URL once it listens.
     """
+    from crosstrim.asking import environment
+    from crosstrim.engines.sglang import launch
+    from crosstrim.server import local, ray
+
     if engine not in ("local", "ray", "sglang"):
         raise typer.BadParameter(f"--engine {engine} must be one of local, ray, sglang.")
     trim = options.trim_config(
@@ -124,7 +123,7 @@ def serve(
     )
     if engine == "sglang":
         _refuse_what_sglang_does_not_take(context)
-        serve_by_sglang(
+        launch.serve(
             model,
             trim,
             device=device,
@@ -155,7 +154,8 @@ def serve(
         max_pixels=max_pixels,
         feature_cache_bytes=feature_cache_mib << 20,
     )
-    run = partial(serve_on_ray, replicas=replicas, address=address) if engine == "ray" else serve_here
+    on_ray = partial(ray.serve_on_ray, replicas=replicas, address=address)
+    run = on_ray if engine == "ray" else local.serve_here
 
     listens = False
 

@@ -20,8 +20,6 @@ from crosstrim.method.selection import select
 from crosstrim.models import mllama
 
 FORMAT = 1
-QUESTIONS = 128
-"""How many are read when nobody says."""
 
 MASSES = (0.5, 0.9, 0.99)
 """Shares of the attention of which is told how few features hold them."""

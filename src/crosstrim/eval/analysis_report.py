@@ -12,6 +12,7 @@ from crosstrim.data.journal import write_whole
 from crosstrim.errors import ResultError
 from crosstrim.eval.report import pyplot
 from crosstrim.trimming.report import format_bytes
+from crosstrim.wording import rounded
 
 Result = Mapping[str, Any]
 
@@ -183,7 +184,7 @@ def _memory(memory: Mapping[str, Any]) -> Table:
             str(row["batch"]),
             str(row["text_tokens"]),
             format_bytes(row["text_bytes"]),
-            *[f"{format_bytes(row['image_bytes'][tier])} ({row['ratio'][tier]:.3g}x)" for tier in tiers],
+            *[f"{format_bytes(row['image_bytes'][tier])} ({rounded(row['ratio'][tier], 3)}x)" for tier in tiers],
         )
         for row in memory["rows"]
     ]
@@ -204,7 +205,7 @@ def _percent(share: float, digits: int = 1) -> str:
 
 def draw_sparsity(result: Result, plot: Any) -> Any:
     """Per layer the share of features that holds each mass: a bar for all heads together, a dot per head."""
-    figure, axes = plot.subplots(figsize=(max(5, 0.5 * len(result["layers"]) + 3), 3.6), layout="constrained")
+    figure, axes = plot.subplots(figsize=(max(6, 0.5 * len(result["layers"]) + 3), 3.8), layout="constrained")
     masses = list(result["sparsity"][0]["together"])
     for number, (mass, colour) in enumerate(zip(masses, plot.get_cmap("tab10").colors, strict=False)):
         for place, one in enumerate(result["sparsity"]):
@@ -216,7 +217,7 @@ def draw_sparsity(result: Result, plot: Any) -> Any:
     axes.set_xticks(range(len(result["layers"])), result["layers"])
     axes.set(xlabel="cross-attention layer", ylabel="visible features (%)", ylim=(0, 100))
     axes.set_title("features that hold the attention: together (bars), one head (dots)", fontsize=9)
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(masses), columnspacing=1)
     return figure
 
 

@@ -11,11 +11,12 @@ from crosstrim.asking import answering
 from crosstrim.asking.images import open_image
 from crosstrim.config import TrimConfig
 from crosstrim.eval.batches import Encoder
+from crosstrim.eval.defaults import HELDOUT_TOKENS
 from crosstrim.models import compat
 from crosstrim.trimming.handle import TrimHandle, trim
 from crosstrim.trimming.report import versions
 
-MAX_NEW_TOKENS = 12
+MAX_NEW_TOKENS = HELDOUT_TOKENS
 """Longer than any right answer."""
 
 Question = dict[str, Any]

@@ -9,6 +9,7 @@ from typing import Any
 from crosstrim.errors import MissingExtraError, ResultError
 from crosstrim.eval.metrics import RESAMPLES
 from crosstrim.eval.settings import LOSSLESS, ORACLE, UNTRIMMED
+from crosstrim.wording import counted, rounded
 
 Result = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -52,11 +53,12 @@ def write(result: Result, folder: Path) -> list[Path]:
 def markdown(result: Result) -> str:
     """The page: what was run, a table over all questions with the Pareto front, one table per kind."""
     dataset, model = result["dataset"], result["model"]
+    layers = counted(model["cross_attention_layers"], "cross-attention layer")
     facts = {
-        "model": f"{model['name']}, {model['dtype']}, {model['cross_attention_layers']} cross-attention layers",
+        "model": f"{model['name']}, {model['dtype']}, {layers}",
         "questions": f"{dataset['questions']} of {dataset['name']}",
-        "left out": f"{len(dataset['left_out'])} rows that could not be asked",
-        "answers": f"greedy, at most {result['generation']['max_new_tokens']} tokens",
+        "left out": f"{counted(len(dataset['left_out']), 'row')} that could not be asked",
+        "answers": f"greedy, at most {counted(result['generation']['max_new_tokens'], 'token')}",
         "versions": ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
         "repairs": ", ".join(name for name, on in result["compat"].items() if on) or "none",
     }
@@ -78,7 +80,7 @@ def markdown(result: Result) -> str:
     ]
     kinds = result["summary"][0]["kinds"]
     for kind, cell in kinds.items() if len(kinds) > 1 else ():
-        lines += ["", f"## {kind}", "", f"{cell['questions']} questions.", ""]
+        lines += ["", f"## {kind}", "", f"{counted(cell['questions'], 'question')}.", ""]
         lines += _table(result["summary"], lambda row, kind=kind: row["kinds"][kind])  # type: ignore[misc]
     return "\n".join(lines) + "\n"
 
@@ -97,7 +99,7 @@ def _table(rows: Sequence[Row], cell_of: Callable[[Row], Row], mark_front: bool 
             _banded(cell["accuracy"]),
             _banded(cell["accuracy_change"], sign="+"),
             _banded(cell["unchanged"]),
-            f"{cell['kl']:.2g}",
+            rounded(cell["kl"], 2),
         ]
         lines.append(cells + [("✓" if row["pareto"] else "")] * mark_front)
     return [f"| {' | '.join(line)} |" for line in lines]
@@ -143,7 +145,7 @@ def draw(result: Result, metric: str, name: str, plot: Any) -> Any:
     figure.supylabel(f"{name} (%)")
     lines, curves = grid.flat[0].get_legend_handles_labels()
     entries = _legend(lines, curves, plot)
-    columns = min(5, len(entries))
+    columns = min(5, 2 * across, len(entries))  # one panel is too narrow for more
     figure.legend(handles=entries, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
@@ -166,7 +168,10 @@ def _legend(lines: Sequence[Any], curves: Sequence[str], plot: Any) -> list[Any]
 def _draw_panel(
     axes: Any, rows: Sequence[Row], cell_of: Callable[[Row], Row], metric: str, styles: Mapping[str, Any]
 ) -> None:
-    """Lines with shaded bands; the untrimmed model is a level line, and the lossless trim would be a point on it."""
+    """Lines with shaded bands, and one point alone with a bar.
+
+    The untrimmed model is a level line, and the lossless trim would be a point on it.
+    """
     reference = cell_of(rows[0])[metric]
     if metric != "unchanged":
         axes.axhline(100 * reference["mean"], color="0.4", linewidth=1, linestyle=":", label=UNTRIMMED)
@@ -177,6 +182,8 @@ def _draw_panel(
         mean, low, high = ([100 * cell[metric][name] for cell in cells] for name in ("mean", "low", "high"))
         axes.plot(kept, mean, label=curve, linewidth=1.4, markersize=4, **style)
         axes.fill_between(kept, low, high, color=style["color"], alpha=0.13, linewidth=0)
+        if len(kept) == 1:  # a band has no width there
+            axes.vlines(kept, low, high, color=style["color"], alpha=0.5, linewidth=1.4)
     axes.grid(alpha=0.25)
 
 

@@ -9,16 +9,12 @@ from typing import Any
 
 from crosstrim.config import TrimConfig
 from crosstrim.errors import ConfigError
+from crosstrim.eval.defaults import KEEPS as KEEPS
+from crosstrim.eval.defaults import ORACLE as ORACLE
+from crosstrim.eval.defaults import POLICIES as POLICIES
+from crosstrim.eval.defaults import SEEDS as SEEDS
 from crosstrim.method import policies
 
-POLICIES = ("union", "contribution", "grid", "random")
-"""What runs when no policy is named: the paper's rule and ours, beside two that do not look at the question."""
-
-KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5)
-"""How much is kept when neither `k` nor `keep` is given."""
-
-SEEDS = 3
-ORACLE = "oracle"
 UNTRIMMED = "untrimmed"
 LOSSLESS = "lossless"
 FIRST_LAYERS = {"trimmed": (True,), "whole": (False,), "both": (True, False)}

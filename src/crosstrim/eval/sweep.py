@@ -17,6 +17,7 @@ from crosstrim.data.journal import Journal, Record, check_same, journal_of, writ
 from crosstrim.errors import ResultError
 from crosstrim.eval import metrics, oracle, provenance, summary
 from crosstrim.eval.batches import Encoder
+from crosstrim.eval.defaults import DATA_TOKENS
 from crosstrim.eval.settings import ORACLE, UNTRIMMED, Setting
 from crosstrim.method.policies import Given
 from crosstrim.method.quantisation import share_of_bytes
@@ -24,7 +25,7 @@ from crosstrim.models import mllama
 from crosstrim.trimming.handle import trim
 
 FORMAT = 1
-MAX_NEW_TOKENS = 32
+MAX_NEW_TOKENS = DATA_TOKENS
 
 Progress = Callable[[int, int], None]
 

@@ -19,6 +19,8 @@ import torch
 
 from crosstrim.errors import ConfigError, InputError
 from crosstrim.method import greedy
+from crosstrim.method.names import BUDGETED as BUDGETED
+from crosstrim.method.names import PAPER as PAPER
 
 
 @dataclass(frozen=True)
@@ -372,13 +374,6 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "union": Union,
     "value": Value,
 }
-
-
-PAPER = "union"
-"""What decides when nobody says what shall: with `k`, which is the paper's knob and defined by its rule ..."""
-
-BUDGETED = "contribution"
-"""... and with the exact budget `keep`, where the rule that lost least in our measurements does."""
 
 
 def resolve(policy: str | Voter, *, others: Sequence[str] = ()) -> Voter:

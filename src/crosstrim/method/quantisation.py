@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from crosstrim.method.names import KV_DTYPES as KV_DTYPES
+
 _CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 _LARGEST = {"int8": 127.0, "fp8": torch.finfo(torch.float8_e4m3fn).max}
-
-KV_DTYPES = tuple(_CODES)
-"""Names of the formats: symmetric integers, and float8 e4m3."""
 
 
 def share_of_bytes(kv_dtype: str | None, row: int, dtype: torch.dtype) -> float:

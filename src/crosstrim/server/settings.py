@@ -5,13 +5,22 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from crosstrim.config import TrimConfig
+if TYPE_CHECKING:
+    from crosstrim.config import TrimConfig
 
 MAX_IMAGES = 8
 """Pictures in one request."""
 
 _BESIDE_PICTURES = 1 << 20  # bytes of a body for everything else
+
+
+def _papers_trim() -> TrimConfig:
+    # Here and not above: it imports torch, and the command line's help names the other defaults.
+    from crosstrim.config import TrimConfig
+
+    return TrimConfig(k=0.25)
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Settings:
     model: str = "mini"
     dtype: str | None = None
     device: str | None = None
-    trim: TrimConfig = field(default_factory=lambda: TrimConfig(k=0.25))
+    trim: TrimConfig = field(default_factory=_papers_trim)
     max_batch: int = 8
     max_wait_ms: float = 5.0
     queue_limit: int = 64

@@ -1,0 +1,5 @@
+"""The suites' names, for those who only list them: the suites themselves need torch."""
+
+from __future__ import annotations
+
+SUITES = ("layers", "decode", "saliency", "session", "mini", "gpu")
