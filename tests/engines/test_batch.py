@@ -75,6 +75,23 @@ def test_a_row_that_fails_has_an_error_and_the_others_go_on(job, pictures, tmp_p
     assert [first, last] == read(tmp_path / "good.jsonl")
 
 
+def test_a_question_that_does_not_fit_is_told_and_never_runs(job, monkeypatch):
+    rows = good_rows(3)
+    rows[1]["question"] = "what? " * 200
+    answerer, seen = Answerer(job(rows)), []
+    generate = answering.generate
+    monkeypatch.setattr(
+        answerers.answering,
+        "generate",
+        lambda model, processor, inputs, **options: (
+            seen.append(len(inputs["input_ids"])) or generate(model, processor, inputs, **options)
+        ),
+    )
+    first, long, last = answerer.answer(0)
+    assert "tokens and the answer may have 6; together the model reads 512. Shorten the prompt" in long["error"]
+    assert (first["error"], last["error"], seen) == (None, None, [2])
+
+
 def test_what_fails_together_is_asked_apart(job, monkeypatch):
     ask = answering.generate
 

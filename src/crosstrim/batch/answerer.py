@@ -90,6 +90,8 @@ class Answerer:
         for place, row in enumerate(rows):
             if row.error is None:
                 try:
+                    limit = self._job.max_new_tokens
+                    answering.check_question(self._model, self._processor, row.question, limit)
                     askable.append((place, row, tables.open_source(row.source)))
                 except InputError as error:
                     answers[place] = _failed(row, str(error))
@@ -115,12 +117,11 @@ class Answerer:
     def _ask_together(self, samples: Sequence[tuple[Row, Image.Image]]) -> list[Answered]:
         names = [_name(row.source) for row, _ in samples]
         pictures = {name: picture for name, (_, picture) in zip(names, samples, strict=True)}
-        questions = [row.question for row, _ in samples]
+        questions, limit = [row.question for row, _ in samples], self._job.max_new_tokens
         with (
-            self._encoder.inputs(names, questions, pictures.__getitem__) as inputs,
+            self._encoder.inputs(names, questions, pictures.__getitem__, limit) as inputs,
             trim(self._model, self._config) as handle,
         ):
-            limit = self._job.max_new_tokens
             texts = answering.generate(self._model, self._processor, inputs, max_new_tokens=limit).texts
             images = [images[0] for images in handle.report().samples]
         return [

@@ -28,7 +28,11 @@ class Encoder:
 
     @contextlib.contextmanager
     def inputs(
-        self, pictures: Sequence[str], questions: Sequence[str], opener: Callable[[str], Image.Image]
+        self,
+        pictures: Sequence[str],
+        questions: Sequence[str],
+        opener: Callable[[str], Image.Image],
+        max_new_tokens: int = 0,
     ) -> Iterator[Any]:
         """The inputs of a batch, padded on the left; inside the block the model is given its pictures' features.
 
@@ -36,9 +40,14 @@ class Encoder:
             pictures: one per question, by names that are the same for the same picture.
             questions: what to ask.
             opener: opens a picture by its name.
+            max_new_tokens: of the answers that are to follow.
+
+        Raises:
+            InputError: a question cannot be asked, or does not fit into the model with its answer.
         """
         opened = {name: opener(name) for name in dict.fromkeys(pictures)}
         inputs = answering.encode(self._processor, [opened[name] for name in pictures], questions)
+        answering.check_inputs(self._model, inputs, max_new_tokens)
         features = self._cache.features(self._model, inputs)
         with vision.given(self._model, features):
             yield inputs.to(self._model.device)

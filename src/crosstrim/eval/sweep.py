@@ -14,7 +14,7 @@ import torch
 from crosstrim.asking import answering
 from crosstrim.data.dataset import Dataset, Item
 from crosstrim.data.journal import Journal, Record, check_same, journal_of, write_whole
-from crosstrim.errors import ResultError
+from crosstrim.errors import InputError, ResultError
 from crosstrim.eval import metrics, oracle, provenance, summary
 from crosstrim.eval.batches import Encoder
 from crosstrim.eval.settings import ORACLE, UNTRIMMED, Setting
@@ -62,6 +62,7 @@ def run(
 
     Raises:
         ResultError: `out` or its journal belongs to a run of something else, or cannot be written.
+        InputError: a question does not fit into the model with its answer.
     """
     header = _header(model, name, dataset, settings, batch_size, max_new_tokens)
     journal_path = journal_of(out)
@@ -69,6 +70,7 @@ def run(
         result = read(out)
         check_same(result, header, out)
     else:
+        _check_lengths(model, processor, dataset, max_new_tokens)
         with Journal(journal_path, header) as journal:
             answerer = _Answerer(model, processor, settings, max_new_tokens)
             _answer_rest(answerer, dataset, batch_size, journal, progress)
@@ -114,6 +116,14 @@ def without_answers(result: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name not in ("items", "predictions")}
 
 
+def _check_lengths(model: Any, processor: Any, dataset: Dataset, max_new_tokens: int) -> None:
+    for item in dataset.items:
+        try:
+            answering.check_question(model, processor, item.question, max_new_tokens)
+        except InputError as error:
+            raise InputError(f"the question with the id {item.id!r} cannot be asked: {error}") from error
+
+
 def _answer_rest(
     answerer: _Answerer, dataset: Dataset, batch_size: int, journal: Journal, progress: Progress
 ) -> None:
@@ -151,6 +161,7 @@ class _Answerer:
             [item.picture for item in batch],
             [item.question for item in batch],
             lambda picture: pictures[picture].open(),
+            self._max_new_tokens,
         ) as inputs:
             untrimmed = self._generate(inputs)
             yield UNTRIMMED, {"answer": untrimmed.texts}, untrimmed.seconds, []
