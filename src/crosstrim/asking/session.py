@@ -116,11 +116,9 @@ class Session:
     def chat(self, question: str, *, max_new_tokens: int = 64) -> answering.Answer:
         """Answer a question as the next turn of the conversation, and remember both.
 
-        The whole conversation runs again, from all features, and must fit into the model; `forget` begins anew.
-
-        With `rating_rows="all"`, the default as everywhere,
-        its earlier turns rate beside the question: a follow-up ("and left of it?") leans on them. With "last_turn"
-        the question alone rates.
+        The whole conversation runs again, from all features, and must fit into the model; `forget` begins anew. With
+        `rating_rows="all"`, the default as everywhere, its earlier turns rate beside the question: a follow-up ("and
+        left of it?") leans on them. With "last_turn" the question alone rates.
 
         Args, returns and raises as `ask`; InputError also for a second turn without a chat template.
         """
