@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -90,6 +91,26 @@ def test_a_question_that_does_not_fit_is_told_and_never_runs(job, monkeypatch):
     first, long, last = answerer.answer(0)
     assert "tokens and the answer may have 6; together the model reads 512. Shorten the prompt" in long["error"]
     assert (first["error"], last["error"], seen) == (None, None, [2])
+
+
+def test_names_that_are_not_utf_8_end_no_job(checkpoint, pictures, tmp_path):
+    for name in (b"\xff.png", b"\xfe.png"):
+        content = (pictures / "0.png").read_bytes() if name == b"\xff.png" else b"broken"
+        (pictures / os.fsdecode(name)).write_bytes(content)
+    job = Job(open_rows(pictures, "what?"), str(checkpoint), None, "cpu", CONFIG, max_new_tokens=2, batch_size=9)
+    for ending in ("jsonl", "parquet"):
+        out = tmp_path / f"out.{ending}"
+        assert batch.run(job, out, answer_here, source="pictures")["failed"] == 1
+    assert parquet.read_table(out).to_pylist() == read(tmp_path / "out.jsonl")
+    broken, good = read(tmp_path / "out.jsonl")[-2:]
+    assert (broken["id"], good["id"], good["error"]) == ("\\xfe.png", "\\xff.png", None)
+    assert "no picture that crosstrim reads" in broken["error"]
+
+
+def test_a_path_that_can_be_no_name_fails_its_row_alone(job, tmp_path):
+    rows = [*good_rows(1), {"image": "half \ud800.png", "question": "what?"}]
+    assert batch.run(job(rows), tmp_path / "out.jsonl", answer_here, source="rows")["failed"] == 1
+    assert "cannot be the name of a file" in read(tmp_path / "out.jsonl")[1]["error"]
 
 
 def test_what_fails_together_is_asked_apart(job, monkeypatch):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import base64
+import os
 import pickle
+import shutil
 
 import pyarrow
 import pytest
@@ -24,6 +26,29 @@ def test_a_folder_is_read_in_order_of_names(pictures):
     assert [row.id for row in rows] == ["1.png", "2.png", "3.png", "deep/z.PNG"]
     assert {row.question for row in rows} == {"what?"}
     assert rows[0].source == str(pictures / "1.png")
+
+
+def test_what_a_folder_holds_beside_pictures_is_counted(pictures):
+    assert open_rows(pictures, "what?").passed_over is None
+    (pictures / ".DS_Store").write_bytes(b"")
+    for name in ("a.heic", "b.JP2", "c.ico", "d.txt"):
+        (pictures / name).write_bytes(b"?")
+    rows = open_rows(pictures, "what?")
+    assert len(rows) == 4
+    assert "passed over 4 files that are no picture by the ending (a.heic, b.JP2, c.ico, ...); " in rows.passed_over
+    assert pickle.loads(pickle.dumps(rows)).passed_over == rows.passed_over
+
+
+def test_names_that_are_not_utf_8_have_ids_that_are(pictures):
+    for name in (b"\xff.png", b"\xfe.png"):
+        shutil.copy(pictures / "0.png", os.path.join(os.fsencode(pictures), name))
+    rows = open_rows(pictures, "what?")
+    assert [row.id for row in everything(rows)][-2:] == ["\\xfe.png", "\\xff.png"]
+    assert everything(rows)[-1].source == os.fsdecode(os.fsencode(pictures) + b"/\xff.png")
+    assert len(rows.sha256) == 64
+    shutil.copy(pictures / "0.png", pictures / "\\xff.png")
+    with pytest.raises(DatasetError, match="two pictures whose id is .*; rename one of them"):
+        open_rows(pictures, "what?")
 
 
 def test_jsonl_rows_can_be_read_in_any_order(questions):

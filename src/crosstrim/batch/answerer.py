@@ -13,7 +13,7 @@ from PIL import Image
 
 from crosstrim.asking import answering
 from crosstrim.asking.loading import load
-from crosstrim.batch.rows import Row, Rows, batches
+from crosstrim.batch.rows import Row, Rows, batches, writable
 from crosstrim.config import TrimConfig
 from crosstrim.data import tables
 from crosstrim.errors import CrosstrimError, InputError
@@ -145,7 +145,14 @@ def answer_here(job: Job, pending: Sequence[int]) -> Iterator[tuple[int, list[An
 
 
 def _failed(row: Row, error: str) -> Answered:
-    return {"id": row.id, "answer": None, "visible": None, "kept": None, "kept_fraction": None, "error": error}
+    return {
+        "id": row.id,
+        "answer": None,
+        "visible": None,
+        "kept": None,
+        "kept_fraction": None,
+        "error": writable(error),
+    }
 
 
 def _words(error: Exception) -> str:
