@@ -204,6 +204,27 @@ def test_what_was_cut_off_may_go_on_with_batches_of_another_size(job, tmp_path, 
     assert batch.run(job(batch_size=7), out, None, source="rows", resume=True)["answered"] == 12
 
 
+def test_a_doubled_line_of_the_journal_counts_once(job, tmp_path):
+    out, steps = tmp_path / "out.jsonl", []
+
+    def cut_off(job, pending):
+        yield 1, Answerer(job).answer(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        batch.run(job(), out, cut_off, source="rows")
+    journal = tmp_path / "out.jsonl.journal"
+    header, record = journal.read_bytes().splitlines(keepends=True)
+    overlapping = {**json.loads(record), "first": 7}
+    journal.write_bytes(header + record + record + json.dumps(overlapping).encode() + b"\n")
+    progress = lambda done, total: steps.append((done, total))  # noqa: E731
+    summary = batch.run(job(), out, answer_here, source="rows", resume=True, progress=progress)
+    assert summary["answered"] == 12
+    assert steps == [(5, 12), (10, 12), (12, 12)]
+    batch.run(job(), tmp_path / "other.jsonl", answer_here, source="rows")
+    assert read(out) == read(tmp_path / "other.jsonl")
+
+
 def test_a_job_that_never_began_leaves_nothing(job, tmp_path):
     def broken(job, pending):
         raise ResultError("no")

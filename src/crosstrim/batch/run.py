@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crosstrim.batch.answerer import Answered, Job
-from crosstrim.data.journal import Journal, check_same, journal_of, write_whole
+from crosstrim.data.journal import Journal, Record, check_same, journal_of, write_whole
 from crosstrim.errors import MissingExtraError, ResultError
 from crosstrim.trimming.report import versions
 
@@ -75,7 +75,7 @@ def run(
             finally:
                 if not journal.records:  # a run that answered nothing leaves nothing to go on with
                     journal_path.unlink()
-            records = sorted(journal.records, key=lambda record: record["first"])
+            records = _distinct(journal)
         answers = [row for record in records for row in record["rows"]]
         failed = sum(row["error"] is not None for row in answers)
         sizes = sorted({record["batch_size"] for record in records})
@@ -109,8 +109,7 @@ def _refuse_leftovers(out: Path, journal: Path) -> None:
 
 def _answer_rest(job: Job, engine: AnswerBatches, journal: Journal, progress: Progress) -> None:
     """Answer the rows that the journal does not hold yet, whatever the size of the batches that it holds."""
-    spans = (range(record["first"], record["first"] + len(record["rows"])) for record in journal.records)
-    job = replace(job, done=tuple(spans))
+    job = replace(job, done=tuple(map(_span, _distinct(journal))))
     done = sum(map(len, job.done))
     progress(done, len(job.rows))
     if not job.batches:
@@ -120,6 +119,24 @@ def _answer_rest(job: Job, engine: AnswerBatches, journal: Journal, progress: Pr
             journal.append({"first": job.batches[batch].start, "batch_size": job.batch_size, "rows": rows})
             done += len(rows)
             progress(done, len(job.rows))
+
+
+def _span(record: Record) -> range:
+    """The places of the rows of a batch."""
+    return range(record["first"], record["first"] + len(record["rows"]))
+
+
+def _distinct(journal: Journal) -> list[Record]:
+    """The batches in the rows' order, without those whose rows another has: a journal may hold a line twice."""
+    try:
+        ordered = sorted(journal.records, key=lambda record: _span(record).start)
+    except (KeyError, TypeError) as error:
+        raise ResultError(f"{journal.path} is damaged; delete it to start anew.") from error
+    found: list[Record] = []
+    for record in ordered:
+        if not found or _span(record).start >= _span(found[-1]).stop:
+            found.append(record)
+    return found
 
 
 def _header(job: Job, source: str, question: str | None) -> dict[str, Any]:

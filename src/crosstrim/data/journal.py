@@ -16,7 +16,8 @@ Record = dict[str, Any]
 class Journal:
     """An append-only JSONL file: a header that says which run it belongs to, then one record per line.
 
-    Opening it reads what an earlier run left. A last line that a kill cut off is dropped.
+    Opening it reads what an earlier run left. A last line that a kill cut off is dropped, and so are zero
+    bytes that a crash of the machine left in the place of the last lines.
 
     Args:
         path: of the file, which is made if there is none.
@@ -44,7 +45,7 @@ class Journal:
     def _resume(self, header: Record) -> None:
         self._file.seek(0)
         content = self._file.read()
-        whole = content.rfind(b"\n") + 1
+        whole = _whole(content)
         self._file.truncate(whole)
         lines = content[:whole].splitlines()
         if not lines:
@@ -72,6 +73,17 @@ class Journal:
 
     def __exit__(self, *raised: object) -> None:
         self._file.close()
+
+
+def _whole(content: bytes) -> int:
+    """Bytes of the lines that were written whole; JSON holds no zero byte."""
+    whole = content.rfind(b"\n") + 1
+    while whole:
+        begins = content.rfind(b"\n", 0, whole - 1) + 1
+        if b"\0" not in content[begins:whole]:
+            break
+        whole = begins
+    return whole
 
 
 def journal_of(out: Path) -> Path:
