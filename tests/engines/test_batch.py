@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import os
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
+import crosstrim
 from crosstrim import TrimConfig
 from crosstrim.asking import answering
 from crosstrim.asking.images import open_image
@@ -50,6 +52,43 @@ def test_every_answer_is_that_of_ask_in_the_input_s_order(job, loaded, pictures,
             "error": None,
         }
         assert 0 < found["kept"] < found["visible"]
+
+
+def test_rows_of_several_pictures_are_asked_as_a_session_asks(job, loaded, pictures, tmp_path):
+    uri = "data:image/png;base64," + base64.b64encode((pictures / "3.png").read_bytes()).decode()
+    rows = good_rows(6)
+    rows[1]["image"], rows[3]["image"], rows[4]["image"] = ["0.png", "1.png"], ["2.png", uri], uri
+    rows[5]["image"] = ["0.png", "missing.png"]
+    out = tmp_path / "out.jsonl"
+    assert batch.run(job(rows, batch_size=6), out, answer_here, source="rows")["failed"] == 1
+    *answers, missing = read(out)
+    assert missing["error"].startswith("picture 2 of 2: there is no picture ")
+    shown = [["0.png"], ["0.png", "1.png"], ["2.png"], ["2.png", "3.png"], ["3.png"]]
+    for found, row, names in zip(answers, rows, shown, strict=False):
+        session = crosstrim.Session(*loaded, [pictures / name for name in names], CONFIG)
+        expected = session.ask(row["question"], max_new_tokens=6)
+        kept = expected.report
+        assert (found["id"], found["answer"], found["error"]) == (row["id"], expected.answer, None)
+        assert (found["visible"], found["kept"]) == (kept.visible, kept.kept)
+        assert found["kept_fraction"] == round(kept.kept_fraction, 6)
+
+
+def test_several_pictures_count_for_memory_and_no_more_are_open(job, monkeypatch):
+    sizes, opened = [], []
+    ask, open_source = answering.generate, answerers.tables.open_source
+
+    def generate(model, processor, inputs, **options):
+        sizes.append((len(inputs["input_ids"]), len(opened)))
+        opened.clear()
+        return ask(model, processor, inputs, **options)
+
+    monkeypatch.setattr(answerers.answering, "generate", generate)
+    monkeypatch.setattr(answerers.tables, "open_source", lambda source: opened.append(1) or open_source(source))
+    rows = [{"image": ["0.png", "1.png"], "question": "what?"}] * 3 + good_rows(2)
+    model = Answerer(job())._model
+    per_sample = bytes_per_sample(model, answerers.PROMPT_TOKENS + 6)
+    Answerer(job(rows, memory=4 * per_sample)).answer(0)
+    assert sizes == [(2, 4), (1, 2), (2, 2)]
 
 
 def test_parquet_holds_the_same(job, tmp_path):

@@ -20,19 +20,19 @@ PICTURES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", 
 
 @dataclass(frozen=True)
 class Row:
-    """One question about one picture, or why it cannot be asked.
+    """One question about one picture or several, or why it cannot be asked.
 
     Attributes:
         id: the row's own, or the number of its line or Parquet row from 1, blank lines counted; of a folder, the
             picture's path in it. No two rows share one.
         question: what to ask.
-        source: the picture, undecoded.
+        sources: the pictures, undecoded, in the order in which the prompt opens with them.
         error: why the row cannot be asked; then the others mean nothing.
     """
 
     id: str
     question: str = ""
-    source: tables.Source = field(default="", repr=False)
+    sources: tuple[tables.Source, ...] = field(default=(), repr=False)
     error: str | None = None
 
 
@@ -259,7 +259,7 @@ def _row(number: str, values: Any, folder: Path, question: str | None) -> Row:
     if tables.IMAGE_TOKEN in asked:
         return Row(identity, error=f"the question contains {tables.IMAGE_TOKEN}, which stands for the picture.")
     try:
-        return Row(identity, asked, tables.picture_source(values.get("image"), folder))
+        return Row(identity, asked, tables.picture_sources(values.get("image"), folder))
     except InputError as error:
         return Row(identity, error=str(error))
 
