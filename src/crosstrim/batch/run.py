@@ -75,7 +75,7 @@ def run(
             finally:
                 if not journal.records:  # a run that answered nothing leaves nothing to go on with
                     journal_path.unlink()
-            records = _distinct(journal)
+            records = journal.distinct(_rows_of)
         answers = [row for record in records for row in record["rows"]]
         failed = sum(row["error"] is not None for row in answers)
         sizes = sorted({record["batch_size"] for record in records})
@@ -109,7 +109,8 @@ def _refuse_leftovers(out: Path, journal: Path) -> None:
 
 def _answer_rest(job: Job, engine: AnswerBatches, journal: Journal, progress: Progress) -> None:
     """Answer the rows that the journal does not hold yet, whatever the size of the batches that it holds."""
-    job = replace(job, done=tuple(map(_span, _distinct(journal))))
+    records = journal.distinct(_rows_of)
+    job = replace(job, done=tuple(range(record["first"], record["first"] + _rows_of(record)) for record in records))
     done = sum(map(len, job.done))
     progress(done, len(job.rows))
     if not job.batches:
@@ -121,22 +122,8 @@ def _answer_rest(job: Job, engine: AnswerBatches, journal: Journal, progress: Pr
             progress(done, len(job.rows))
 
 
-def _span(record: Record) -> range:
-    """The places of the rows of a batch."""
-    return range(record["first"], record["first"] + len(record["rows"]))
-
-
-def _distinct(journal: Journal) -> list[Record]:
-    """The batches in the rows' order, without those whose rows another has: a journal may hold a line twice."""
-    try:
-        ordered = sorted(journal.records, key=lambda record: _span(record).start)
-    except (KeyError, TypeError) as error:
-        raise ResultError(f"{journal.path} is damaged; delete it to start anew.") from error
-    found: list[Record] = []
-    for record in ordered:
-        if not found or _span(record).start >= _span(found[-1]).stop:
-            found.append(record)
-    return found
+def _rows_of(record: Record) -> int:
+    return len(record["rows"])
 
 
 def _header(job: Job, source: str, question: str | None) -> dict[str, Any]:

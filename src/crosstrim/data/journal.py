@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,6 +57,26 @@ class Journal:
         except ValueError as error:
             raise ResultError(f"{self.path} is damaged; delete it to start anew.") from error
         check_same(found, header, self.path)
+
+    def distinct(self, count: Callable[[Record], int]) -> list[Record]:
+        """The records in the order of what they are of, without those of what another has: a line may be there twice.
+
+        Args:
+            count: how many things a record is of, from the place that its `first` names.
+
+        Raises:
+            ResultError: a record says no such thing.
+        """
+        try:
+            spans = [(int(record["first"]), count(record), record) for record in self.records]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ResultError(f"{self.path} is damaged; delete it to start anew.") from error
+        found, end = [], 0
+        for first, length, record in sorted(spans, key=lambda span: span[0]):
+            if first >= end:
+                found.append(record)
+                end = first + length
+        return found
 
     def append(self, record: Record) -> None:
         """Write a record; when this returns, it is on disk."""

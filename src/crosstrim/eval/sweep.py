@@ -74,7 +74,7 @@ def run(
         with Journal(journal_path, header) as journal:
             answerer = _Answerer(model, processor, settings, max_new_tokens)
             _answer_rest(answerer, dataset, batch_size, journal, progress)
-            result = _result(header, dataset, settings, journal.records)
+            result = _result(header, dataset, settings, journal.distinct(_questions_of))
         write_whole(out, result)
     journal_path.unlink(missing_ok=True)
     return result
@@ -129,11 +129,15 @@ def _answer_rest(
 ) -> None:
     """Answer the batches that the journal does not hold yet."""
     items = dataset.items
-    batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-    done = sum(map(len, batches[: len(journal.records)])) * answerer.models
+    answered = journal.distinct(_questions_of)
+    done = sum(map(_questions_of, answered)) * answerer.models
+    begun = {record["first"] for record in answered}
     progress(done, len(items) * answerer.models)
-    for batch in batches[len(journal.records) :]:
-        record: Record = {"visible": [], "seconds": {}, "predictions": {}}
+    for first in range(0, len(items), batch_size):
+        if first in begun:
+            continue
+        batch = items[first : first + batch_size]
+        record: Record = {"first": first, "visible": [], "seconds": {}, "predictions": {}}
         for label, prediction, seconds, visible in answerer.answer(batch):
             record["predictions"][label] = prediction
             record["seconds"][label] = round(seconds, 4)
@@ -141,6 +145,10 @@ def _answer_rest(
             done += len(batch)
             progress(done, len(items) * answerer.models)
         journal.append(record)
+
+
+def _questions_of(record: Record) -> int:
+    return len(record["predictions"][UNTRIMMED]["answer"])
 
 
 class _Answerer:
