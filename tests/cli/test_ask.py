@@ -153,9 +153,9 @@ def test_overlay_paints_what_the_report_says(ask, picture, tmp_path):
     assert result.stderr == f"crosstrim: wrote {target}\n"
     kept = result.json["report"]["samples"][0]["images"][0]["kept_indices"]
     original, painted = np.asarray(Image.open(picture)), np.asarray(Image.open(target))
-    assert painted.shape == original.shape
+    painted = painted[: original.shape[0], : original.shape[1]]  # the legend lies below
     # A patch is 14 pixels wide here; its middle is clear exactly when it was kept.
-    clear = (original == painted).all(-1)[7:42:14, 7::14]  # the legend covers the lowest row
+    clear = (original == painted).all(-1)[7::14, 7::14]
     for row, column in np.ndindex(clear.shape):
         tile, within = divmod(column, 4)
         feature = tile * tiny.FEATURES_PER_TILE + 1 + row * 4 + within
@@ -255,6 +255,14 @@ def test_the_picture_itself_is_never_overwritten(ask, picture):
     result = ask("--overlay", picture)
     assert result.stderr == f"crosstrim: --overlay {picture} is the picture itself; give another file.\n"
     assert picture.read_bytes() == before
+
+
+@pytest.mark.usefixtures("nothing_loads")
+def test_a_picture_too_thin_for_an_overlay_is_refused_before_the_model_loads(ask, tmp_path):
+    Image.new("1", (1_000_000, 1)).save(tmp_path / "thin.png")
+    result = ask("--overlay", tmp_path / "overlay.png", image=tmp_path / "thin.png")
+    assert (result.code, result.stdout) == (1, "")
+    assert "a picture of 1000000 x 1 pixels is too thin for an overlay" in result.stderr
 
 
 @pytest.mark.parametrize("question", ["", "  ", "what is <|image|> about?"])

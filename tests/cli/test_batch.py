@@ -52,6 +52,16 @@ def test_an_interruption_says_how_to_go_on(run, picture, checkpoint, tmp_path, m
     assert run(*arguments, "--resume").stdout == "2 of 2 rows answered\n"
 
 
+def test_files_that_are_no_rows_are_told_once(run, checkpoint, picture, tmp_path):
+    folder, out = tmp_path / "folder", tmp_path / "out.jsonl"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(picture.read_bytes())
+    (folder / "b.heic").write_bytes(b"?")
+    result = run("batch", folder, out, "--question", "what?", "--max-new-tokens", 1, "--model", checkpoint)
+    assert (result.code, result.stdout) == (0, "1 of 1 rows answered\n")
+    assert result.stderr.count("passed over 1 file that is no picture by the ending (b.heic); taken are .avif") == 1
+
+
 def test_failed_rows_are_counted(run, folder, checkpoint, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"image": "missing.png", "question": "what?"}\n')

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import base64
 import json
+import os
 
 import pytest
 import torch
 from pyarrow import parquet
 
+import crosstrim
 from crosstrim import TrimConfig
 from crosstrim.asking import answering
 from crosstrim.asking.images import open_image
@@ -51,6 +54,43 @@ def test_every_answer_is_that_of_ask_in_the_input_s_order(job, loaded, pictures,
         assert 0 < found["kept"] < found["visible"]
 
 
+def test_rows_of_several_pictures_are_asked_as_a_session_asks(job, loaded, pictures, tmp_path):
+    uri = "data:image/png;base64," + base64.b64encode((pictures / "3.png").read_bytes()).decode()
+    rows = good_rows(6)
+    rows[1]["image"], rows[3]["image"], rows[4]["image"] = ["0.png", "1.png"], ["2.png", uri], uri
+    rows[5]["image"] = ["0.png", "missing.png"]
+    out = tmp_path / "out.jsonl"
+    assert batch.run(job(rows, batch_size=6), out, answer_here, source="rows")["failed"] == 1
+    *answers, missing = read(out)
+    assert missing["error"].startswith("picture 2 of 2: there is no picture ")
+    shown = [["0.png"], ["0.png", "1.png"], ["2.png"], ["2.png", "3.png"], ["3.png"]]
+    for found, row, names in zip(answers, rows, shown, strict=False):
+        session = crosstrim.Session(*loaded, [pictures / name for name in names], CONFIG)
+        expected = session.ask(row["question"], max_new_tokens=6)
+        kept = expected.report
+        assert (found["id"], found["answer"], found["error"]) == (row["id"], expected.answer, None)
+        assert (found["visible"], found["kept"]) == (kept.visible, kept.kept)
+        assert found["kept_fraction"] == round(kept.kept_fraction, 6)
+
+
+def test_several_pictures_count_for_memory_and_no_more_are_open(job, monkeypatch):
+    sizes, opened = [], []
+    ask, open_source = answering.generate, answerers.tables.open_source
+
+    def generate(model, processor, inputs, **options):
+        sizes.append((len(inputs["input_ids"]), len(opened)))
+        opened.clear()
+        return ask(model, processor, inputs, **options)
+
+    monkeypatch.setattr(answerers.answering, "generate", generate)
+    monkeypatch.setattr(answerers.tables, "open_source", lambda source: opened.append(1) or open_source(source))
+    rows = [{"image": ["0.png", "1.png"], "question": "what?"}] * 3 + good_rows(2)
+    model = Answerer(job())._model
+    per_sample = bytes_per_sample(model, answerers.PROMPT_TOKENS + 6)
+    Answerer(job(rows, memory=4 * per_sample)).answer(0)
+    assert sizes == [(2, 4), (1, 2), (2, 2)]
+
+
 def test_parquet_holds_the_same(job, tmp_path):
     rows = [*good_rows(3), "broken"]
     batch.run(job(rows), tmp_path / "out.jsonl", answer_here, source="rows")
@@ -73,6 +113,43 @@ def test_a_row_that_fails_has_an_error_and_the_others_go_on(job, pictures, tmp_p
     assert missing["answer"] is None
     batch.run(job(good), tmp_path / "good.jsonl", answer_here, source="rows")
     assert [first, last] == read(tmp_path / "good.jsonl")
+
+
+def test_a_question_that_does_not_fit_is_told_and_never_runs(job, monkeypatch):
+    rows = good_rows(3)
+    rows[1]["question"] = "what? " * 200
+    answerer, seen = Answerer(job(rows)), []
+    generate = answering.generate
+    monkeypatch.setattr(
+        answerers.answering,
+        "generate",
+        lambda model, processor, inputs, **options: (
+            seen.append(len(inputs["input_ids"])) or generate(model, processor, inputs, **options)
+        ),
+    )
+    first, long, last = answerer.answer(0)
+    assert "tokens and the answer may have 6; together the model reads 512. Shorten the prompt" in long["error"]
+    assert (first["error"], last["error"], seen) == (None, None, [2])
+
+
+def test_names_that_are_not_utf_8_end_no_job(checkpoint, pictures, tmp_path):
+    for name in (b"\xff.png", b"\xfe.png"):
+        content = (pictures / "0.png").read_bytes() if name == b"\xff.png" else b"broken"
+        (pictures / os.fsdecode(name)).write_bytes(content)
+    job = Job(open_rows(pictures, "what?"), str(checkpoint), None, "cpu", CONFIG, max_new_tokens=2, batch_size=9)
+    for ending in ("jsonl", "parquet"):
+        out = tmp_path / f"out.{ending}"
+        assert batch.run(job, out, answer_here, source="pictures")["failed"] == 1
+    assert parquet.read_table(out).to_pylist() == read(tmp_path / "out.jsonl")
+    broken, good = read(tmp_path / "out.jsonl")[-2:]
+    assert (broken["id"], good["id"], good["error"]) == ("\\xfe.png", "\\xff.png", None)
+    assert "no picture that crosstrim reads" in broken["error"]
+
+
+def test_a_path_that_can_be_no_name_fails_its_row_alone(job, tmp_path):
+    rows = [*good_rows(1), {"image": "half \ud800.png", "question": "what?"}]
+    assert batch.run(job(rows), tmp_path / "out.jsonl", answer_here, source="rows")["failed"] == 1
+    assert "cannot be the name of a file" in read(tmp_path / "out.jsonl")[1]["error"]
 
 
 def test_what_fails_together_is_asked_apart(job, monkeypatch):
@@ -164,6 +241,27 @@ def test_what_was_cut_off_may_go_on_with_batches_of_another_size(job, tmp_path, 
     notes = json.loads((tmp_path / "out.jsonl.run.json").read_text())
     assert notes["batch_sizes"] == sorted(sizes)
     assert batch.run(job(batch_size=7), out, None, source="rows", resume=True)["answered"] == 12
+
+
+def test_a_doubled_line_of_the_journal_counts_once(job, tmp_path):
+    out, steps = tmp_path / "out.jsonl", []
+
+    def cut_off(job, pending):
+        yield 1, Answerer(job).answer(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        batch.run(job(), out, cut_off, source="rows")
+    journal = tmp_path / "out.jsonl.journal"
+    header, record = journal.read_bytes().splitlines(keepends=True)
+    overlapping = {**json.loads(record), "first": 7}
+    journal.write_bytes(header + record + record + json.dumps(overlapping).encode() + b"\n")
+    progress = lambda done, total: steps.append((done, total))  # noqa: E731
+    summary = batch.run(job(), out, answer_here, source="rows", resume=True, progress=progress)
+    assert summary["answered"] == 12
+    assert steps == [(5, 12), (10, 12), (12, 12)]
+    batch.run(job(), tmp_path / "other.jsonl", answer_here, source="rows")
+    assert read(out) == read(tmp_path / "other.jsonl")
 
 
 def test_a_job_that_never_began_leaves_nothing(job, tmp_path):

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import base64
+import os
 import pickle
+import shutil
 
 import pyarrow
 import pytest
 from pyarrow import parquet
 
 from crosstrim.batch.rows import open_rows
+from crosstrim.data import tables
 from crosstrim.errors import DatasetError
 from tests.engines.conftest import good_rows
 
@@ -23,7 +26,30 @@ def test_a_folder_is_read_in_order_of_names(pictures):
     rows = everything(open_rows(pictures, "what?"))
     assert [row.id for row in rows] == ["1.png", "2.png", "3.png", "deep/z.PNG"]
     assert {row.question for row in rows} == {"what?"}
-    assert rows[0].source == str(pictures / "1.png")
+    assert rows[0].sources == (str(pictures / "1.png"),)
+
+
+def test_what_a_folder_holds_beside_pictures_is_counted(pictures):
+    assert open_rows(pictures, "what?").passed_over is None
+    (pictures / ".DS_Store").write_bytes(b"")
+    for name in ("a.heic", "b.JP2", "c.ico", "d.txt"):
+        (pictures / name).write_bytes(b"?")
+    rows = open_rows(pictures, "what?")
+    assert len(rows) == 4
+    assert "passed over 4 files that are no picture by the ending (a.heic, b.JP2, c.ico, ...); " in rows.passed_over
+    assert pickle.loads(pickle.dumps(rows)).passed_over == rows.passed_over
+
+
+def test_names_that_are_not_utf_8_have_ids_that_are(pictures):
+    for name in (b"\xff.png", b"\xfe.png"):
+        shutil.copy(pictures / "0.png", os.path.join(os.fsencode(pictures), name))
+    rows = open_rows(pictures, "what?")
+    assert [row.id for row in everything(rows)][-2:] == ["\\xfe.png", "\\xff.png"]
+    assert everything(rows)[-1].sources == (os.fsdecode(os.fsencode(pictures) + b"/\xff.png"),)
+    assert len(rows.sha256) == 64
+    shutil.copy(pictures / "0.png", pictures / "\\xff.png")
+    with pytest.raises(DatasetError, match=r"two pictures whose id is .*; rename one of them"):
+        open_rows(pictures, "what?")
 
 
 def test_jsonl_rows_can_be_read_in_any_order(questions):
@@ -45,9 +71,41 @@ def test_pictures_may_be_inside_the_file(questions, pictures):
     content = (pictures / "0.png").read_bytes()
     path = pictures / "rows.parquet"
     parquet.write_table(pyarrow.Table.from_pylist([{"image": {"bytes": content, "path": None}}]), path)
-    assert everything(open_rows(path, "what?"))[0].source == content
+    assert everything(open_rows(path, "what?"))[0].sources == (content,)
     inside = questions([{"image": {"bytes": base64.b64encode(content).decode()}}])
-    assert everything(open_rows(inside, "what?"))[0].source == content
+    assert everything(open_rows(inside, "what?"))[0].sources == (content,)
+
+
+def data_uri(content, kind="image/png"):
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def test_pictures_may_be_data_uris(questions, pictures, monkeypatch):
+    content = (pictures / "0.png").read_bytes()
+    rows = [
+        {"image": data_uri(content)},
+        {"image": data_uri(content, "image/png;name=a.png").replace("data", "DATA")},
+    ]
+    assert [row.sources for row in everything(open_rows(questions(rows), "what?"))] == [(content,), (content,)]
+    monkeypatch.setattr(tables, "MAX_DATA_BYTES", len(content))
+    assert everything(open_rows(questions(rows[:1]), "what?"))[0].error is None
+    monkeypatch.setattr(tables, "MAX_DATA_BYTES", len(content) - 1)
+    (row,) = everything(open_rows(questions(rows[:1]), "what?"))
+    assert row.error == (
+        f"the picture's file has {len(content)} bytes; the limit of a data: URI is {len(content) - 1}. Name its path."
+    )
+
+
+def test_a_row_may_have_several_pictures(questions, pictures):
+    content = (pictures / "0.png").read_bytes()
+    row = {"image": ["1.png", data_uri(content), {"bytes": base64.b64encode(content).decode()}]}
+    expected = (str(pictures / "1.png"), content, content)
+    assert everything(open_rows(questions([row]), "what?"))[0].sources == expected
+    path = pictures / "rows.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([{"image": ["1.png", "2.png"]}, {"image": ["3.png"]}]), path)
+    first, second = everything(open_rows(path, "what?"))
+    assert first.sources == (str(pictures / "1.png"), str(pictures / "2.png"))
+    assert second.sources == (str(pictures / "3.png"),)
 
 
 def test_a_row_s_own_question_comes_first(questions):
@@ -66,6 +124,13 @@ def test_a_row_s_own_question_comes_first(questions):
         ({"image": "0.png", "question": "a \ud800?"}, "half a character"),
         ({"question": "what?"}, "'image' must be a path"),
         ({"image": {"bytes": "?"}, "question": "what?"}, "no base64"),
+        ({"image": "data:image/png,abc", "question": "what?"}, "must begin with data:image/TYPE;base64, such as"),
+        ({"image": "data:text/html;base64,aaaa", "question": "what?"}, "must begin with data:image/TYPE;base64,"),
+        ({"image": "data:image/png;base64,a?", "question": "what?"}, "the data: URI holds no valid base64"),
+        ({"image": [], "question": "what?"}, "'image' lists 0 pictures; a question is about 1 to 8."),
+        ({"image": ["0.png"] * 9, "question": "what?"}, "'image' lists 9 pictures; a question is about 1 to 8."),
+        ({"image": ["0.png", None], "question": "what?"}, "picture 2 of 2: 'image' must be a path"),
+        ({"image": [["0.png"]], "question": "what?"}, "'image' must be a path, a data: URI, or"),
     ],
 )
 def test_a_bad_row_says_what_is_wrong_and_the_next_is_read(questions, row, words):

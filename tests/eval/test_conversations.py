@@ -180,3 +180,10 @@ def test_a_base_model_completes_the_text(checkpoint):
     _, processor = crosstrim.load(checkpoint)
     processor.chat_template = None
     assert reading(processor, [user(PICTURES[0], "it shows")]) == ["<|image|><|begin_of_text|>it shows"]
+
+
+def test_a_conversation_that_does_not_fit_is_refused(loaded):
+    with pytest.raises(InputError, match="the answer may have 512; together the model reads 512"):
+        conversations.generate(*loaded, BATCH, None, max_new_tokens=512, do_sample=False)
+    with pytest.raises(InputError, match="together the model reads 512"):
+        conversations.loglikelihood(*loaded, BATCH[:1], ["a" * 512], None)

@@ -51,6 +51,21 @@ def test_wherever_a_kill_cuts_only_the_last_line_is_lost(path):
         assert records(path) == [*expected, {"a": 3}]
 
 
+@pytest.mark.parametrize(
+    "zeros",
+    [b"\0" * 9, b"\0" * 9 + b"\n", b'{"a": \0\0\0\n', b'{"a"\0\n\0\0\n\0'],
+    ids=["no line", "a line", "half a line", "several lines"],
+)
+def test_zeros_that_a_crash_left_at_the_end_are_cut_off(path, zeros):
+    fill(path, {"a": 1})
+    whole = path.read_bytes()
+    path.write_bytes(whole + zeros)
+    assert records(path) == [{"a": 1}]
+    assert path.read_bytes() == whole
+    path.write_bytes(zeros)
+    assert records(path) == []
+
+
 def test_damage_in_the_middle_is_told(path):
     fill(path, {"a": 1}, {"a": 2})
     path.write_bytes(path.read_bytes().replace(b'{"a": 1}', b'{"a": 1'))

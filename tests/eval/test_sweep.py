@@ -10,7 +10,7 @@ import torch
 from crosstrim import TrimConfig
 from crosstrim.asking import answering
 from crosstrim.data import dataset
-from crosstrim.errors import ResultError
+from crosstrim.errors import InputError, ResultError
 from crosstrim.eval import oracle, settings, sweep
 from crosstrim.eval.batches import Encoder
 from crosstrim.method.policies import Given
@@ -280,3 +280,33 @@ def test_given_votes_decide(loaded, questions):
         trim(model, TrimConfig(keep=5, policy=Given(votes[..., :3]))),
     ):
         answering.generate(model, processor, answering.encode(processor, [item.open()], ["?"]), max_new_tokens=1)
+
+
+def test_a_question_that_does_not_fit_is_named_before_any_is_asked(loaded, write, computed, tmp_path):
+    path = write([*all_rows()[:2], {**all_rows()[2], "question": "where? " * 100}])
+    words = r"the question with the id '0-where' cannot be asked: the prompt has \d+ tokens .* the model reads 512"
+    with pytest.raises(InputError, match=words):
+        sweep.run(*loaded, dataset.read(path), FEW, tmp_path / "run.json", name="tiny", max_new_tokens=TOKENS)
+    assert computed == []
+    assert not list(tmp_path.glob("run.json*"))
+
+
+@pytest.mark.parametrize("doubled", [1, 2])
+def test_a_doubled_line_of_the_journal_counts_once(run, computed, questions, tmp_path, doubled):
+    whole = run("whole.json")
+    with pytest.raises(KeyboardInterrupt):
+        run(progress=lambda done, total: stop_at(done, 12))
+    journal = tmp_path / "run.json.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines, lines[doubled]]))
+    computed.clear()
+    steps = []
+    assert timeless(run(progress=lambda *step: steps.append(step))) == timeless(whole)
+    assert steps[0][0] == 2 * 3 * (len(lines) - 1)
+    assert steps[-1] == (36, 36)
+    assert len(computed) == 6 - (len(lines) - 1)
+
+
+def stop_at(done, last):
+    if done > last:
+        raise KeyboardInterrupt

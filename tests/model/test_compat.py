@@ -212,3 +212,38 @@ def test_errors(raw_model):
     with pytest.raises(ConfigError, match="'vision'; there are vision_features, blind_rows"):
         compat.apply(raw_model, only="vision")
     assert hooks_on(raw_model) == 0
+
+
+def compiled_apart(model, name):
+    """Every decoder layer compiled by itself, as one does where a whole model is too much."""
+    layers = model.model.language_model.layers
+    for place, layer in enumerate(layers):
+        if name == "compile in place":
+            layer.compile(backend="eager")
+        else:
+            layers[place] = torch.compile(layer, backend="eager")
+
+
+@pytest.mark.filterwarnings("error::crosstrim.errors.CompatWarning")
+@pytest.mark.parametrize("name", ["compile in place", "wrap"])
+@pytest.mark.parametrize("repaired", ["before", "after"])
+def test_layers_compiled_one_by_one_are_still_repaired(raw_model, name, repaired):
+    if repaired == "before":
+        compat.apply(raw_model)
+    compiled_apart(raw_model, name)
+    if repaired == "after":
+        assert [finding.name for finding in compat.check(raw_model) if finding.open] != []
+        compat.apply(raw_model)
+    assert not any(finding.open for finding in compat.check(raw_model))
+    before = [len(module._forward_hooks) for module in raw_model.modules()]
+    compat.apply(raw_model)
+    assert [len(module._forward_hooks) for module in raw_model.modules()] == before
+    crosstrim.trim(raw_model, k=0.5).remove()
+
+
+def test_a_repair_inside_a_compiled_layer_works(model):
+    batch = tiny.inputs([3, Image(2), 4])
+    with torch.no_grad():
+        expected = model(**batch).logits
+        compiled_apart(model, "wrap")
+        assert torch.allclose(model(**batch).logits, expected, atol=1e-5)

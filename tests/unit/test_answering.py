@@ -9,7 +9,7 @@ from PIL import Image
 import crosstrim
 from crosstrim.asking import answering
 from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError
-from crosstrim.models import vision
+from crosstrim.models import mllama, vision
 
 PICTURE = Image.effect_noise((56, 28), 80).convert("RGB")
 
@@ -102,3 +102,42 @@ def test_given_features_answer_as_the_picture_does(loaded, trimmed):
     assert torch.allclose(torch.stack(found.logits), torch.stack(expected.logits), atol=1e-5)
     if trimmed:
         assert found_report.samples == expected_report.samples
+
+
+def room(model, processor, question) -> int:
+    """Tokens that are left for an answer."""
+    return mllama.max_tokens(model) - answering.encode(processor, [PICTURE], [question])["input_ids"].shape[1]
+
+
+def nothing_runs(monkeypatch, model):
+    monkeypatch.setattr(model, "forward", lambda *_, **__: pytest.fail("the model ran"))
+    tower = model.model.vision_model
+    monkeypatch.setattr(tower, "forward", lambda *_, **__: pytest.fail("the vision tower ran"))
+
+
+@pytest.mark.parametrize("config", [None, crosstrim.TrimConfig(k=0.5)])
+def test_a_prompt_that_does_not_fit_is_refused_before_anything_runs(loaded, monkeypatch, config):
+    model, processor = loaded
+    left = room(model, processor, "what?")
+    assert answering.ask(*loaded, PICTURE, "what?", config, max_new_tokens=left).tokens <= left
+    nothing_runs(monkeypatch, model)
+    limit = mllama.max_tokens(model)
+    words = (
+        f"the prompt has {limit - left} tokens and the answer may have {left + 1}; together the model reads {limit}"
+    )
+    with pytest.raises(InputError, match=rf"{words}\. Shorten the prompt, or lower max_new_tokens\."):
+        answering.ask(*loaded, PICTURE, "what?", config, compare=config is not None, max_new_tokens=left + 1)
+    inputs = answering.encode(processor, [PICTURE, PICTURE], ["?", "what?"])
+    with pytest.raises(InputError, match=words):
+        answering.generate(model, processor, inputs, max_new_tokens=left + 1)
+
+
+def test_a_session_refuses_a_turn_that_does_not_fit_and_goes_on(loaded, monkeypatch):
+    model, processor = loaded
+    session = crosstrim.Session(model, processor, PICTURE)
+    with monkeypatch.context() as patch:
+        nothing_runs(patch, model)
+        with pytest.raises(InputError, match="tokens and the answer may have 4; together the model reads"):
+            session.chat("what? " * mllama.max_tokens(model), max_new_tokens=4)
+    assert session.turns == ()
+    assert session.chat("what?", max_new_tokens=1).tokens == 1

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from crosstrim import mini
 from crosstrim.asking.images import MAX_PIXELS, find, open_image
@@ -91,7 +91,15 @@ def test_of_an_animation_the_first_frame_counts():
 
 
 WHOLE = encoded(noise((200, 200)), "JPEG")
+OTHERS = {
+    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "JPEG 2000": encoded(noise(), "JPEG2000") if features.check("jpg_2000") else b"\0\0\0\x0cjP  \r\n\x87\n",
+    "JPEG XL": b"\xff\x0a\xfa\x1f",
+    "ICO": encoded(noise((16, 16)), "ICO"),
+}
 REFUSED = {
+    **{kind: (content, f" is {kind}, which crosstrim does not read; convert it") for kind, content in OTHERS.items()},
+    "codestream": (b"\xff\x4f\xff\x51\0\x2f", "is JPEG 2000"),
     "empty": (b"", "is empty; a picture was expected"),
     "text": (b"hello, this is no picture", "is no picture that crosstrim reads"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "it reads AVIF, BMP, GIF, JPEG"),
@@ -129,6 +137,8 @@ def test_the_size_is_checked_before_anything_is_decoded(monkeypatch):
     [
         ("no such.png", "there is no picture no such.png; check the path"),
         (".", "is a directory"),
+        ("half \ud800.png", r"'half \\ud800.png' cannot be the name of a file; check the path"),
+        ("zero \0.png", r"'zero \\x00.png' cannot be the name of a file"),
         ("https://example.com/a.png", "is a web address, which crosstrim does not open; download"),
     ],
 )

@@ -243,6 +243,28 @@ def test_an_empty_folder(tmp_path):
     assert "holds no config.json; give a folder written by save_pretrained" in refused(LoadError, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            '{"base_model_name_or_path": "meta-llama/Llama-3.2-11B-Vision-Instruct", "peft_type": "LORA"}',
+            "an adapter of meta-llama/Llama-3.2-11B-Vision-Instruct, and no model; load the base by model, "
+            "processor = crosstrim.load('meta-llama/Llama-3.2-11B-Vision-Instruct'), put",
+        ),
+        ('{"peft_type": "LORA"}', "an adapter whose adapter_config.json names no base model, and no model; load the"),
+        ("[]", "crosstrim.load(the model it was trained on)"),
+        ("{", "names no base model"),
+    ],
+)
+def test_an_adapter_says_what_to_load(tmp_path, config, words):
+    (tmp_path / "adapter_config.json").write_text(config)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    message = refused(LoadError, tmp_path)
+    assert words in message
+    assert f"model = peft.PeftModel.from_pretrained(model, {str(tmp_path)!r})" in message
+    assert message.endswith("then trim that by crosstrim.trim(model).")
+
+
 def test_the_mini_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(mini, "path", lambda: tmp_path)
     assert "the embedded model is missing from this installation" in refused(LoadError)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -161,7 +165,70 @@ def test_everything_kept_leaves_the_picture_as_it_was():
 
 def test_a_small_picture_is_painted_at_the_size_the_model_sees():
     tiling = tiling_of((5, 5))
-    assert viz.overlay(noise((5, 5)), [1], tiling).size == (TILE, TILE)
+    assert viz.overlay(noise((5, 5)), [1], tiling, legend=False).size == (TILE, TILE)
+
+
+def test_a_thin_picture_is_stretched_until_it_can_be_seen():
+    tiling = tiling_of((8000, 1))
+    picture = Image.new("RGB", (8000, 1), "red")
+    painted = np.asarray(viz.overlay(picture, [1], tiling, legend=False))
+    assert painted.shape == (24, 8000, 3)
+    right = round(tiling.box(1)[2])
+    assert (painted[:, : right - 1] == (255, 0, 0)).all()
+    assert (painted[:, right - 1] == viz.OUTLINE).all()
+    assert (painted[:, right:] == painted[0, -1]).all()
+    with pytest.raises(
+        InputError, match=r"drawn 24 pixels thick it has 24000000, and the limit is 16000000\. Cut it"
+    ):
+        viz.overlay(Image.new("1", (1, 1_000_000)), [1], tiling_of((1, 1_000_000)))
+
+
+@pytest.mark.parametrize("size", [(5, 5), (97, 61), (1, 300), (8000, 1), (600, 500)])
+def test_the_legend_hides_nothing_and_is_always_there(size):
+    picture, tiling = noise(size), tiling_of(size)
+    plain = np.asarray(viz.overlay(picture, [0, 1, 2], tiling, legend=False))
+    painted = np.asarray(viz.overlay(picture, [0, 1, 2], tiling))
+    height, width = plain.shape[:2]
+    assert np.array_equal(painted[:height, :width], plain)
+    rows, columns = np.nonzero((painted[height:] > 200).all(-1))
+    assert len(rows) > 100
+    assert 0 < rows.min() <= rows.max() < len(painted) - height - 1
+    assert 0 < columns.min() <= columns.max() < painted.shape[1] - 1
+
+
+def test_neighbours_are_outlined_together():
+    picture = noise((112, 112))
+    tiling = tiling_of((112, 112))
+    painted = np.asarray(viz.overlay(picture, [1, 2, 1 + PER_SIDE], tiling, legend=False))
+    outlined = (painted == viz.OUTLINE).all(-1)
+    side = round(tiling.box(1)[2])
+    assert not outlined[: side - 1, : side - 1].any()
+    assert outlined[side - 1, side : 2 * side].all()
+    assert outlined[:side, 2 * side - 1].all()
+    assert outlined[side : 2 * side, side - 1].all()
+    assert outlined[2 * side - 1, :side].all()
+
+
+MEASURED = """
+import os, resource
+from PIL import Image
+from crosstrim.asking import overlay
+from crosstrim.models.tiles import Tiling
+
+picture = Image.new("RGB", (9100, 7000), "red")
+tiling = Tiling(9100, 7000, 1120, 862, 2, 2, 560, 14)
+with open("/proc/self/statm") as file:
+    before = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+painted = overlay.overlay(picture, range(0, tiling.feature_count, 3), tiling)
+assert painted.width == 9100
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory of a process as Linux tells it")
+def test_the_largest_picture_takes_little_more_than_its_copy():
+    run = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 300 << 20
 
 
 def test_a_report_of_a_later_image_counts_from_its_own_first_feature():

@@ -76,11 +76,12 @@ def ask(
         The answer and the report of the trim.
 
     Raises:
-        InputError: the question is empty, or names an image token.
+        InputError: the question is empty, names an image token, or does not fit into the model with its answer.
         ConfigError: `max_new_tokens` is below 1.
     """
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens={max_new_tokens!r} must be at least 1.")
+    check_question(model, processor, question, max_new_tokens)
     inputs = encode(processor, [picture], [question]).to(model.device)
     if config is None:
         return answer(model, processor, inputs, max_new_tokens)
@@ -128,6 +129,48 @@ def encode_prompts(processor: Any, pictures: Sequence[Sequence[Image.Image]], pr
         padding_side="left",
         return_tensors="pt",
     )
+
+
+def check_question(model: Any, processor: Any, question: str, max_new_tokens: int, images: int = 1) -> None:
+    """Refuse a question that the model cannot read together with its answer, before any picture is prepared.
+
+    Args:
+        model: of `crosstrim.load`.
+        processor: of `crosstrim.load`.
+        question: what is asked.
+        max_new_tokens: where the answer is cut off.
+        images: how many pictures it is about.
+
+    Raises:
+        InputError: the question is empty, names an image token, or does not fit.
+    """
+    prompt = chat_prompt(processor, question, images)
+    tokens = len(processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    check_length(model, tokens, max_new_tokens)
+
+
+def check_length(model: Any, tokens: int, max_new_tokens: int) -> None:
+    """Refuse a prompt that the model cannot read together with its answer: beyond its limit it talks nonsense.
+
+    Args:
+        model: of `crosstrim.load`.
+        tokens: of the prompt.
+        max_new_tokens: where the answer is cut off.
+
+    Raises:
+        InputError: together they are more than the model reads.
+    """
+    limit = mllama.max_tokens(model)
+    if tokens + max_new_tokens > limit:
+        raise InputError(
+            f"the prompt has {tokens} tokens and the answer may have {max_new_tokens}; together the model reads "
+            f"{limit}. Shorten the prompt, or lower max_new_tokens."
+        )
+
+
+def check_inputs(model: Any, inputs: Mapping[str, torch.Tensor], max_new_tokens: int) -> None:
+    """`check_length` of the longest prompt in these inputs."""
+    check_length(model, int(inputs["attention_mask"].sum(-1).max()), max_new_tokens)
 
 
 Turn = tuple[str, str]
@@ -185,8 +228,14 @@ class Generation:
 
 @torch.no_grad()
 def generate(model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], *, max_new_tokens: int) -> Generation:
-    """Answer greedily, and take the time."""
+    """Answer greedily, and take the time.
+
+    Raises:
+        InputError: a prompt does not fit into the model with its answer.
+    """
     from transformers import LogitsProcessorList
+
+    check_inputs(model, inputs, max_new_tokens)
 
     logits: list[torch.Tensor] = []
 

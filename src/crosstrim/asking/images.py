@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -22,6 +23,15 @@ MAX_PIXELS = 64_000_000
 # What cameras, phones and screenshots write. Pillow knows more, some of which start other programs.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
+# How files begin that are pictures to a person and not to crosstrim. Pillow reads some of them with packages of their
+# own, or with decoders that are not worth their risk.
+_OTHER_FORMATS = (
+    ("HEIC", re.compile(rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)),
+    ("JPEG 2000", re.compile(rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51")),
+    ("JPEG XL", re.compile(rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a")),
+    ("ICO", re.compile(rb"\0\0[\1\2]\0")),
+)
+
 
 def open_image(source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open a picture as the model is to see it: upright, RGB, transparency on white, the first frame.
@@ -37,18 +47,16 @@ def open_image(source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_
         InputError: there is no picture, it is damaged, in another format, empty, or too large.
     """
     name = _name(source)
-    file = io.BytesIO(read(source))
+    content = read(source)
     Image.init()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower, and says so
-            picture = Image.open(file, formats=[one for one in _FORMATS if one in Image.OPEN])
+            picture = Image.open(io.BytesIO(content), formats=[one for one in _FORMATS if one in Image.OPEN])
     except Image.DecompressionBombError as error:
         raise _too_large(name, f"more than {max_pixels} pixels", max_pixels) from error
     except UnidentifiedImageError as error:
-        raise InputError(
-            f"{name} is no picture that crosstrim reads, or its beginning is damaged; it reads {', '.join(_FORMATS)}."
-        ) from error
+        raise InputError(f"{name} {_unknown(content)}; it reads {', '.join(_FORMATS)}.") from error
     except Exception as error:  # decoders raise anything on hostile bytes
         raise InputError(f"{name} is damaged: {error}.") from error
     with picture:
@@ -135,14 +143,25 @@ def read(source: str | os.PathLike[str] | BinaryIO) -> bytes:
 def _file_bytes(path: Path, name: str) -> bytes:
     if name.startswith(("http://", "https://")):
         raise InputError(f"{name} is a web address, which crosstrim does not open; download the picture first.")
-    if path.is_dir():
-        raise InputError(f"{name} is a directory; give a picture.")
     try:
+        if path.is_dir():
+            raise InputError(f"{name} is a directory; give a picture.")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"there is no picture {name}; check the path.") from error
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror}.") from error
+    except InputError:
+        raise
+    except ValueError as error:  # half a character, or a zero byte
+        raise InputError(f"{name!a} cannot be the name of a file; check the path.") from error
+
+
+def _unknown(content: bytes) -> str:
+    for kind, begins in _OTHER_FORMATS:
+        if begins.match(content):
+            return f"is {kind}, which crosstrim does not read; convert it, for example to PNG or JPEG"
+    return "is no picture that crosstrim reads, or its beginning is damaged"
 
 
 def _too_large(name: str, size: str, limit: int) -> InputError:

@@ -151,6 +151,7 @@ def _folder(model: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
         raise LoadError(f"{path} is a file; give the folder that holds config.json and *.safetensors.")
     if path.is_dir():
         if not (path / "config.json").is_file():
+            _refuse_adapter(path)
             raise LoadError(f"{path} holds no config.json; give a folder written by save_pretrained.")
         _check_config(path / "config.json", model)
     else:
@@ -162,6 +163,26 @@ def _folder(model: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
             f"{model} holds no *.safetensors ({found}); if you trust it, write it anew with save_pretrained."
         )
     return path
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Say of a LoRA's folder, or of another adapter's, that the model it was made for is loaded first."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    named = isinstance(base, str) and bool(base)
+    of = f"of {base}" if named else "whose adapter_config.json names no base model"
+    given = repr(base) if named else "the model it was trained on"
+    raise LoadError(
+        f"{folder} holds an adapter {of}, and no model; load the base by model, processor = crosstrim.load({given}), "
+        f"put the adapter on by model = peft.PeftModel.from_pretrained(model, {str(folder)!r}), then trim that by "
+        "crosstrim.trim(model)."
+    )
 
 
 def _download(model: str, hub: dict[str, Any]) -> Path:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from crosstrim.asking.images import MAX_PIXELS
 from crosstrim.errors import InputError
 from crosstrim.models.tiles import Tiling
 from crosstrim.trimming.report import ImageReport, TrimReport
@@ -21,7 +21,13 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 
 OUTLINE = (255, 200, 0)
 _DIMMED, _HAZE = 0.3, 75  # what is left of the contrast, and how bright black becomes
-_GREY = (0.299, 0.587, 0.114)
+_GREYS = [round(grey * _DIMMED + _HAZE) for grey in range(256)]
+_THINNEST = 24  # pixels; a thinner side is stretched, as nobody could see it
+_MAX_RESIZED = MAX_PIXELS // 4  # pixels; leaves room for the copy that resizing makes
+_BAND = 1 << 20  # pixels that are greyed out at once
+_MARGIN, _LEGEND_WIDTH, _SMALLEST_FONT = 6, 320, 12  # pixels
+
+_Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def overlay(
@@ -30,36 +36,61 @@ def overlay(
     """The picture with dropped patches greyed out, and kept ones as they are, outlined.
 
     Class tokens stand for a whole tile and patches in the padding for nothing, so neither has a place in the
-    picture; the legend in the lower left corner counts them.
+    picture; the legend in a strip below it counts them. Beside the picture it takes the memory of the result and
+    little more.
 
     Args:
         picture: as it was given to the processor.
         kept: an image of a `TrimReport`, or the kept features, counted from the first one of this image.
         tiling: how the processor laid the picture out, from `Tiling.of`.
-        legend: whether to write the counts into the picture, if there is room.
+        legend: whether to add the strip with the counts.
 
     Returns:
-        A new RGB picture of the same size; larger where the processor enlarged it, so that patches stay visible.
+        A new RGB picture, with the given one at its top left: at its own size; larger where the processor enlarged
+        it, so that patches stay visible; stretched where a side is thinner than 24 pixels.
 
     Raises:
-        InputError: `tiling` is of a picture of another size, or a feature is not one of its tiles'.
+        InputError: `tiling` is of a picture of another size, a feature is not one of its tiles', or the picture is
+            too long and thin to be drawn.
     """
     if picture.size != (tiling.width, tiling.height):
         raise InputError(
             f"the picture has {picture.width} x {picture.height} pixels and the layout is of one with "
             f"{tiling.width} x {tiling.height}; make the layout from this picture."
         )
+    check_size(picture.size)
     features = _features(kept, tiling)
-    size = max(picture.width, tiling.resized_width), max(picture.height, tiling.resized_height)
-    canvas = np.asarray(picture.convert("RGB").resize(size))
-    clear = kept_pixels(features, tiling, size)
-    dimmed = (canvas @ np.asarray(_GREY) * _DIMMED + _HAZE)[..., None]
-    painted = np.where(clear[..., None], canvas, dimmed).astype(np.uint8)
-    painted[_edge(clear, max(1, round(min(size) / 300)))] = OUTLINE
-    result = Image.fromarray(painted)
-    if legend:
-        _write(result, legend_text(features, tiling))
+    size = (
+        max(picture.width, tiling.resized_width, _THINNEST),
+        max(picture.height, tiling.resized_height, _THINNEST),
+    )
+    shown = picture if picture.size == size else picture.convert("RGB").resize(size)
+    lines, font = _legend(legend_text(features, tiling), size) if legend else ([], None)
+    result = Image.new("RGB", _with_legend(size, lines, font))
+    _paint_dimmed(result, shown)
+    boxes = _boxes(features, tiling, size)
+    for box in boxes:
+        result.paste(shown.crop(box).convert("RGB"), box)
+    _outline(result, boxes, size)
+    _write(result, lines, font, size[1])
     return result
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Refuse, before any work is done, a picture so long and thin that it cannot be drawn.
+
+    Args:
+        size: width and height of the picture.
+
+    Raises:
+        InputError: it is.
+    """
+    width, height = (max(side, _THINNEST) for side in size)
+    if (width, height) != size and width * height > _MAX_RESIZED:
+        raise InputError(
+            f"a picture of {size[0]} x {size[1]} pixels is too thin for an overlay: drawn {_THINNEST} pixels thick "
+            f"it has {width * height}, and the limit is {_MAX_RESIZED}. Cut it into shorter ones."
+        )
 
 
 def overlay_report(picture: Image.Image, report: TrimReport, model: Any, processor: Any) -> Image.Image:
@@ -73,18 +104,6 @@ def overlay_report(picture: Image.Image, report: TrimReport, model: Any, process
     """
     tiling = Tiling.of(picture.size, processor.image_processor, model.config.vision_config.patch_size)
     return overlay(picture, report.samples[0][0], tiling)
-
-
-def kept_pixels(features: Iterable[int], tiling: Tiling, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """[height, width] bool: the pixels of these features in the picture drawn at `size` (width, height)."""
-    across, down = size[0] / tiling.width, size[1] / tiling.height
-    pixels = np.zeros((size[1], size[0]), dtype=bool)
-    for feature in features:
-        box = tiling.box(feature)
-        if box is not None:
-            left, top, right, bottom = box
-            pixels[round(top * down) : round(bottom * down), round(left * across) : round(right * across)] = True
-    return pixels
 
 
 def legend_text(features: Iterable[int], tiling: Tiling) -> str:
@@ -147,23 +166,71 @@ def _features(kept: ImageReport | Iterable[int], tiling: Tiling) -> list[int]:
     return features
 
 
-def _edge(area: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """The outermost `width` pixels of an area, except along the edge of the picture."""
-    inside = area.copy()
-    for _ in range(width):
-        grown = np.pad(inside, 1, constant_values=True)
-        inside &= grown[:-2, 1:-1] & grown[2:, 1:-1] & grown[1:-1, :-2] & grown[1:-1, 2:]
-    return area & ~inside
+def _paint_dimmed(result: Image.Image, shown: Image.Image) -> None:
+    rows = max(1, _BAND // shown.width)
+    for top in range(0, shown.height, rows):
+        box = (0, top, shown.width, min(top + rows, shown.height))
+        greys = shown.crop(box).convert("RGB").convert("L").point(_GREYS)
+        result.paste(greys.convert("RGB"), box)
 
 
-def _write(picture: Image.Image, text: str) -> None:
-    font = ImageFont.load_default(size=max(11, round(min(picture.size) / 40)))
-    draw = ImageDraw.Draw(picture)
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    margin = 4
-    width, height = right - left + 2 * margin, bottom - top + 2 * margin
-    if width > picture.width or height > picture.height / 4:
-        return
-    corner = picture.height - height
-    draw.rectangle((0, corner, width, picture.height), fill=(0, 0, 0))
-    draw.text((margin - left, corner + margin - top), text, font=font, fill=(255, 255, 255))
+def _boxes(features: Iterable[int], tiling: Tiling, size: tuple[int, int]) -> list[_Box]:
+    """Where these features lie in the picture drawn at `size` (width, height)."""
+    across, down = size[0] / tiling.width, size[1] / tiling.height
+    found = (tiling.box(feature) for feature in dict.fromkeys(features))
+    return [
+        (round(left * across), round(top * down), round(right * across), round(bottom * down))
+        for left, top, right, bottom in filter(None, found)
+    ]
+
+
+def _outline(result: Image.Image, boxes: Iterable[_Box], size: tuple[int, int]) -> None:
+    """Draw the border of what was kept, except along the edge of the picture."""
+    boxes = set(boxes)
+    begins, rights = {box[:2] for box in boxes}, {(box[2], box[1]) for box in boxes}
+    belows = {(box[0], box[3]) for box in boxes}
+    width, height = size
+    thickness = max(1, round(min(size) / 300))
+    draw = ImageDraw.Draw(result)
+    for left, top, right, bottom in boxes:
+        across, down = min(thickness, right - left), min(thickness, bottom - top)
+        edges = [
+            (left > 0 and (left, top) not in rights, (left, top, left + across, bottom)),
+            (right < width and (right, top) not in begins, (right - across, top, right, bottom)),
+            (top > 0 and (left, top) not in belows, (left, top, right, top + down)),
+            (bottom < height and (left, bottom) not in begins, (left, bottom - down, right, bottom)),
+        ]
+        for is_border, (begin, upper, end, lower) in edges:
+            if is_border:
+                draw.rectangle((begin, upper, end - 1, lower - 1), fill=OUTLINE)
+
+
+def _legend(text: str, size: tuple[int, int]) -> tuple[list[str], Any]:
+    """The text in lines that fit below a picture of this size, and its font."""
+    font = ImageFont.load_default(size=max(_SMALLEST_FONT, round(min(size) / 40)))
+    room = max(size[0], _LEGEND_WIDTH) - 2 * _MARGIN
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > room:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines, font
+
+
+def _with_legend(size: tuple[int, int], lines: Sequence[str], font: Any) -> tuple[int, int]:
+    if not lines:
+        return size
+    widest = max(math.ceil(font.getlength(line)) for line in lines) + 2 * _MARGIN
+    return max(size[0], widest), size[1] + _line_height(font) * len(lines) + 2 * _MARGIN
+
+
+def _line_height(font: Any) -> int:
+    return int(sum(font.getmetrics()))
+
+
+def _write(result: Image.Image, lines: Sequence[str], font: Any, top: int) -> None:
+    draw = ImageDraw.Draw(result)
+    for number, line in enumerate(lines):
+        draw.text((_MARGIN, top + _MARGIN + number * _line_height(font)), line, font=font, fill=(255, 255, 255))

@@ -108,16 +108,17 @@ class Session:
         Raises:
             AlreadyTrimmedError: the model was trimmed since the session was made.
             ConfigError: `max_new_tokens` is below 1.
-            InputError: the question is no text, empty, or names an image token.
+            InputError: the question is no text, empty, names an image token, or does not fit into the model with
+                its answer.
         """
         return self._answer(question, (), max_new_tokens)
 
     def chat(self, question: str, *, max_new_tokens: int = 64) -> answering.Answer:
         """Answer a question as the next turn of the conversation, and remember both.
 
-        The whole conversation runs again, from all features. With `rating_rows="all"`, the default as everywhere,
-        its earlier turns rate beside the question: a follow-up ("and left of it?") leans on them. With "last_turn"
-        the question alone rates.
+        The whole conversation runs again, from all features, and must fit into the model; `forget` begins anew. With
+        `rating_rows="all"`, the default as everywhere, its earlier turns rate beside the question: a follow-up ("and
+        left of it?") leans on them. With "last_turn" the question alone rates.
 
         Args, returns and raises as `ask`; InputError also for a second turn without a chat template.
         """
@@ -132,6 +133,7 @@ class Session:
         images = self._images["aspect_ratio_ids"].shape[1]
         prompt = answering.chat_prompt(self._processor, question, images, turns)
         inputs = prompts.text_inputs(self._processor, prompt, self._images["aspect_ratio_mask"]) | self._images
+        answering.check_inputs(self._model, inputs, max_new_tokens)
         with _lock_of(self._located):
             self._refuse_trimmed()
             begun = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,19 +14,22 @@ from PIL import Image
 
 from crosstrim.asking import answering
 from crosstrim.asking.loading import load
-from crosstrim.batch.rows import Row, Rows, batches
+from crosstrim.batch.rows import Row, Rows, batches, writable
 from crosstrim.config import TrimConfig
 from crosstrim.data import tables
 from crosstrim.errors import CrosstrimError, InputError
 from crosstrim.eval.batches import Encoder
 from crosstrim.models.memory import bytes_per_sample
 from crosstrim.trimming.handle import trim
+from crosstrim.trimming.report import ImageReport
 
 PROMPT_TOKENS = 512
 """Of a question, where memory is planned."""
 
 CPU_BYTES = 4 << 30
 """For the questions of a batch, where no number is given and the model is on the CPU."""
+
+_Sample = tuple[Row, list[Image.Image]]
 
 Answered = dict[str, Any]
 """id, answer, visible, kept, kept_fraction and error, as plain JSON types."""
@@ -86,21 +90,35 @@ class Answerer:
         """The answers, in order, to the rows of the job's batch of this number."""
         rows = self._job.rows.read(self._job.batches[batch])
         answers: list[Answered] = [_failed(row, row.error or "") for row in rows]
-        askable: list[tuple[int, Row, Image.Image]] = []
+        askable: dict[int, list[int]] = defaultdict(list)  # places, by the number of pictures
         for place, row in enumerate(rows):
             if row.error is None:
                 try:
-                    askable.append((place, row, tables.open_source(row.source)))
+                    images, limit = len(row.sources), self._job.max_new_tokens
+                    answering.check_question(self._model, self._processor, row.question, limit, images)
+                    askable[images].append(place)
                 except InputError as error:
                     answers[place] = _failed(row, str(error))
-        for part in batches(len(askable), self.at_once):
-            chosen = [askable[index] for index in part]
-            asked = self._ask([(row, picture) for _, row, picture in chosen])
-            for (place, _, _), answered in zip(chosen, asked, strict=True):
-                answers[place] = answered
+        for images, places in askable.items():
+            for part in batches(len(places), max(1, self.at_once // images)):
+                chosen = places[part.start : part.stop]
+                for place, answered in zip(chosen, self._open_and_ask([rows[one] for one in chosen]), strict=True):
+                    answers[place] = answered
         return answers
 
-    def _ask(self, samples: Sequence[tuple[Row, Image.Image]]) -> list[Answered]:
+    def _open_and_ask(self, rows: Sequence[Row]) -> list[Answered]:
+        """Ask rows with as many pictures each together, except those whose pictures cannot be opened."""
+        failed: dict[int, Answered] = {}
+        samples: list[_Sample] = []
+        for place, row in enumerate(rows):
+            try:
+                samples.append((row, tables.open_sources(row.sources)))
+            except InputError as error:
+                failed[place] = _failed(row, str(error))
+        answers = iter(self._ask(samples) if samples else ())
+        return [failed[place] if place in failed else next(answers) for place in range(len(rows))]
+
+    def _ask(self, samples: Sequence[_Sample]) -> list[Answered]:
         """Ask together; what fails together is halved until the row that fails is alone."""
         try:
             return self._ask_together(samples)
@@ -112,27 +130,27 @@ class Answerer:
         middle = len(samples) // 2
         return self._ask(samples[:middle]) + self._ask(samples[middle:])
 
-    def _ask_together(self, samples: Sequence[tuple[Row, Image.Image]]) -> list[Answered]:
-        names = [_name(row.source) for row, _ in samples]
-        pictures = {name: picture for name, (_, picture) in zip(names, samples, strict=True)}
-        questions = [row.question for row, _ in samples]
+    def _ask_together(self, samples: Sequence[_Sample]) -> list[Answered]:
+        names = [[_name(source) for source in row.sources] for row, _ in samples]
+        opened = (picture for _, pictures in samples for picture in pictures)
+        pictures = dict(zip((name for sample in names for name in sample), opened, strict=True))
+        questions, limit = [row.question for row, _ in samples], self._job.max_new_tokens
         with (
-            self._encoder.inputs(names, questions, pictures.__getitem__) as inputs,
+            self._encoder.inputs(names, questions, pictures.__getitem__, limit) as inputs,
             trim(self._model, self._config) as handle,
         ):
-            limit = self._job.max_new_tokens
             texts = answering.generate(self._model, self._processor, inputs, max_new_tokens=limit).texts
-            images = [images[0] for images in handle.report().samples]
+            kept = handle.report().samples
         return [
             {
                 "id": row.id,
                 "answer": text,
-                "visible": image.visible,
-                "kept": image.kept,
-                "kept_fraction": round(image.kept_fraction, 6),
+                "visible": sum(image.visible for image in images),
+                "kept": sum(image.kept for image in images),
+                "kept_fraction": round(_kept_fraction(images), 6),
                 "error": None,
             }
-            for (row, _), text, image in zip(samples, texts, images, strict=True)
+            for (row, _), text, images in zip(samples, texts, kept, strict=True)
         ]
 
 
@@ -144,7 +162,20 @@ def answer_here(job: Job, pending: Sequence[int]) -> Iterator[tuple[int, list[An
 
 
 def _failed(row: Row, error: str) -> Answered:
-    return {"id": row.id, "answer": None, "visible": None, "kept": None, "kept_fraction": None, "error": error}
+    return {
+        "id": row.id,
+        "answer": None,
+        "visible": None,
+        "kept": None,
+        "kept_fraction": None,
+        "error": writable(error),
+    }
+
+
+def _kept_fraction(images: Sequence[ImageReport]) -> float:
+    """Of all the visible features of a row's pictures."""
+    visible = sum(image.visible for image in images)
+    return sum(image.kept_fraction * image.visible for image in images) / visible
 
 
 def _words(error: Exception) -> str:

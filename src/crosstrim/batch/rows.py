@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import os
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,19 +20,19 @@ PICTURES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", 
 
 @dataclass(frozen=True)
 class Row:
-    """One question about one picture, or why it cannot be asked.
+    """One question about one picture or several, or why it cannot be asked.
 
     Attributes:
         id: the row's own, or the number of its line or Parquet row from 1, blank lines counted; of a folder, the
             picture's path in it. No two rows share one.
         question: what to ask.
-        source: the picture, undecoded.
+        sources: the pictures, undecoded, in the order in which the prompt opens with them.
         error: why the row cannot be asked; then the others mean nothing.
     """
 
     id: str
     question: str = ""
-    source: tables.Source = field(default="", repr=False)
+    sources: tuple[tables.Source, ...] = field(default=(), repr=False)
     error: str | None = None
 
 
@@ -41,6 +42,10 @@ class Rows(Protocol):
     @property
     def sha256(self) -> str:
         """Changes with any row, but not with a picture that a row only names."""
+
+    @property
+    def passed_over(self) -> str | None:
+        """What was not taken for a row, in words for a person; None where that is nothing."""
 
     def __len__(self) -> int: ...
 
@@ -82,8 +87,19 @@ def open_rows(path: Path, question: str | None = None) -> Rows:
 class _FolderRows:
     def __init__(self, folder: Path, question: str) -> None:
         self._folder, self._question = folder, question
-        found = (path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
-        self._names = sorted(path.relative_to(folder).as_posix() for path in found)
+        files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        self._names = [name for name in files if _is_picture(name)]
+        others = [name for name in files if not _is_picture(name) and not name.rpartition("/")[2].startswith(".")]
+        self.passed_over = _passed_over(others) if others else None
+        self._refuse_same_ids()
+
+    def _refuse_same_ids(self) -> None:
+        """Names that are not UTF-8 are written otherwise, perhaps as another file is called."""
+        ids, seen = map(_spelt, self._names), set[str]()
+        for identity in ids:
+            if identity in seen:
+                raise DatasetError(f"{self._folder} holds two pictures whose id is {identity!r}; rename one of them.")
+            seen.add(identity)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -91,14 +107,32 @@ class _FolderRows:
     @property
     def sha256(self) -> str:
         sizes = (f"{name}\0{(self._folder / name).stat().st_size}\n" for name in self._names)
-        return hashlib.sha256("".join(sizes).encode()).hexdigest()
+        return hashlib.sha256(os.fsencode("".join(sizes))).hexdigest()
 
     def read(self, places: range) -> list[Row]:
         names = [self._names[place] for place in places]
-        return [_row(name, {"image": name, "id": name}, self._folder, self._question) for name in names]
+        return [_row(name, {"image": name, "id": _spelt(name)}, self._folder, self._question) for name in names]
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in PICTURES
+
+
+def _spelt(name: str) -> str:
+    """The name of a file as UTF-8 can hold it; other bytes are written as a backslash, x and their two digits."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _passed_over(names: Sequence[str]) -> str:
+    examples = ", ".join(map(_spelt, names[:3])) + (", ..." if len(names) > 3 else "")
+    count = "1 file that is" if len(names) == 1 else f"{len(names)} files that are"
+    endings = ", ".join(sorted(PICTURES))
+    return f"passed over {count} no picture by the ending ({examples}); taken are {endings}. Convert what is one."
 
 
 class _JsonlRows:
+    passed_over = None
+
     def __init__(self, path: Path, question: str | None) -> None:
         self._path, self._question = path, question
         self._numbers, self._begins, ids = array("Q"), array("Q"), _Ids(path, "lines")
@@ -131,6 +165,8 @@ class _JsonlRows:
 
 
 class _ParquetRows:
+    passed_over = None
+
     def __init__(self, path: Path, question: str | None) -> None:
         self._path, self._question = path, question
         required = ("image",) if question is not None else ("image", "question")
@@ -198,7 +234,7 @@ def _line_id(number: str, line: bytes) -> str:
 
 
 def _id(number: str, given: Any) -> str:
-    return number if given is None else _writable(str(given))
+    return number if given is None else writable(str(given))
 
 
 def batches(count: int, size: int, done: Iterable[range] = ()) -> Sequence[range]:
@@ -218,18 +254,18 @@ def _row(number: str, values: Any, folder: Path, question: str | None) -> Row:
     asked = question if values.get("question") is None else values["question"]
     if not isinstance(asked, str) or not asked.strip():
         return Row(identity, error=f"'question' must be a text that is not empty, got {asked!r}.")
-    if _writable(asked) != asked:
+    if writable(asked) != asked:
         return Row(identity, error="the question holds half a character (a lone surrogate).")
     if tables.IMAGE_TOKEN in asked:
         return Row(identity, error=f"the question contains {tables.IMAGE_TOKEN}, which stands for the picture.")
     try:
-        return Row(identity, asked, tables.picture_source(values.get("image"), folder))
+        return Row(identity, asked, tables.picture_sources(values.get("image"), folder))
     except InputError as error:
         return Row(identity, error=str(error))
 
 
-def _writable(text: str) -> str:
-    """The text as UTF-8 can hold it; JSON may name halves of characters."""
+def writable(text: str) -> str:
+    """The text as UTF-8 can hold it; JSON and the names of files may hold halves of characters."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from crosstrim.batch.answerer import Answered, Job
-from crosstrim.data.journal import Journal, check_same, journal_of, write_whole
+from crosstrim.data.journal import Journal, Record, check_same, journal_of, write_whole
 from crosstrim.errors import MissingExtraError, ResultError
 from crosstrim.trimming.report import versions
 
@@ -75,7 +75,7 @@ def run(
             finally:
                 if not journal.records:  # a run that answered nothing leaves nothing to go on with
                     journal_path.unlink()
-            records = sorted(journal.records, key=lambda record: record["first"])
+            records = journal.distinct(_rows_of)
         answers = [row for record in records for row in record["rows"]]
         failed = sum(row["error"] is not None for row in answers)
         sizes = sorted({record["batch_size"] for record in records})
@@ -109,8 +109,8 @@ def _refuse_leftovers(out: Path, journal: Path) -> None:
 
 def _answer_rest(job: Job, engine: AnswerBatches, journal: Journal, progress: Progress) -> None:
     """Answer the rows that the journal does not hold yet, whatever the size of the batches that it holds."""
-    spans = (range(record["first"], record["first"] + len(record["rows"])) for record in journal.records)
-    job = replace(job, done=tuple(spans))
+    records = journal.distinct(_rows_of)
+    job = replace(job, done=tuple(range(record["first"], record["first"] + _rows_of(record)) for record in records))
     done = sum(map(len, job.done))
     progress(done, len(job.rows))
     if not job.batches:
@@ -120,6 +120,10 @@ def _answer_rest(job: Job, engine: AnswerBatches, journal: Journal, progress: Pr
             journal.append({"first": job.batches[batch].start, "batch_size": job.batch_size, "rows": rows})
             done += len(rows)
             progress(done, len(job.rows))
+
+
+def _rows_of(record: Record) -> int:
+    return len(record["rows"])
 
 
 def _header(job: Job, source: str, question: str | None) -> dict[str, Any]:

@@ -65,6 +65,8 @@ def ask(
     if overlay is not None:
         viz.check_path(overlay)
     picture = images.open_image(source)
+    if overlay is not None:
+        viz.check_size(picture.size)
     if overlay is not None and overlay.exists() and source != "-" and overlay.samefile(source):
         raise InputError(f"--overlay {overlay} is the picture itself; give another file.")
     loaded, processor = options.load_model(model, dtype, device)

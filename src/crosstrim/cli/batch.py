@@ -100,8 +100,11 @@ def batch(
     if on_ray:
         ray_batch.import_ray("ray.data")
     jobs.check_path(out)
+    rows = open_rows(source, question)
+    if rows.passed_over is not None:
+        console.say(rows.passed_over)
     job = Job(
-        rows=open_rows(source, question),
+        rows=rows,
         model=model,
         dtype=dtype,
         device=device or (None if on_ray else environment.best_device()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +16,8 @@ Record = dict[str, Any]
 class Journal:
     """An append-only JSONL file: a header that says which run it belongs to, then one record per line.
 
-    Opening it reads what an earlier run left. A last line that a kill cut off is dropped.
+    Opening it reads what an earlier run left. A last line that a kill cut off is dropped, and so are zero
+    bytes that a crash of the machine left in the place of the last lines.
 
     Args:
         path: of the file, which is made if there is none.
@@ -44,7 +45,7 @@ class Journal:
     def _resume(self, header: Record) -> None:
         self._file.seek(0)
         content = self._file.read()
-        whole = content.rfind(b"\n") + 1
+        whole = _whole(content)
         self._file.truncate(whole)
         lines = content[:whole].splitlines()
         if not lines:
@@ -56,6 +57,26 @@ class Journal:
         except ValueError as error:
             raise ResultError(f"{self.path} is damaged; delete it to start anew.") from error
         check_same(found, header, self.path)
+
+    def distinct(self, count: Callable[[Record], int]) -> list[Record]:
+        """The records in the order of what they are of, without those of what another has: a line may be there twice.
+
+        Args:
+            count: how many things a record is of, from the place that its `first` names.
+
+        Raises:
+            ResultError: a record says no such thing.
+        """
+        try:
+            spans = [(int(record["first"]), count(record), record) for record in self.records]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ResultError(f"{self.path} is damaged; delete it to start anew.") from error
+        found, end = [], 0
+        for first, length, record in sorted(spans, key=lambda span: span[0]):
+            if first >= end:
+                found.append(record)
+                end = first + length
+        return found
 
     def append(self, record: Record) -> None:
         """Write a record; when this returns, it is on disk."""
@@ -72,6 +93,17 @@ class Journal:
 
     def __exit__(self, *raised: object) -> None:
         self._file.close()
+
+
+def _whole(content: bytes) -> int:
+    """Bytes of the lines that were written whole; JSON holds no zero byte."""
+    whole = content.rfind(b"\n") + 1
+    while whole:
+        begins = content.rfind(b"\n", 0, whole - 1) + 1
+        if b"\0" not in content[begins:whole]:
+            break
+        whole = begins
+    return whole
 
 
 def journal_of(out: Path) -> Path:

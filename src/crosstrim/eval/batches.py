@@ -28,17 +28,32 @@ class Encoder:
 
     @contextlib.contextmanager
     def inputs(
-        self, pictures: Sequence[str], questions: Sequence[str], opener: Callable[[str], Image.Image]
+        self,
+        pictures: Sequence[str | Sequence[str]],
+        questions: Sequence[str],
+        opener: Callable[[str], Image.Image],
+        max_new_tokens: int = 0,
     ) -> Iterator[Any]:
         """The inputs of a batch, padded on the left; inside the block the model is given its pictures' features.
 
         Args:
-            pictures: one per question, by names that are the same for the same picture.
+            pictures: one per question, or as many for each, by names that are the same for the same picture.
             questions: what to ask.
             opener: opens a picture by its name.
+            max_new_tokens: of the answers that are to follow.
+
+        Raises:
+            InputError: a question cannot be asked, or does not fit into the model with its answer.
         """
-        opened = {name: opener(name) for name in dict.fromkeys(pictures)}
-        inputs = answering.encode(self._processor, [opened[name] for name in pictures], questions)
+        samples = [[one] if isinstance(one, str) else one for one in pictures]
+        opened = {name: opener(name) for name in dict.fromkeys(name for sample in samples for name in sample)}
+        prompts = [
+            answering.chat_prompt(self._processor, question, len(sample))
+            for question, sample in zip(questions, samples, strict=True)
+        ]
+        images = [[opened[name] for name in sample] for sample in samples]
+        inputs = answering.encode_prompts(self._processor, images, prompts)
+        answering.check_inputs(self._model, inputs, max_new_tokens)
         features = self._cache.features(self._model, inputs)
         with vision.given(self._model, features):
             yield inputs.to(self._model.device)

@@ -113,10 +113,14 @@ def generate(
         config: how to trim; None runs the model as it is.
         until: texts that end a reply. A conversation stops at its own; the others go on.
         **options: of `model.generate`, such as `max_new_tokens`, `do_sample` and `num_beams`.
+
+    Raises:
+        InputError: a text names an image token, or a conversation does not fit into the model with its reply.
     """
     from transformers import StoppingCriteriaList
 
     inputs = encode(processor, conversations).to(model.device)
+    answering.check_inputs(model, inputs, options.get("max_new_tokens") or 0)
     length = inputs["input_ids"].shape[1]
     stop = _Stop(processor.tokenizer, until, length)
     criteria = {"stopping_criteria": StoppingCriteriaList([stop])} if until else {}
@@ -152,6 +156,9 @@ def loglikelihood(
         conversations: the batch.
         continuations: one per conversation; an empty one has log-probability 0 and is greedy.
         config: how to trim; None runs the model as it is.
+
+    Raises:
+        InputError: a text names an image token, or a conversation does not fit into the model with its continuation.
     """
     ids = [processor.tokenizer.encode(text, add_special_tokens=False) for text in continuations]
     longest = max(1, *map(len, ids))
@@ -159,6 +166,7 @@ def loglikelihood(
     tokens = torch.tensor([one + gap for one, gap in zip(ids, gaps, strict=True)], device=model.device)
     real = torch.tensor([[1] * len(one) + gap for one, gap in zip(ids, gaps, strict=True)], device=model.device)
     inputs = encode(processor, conversations).to(model.device)
+    answering.check_inputs(model, inputs, longest)
     with _trimmed(model, processor, config) as handle:
         logits = continuation.logits(model, inputs, tokens, real).to(model.device)
         kept = _kept(handle, len(conversations))

@@ -78,7 +78,7 @@ def evaluate(
     for start in range(0, len(questions), batch_size):
         batch = questions[start : start + batch_size]
         pictures, asked = [one["image"] for one in batch], [one["question"] for one in batch]
-        with encoder.inputs(pictures, asked, open_image) as inputs:
+        with encoder.inputs(pictures, asked, open_image, MAX_NEW_TOKENS) as inputs:
             _answer(model, processor, inputs, batch, untrimmed)
             with trim(model, config) as handle:
                 _answer(model, processor, inputs, batch, trimmed, handle)

@@ -14,7 +14,7 @@ import torch
 from crosstrim.asking import answering
 from crosstrim.data.dataset import Dataset, Item
 from crosstrim.data.journal import Journal, Record, check_same, journal_of, write_whole
-from crosstrim.errors import ResultError
+from crosstrim.errors import InputError, ResultError
 from crosstrim.eval import metrics, oracle, provenance, summary
 from crosstrim.eval.batches import Encoder
 from crosstrim.eval.defaults import DATA_TOKENS
@@ -63,6 +63,7 @@ def run(
 
     Raises:
         ResultError: `out` or its journal belongs to a run of something else, or cannot be written.
+        InputError: a question does not fit into the model with its answer.
     """
     header = _header(model, name, dataset, settings, batch_size, max_new_tokens)
     journal_path = journal_of(out)
@@ -70,10 +71,11 @@ def run(
         result = read(out)
         check_same(result, header, out)
     else:
+        _check_lengths(model, processor, dataset, max_new_tokens)
         with Journal(journal_path, header) as journal:
             answerer = _Answerer(model, processor, settings, max_new_tokens)
             _answer_rest(answerer, dataset, batch_size, journal, progress)
-            result = _result(header, dataset, settings, journal.records)
+            result = _result(header, dataset, settings, journal.distinct(_questions_of))
         write_whole(out, result)
     journal_path.unlink(missing_ok=True)
     return result
@@ -115,16 +117,28 @@ def without_answers(result: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name not in ("items", "predictions")}
 
 
+def _check_lengths(model: Any, processor: Any, dataset: Dataset, max_new_tokens: int) -> None:
+    for item in dataset.items:
+        try:
+            answering.check_question(model, processor, item.question, max_new_tokens)
+        except InputError as error:
+            raise InputError(f"the question with the id {item.id!r} cannot be asked: {error}") from error
+
+
 def _answer_rest(
     answerer: _Answerer, dataset: Dataset, batch_size: int, journal: Journal, progress: Progress
 ) -> None:
     """Answer the batches that the journal does not hold yet."""
     items = dataset.items
-    batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
-    done = sum(map(len, batches[: len(journal.records)])) * answerer.models
+    answered = journal.distinct(_questions_of)
+    done = sum(map(_questions_of, answered)) * answerer.models
+    begun = {record["first"] for record in answered}
     progress(done, len(items) * answerer.models)
-    for batch in batches[len(journal.records) :]:
-        record: Record = {"visible": [], "seconds": {}, "predictions": {}}
+    for first in range(0, len(items), batch_size):
+        if first in begun:
+            continue
+        batch = items[first : first + batch_size]
+        record: Record = {"first": first, "visible": [], "seconds": {}, "predictions": {}}
         for label, prediction, seconds, visible in answerer.answer(batch):
             record["predictions"][label] = prediction
             record["seconds"][label] = round(seconds, 4)
@@ -132,6 +146,10 @@ def _answer_rest(
             done += len(batch)
             progress(done, len(items) * answerer.models)
         journal.append(record)
+
+
+def _questions_of(record: Record) -> int:
+    return len(record["predictions"][UNTRIMMED]["answer"])
 
 
 class _Answerer:
@@ -152,6 +170,7 @@ class _Answerer:
             [item.picture for item in batch],
             [item.question for item in batch],
             lambda picture: pictures[picture].open(),
+            self._max_new_tokens,
         ) as inputs:
             untrimmed = self._generate(inputs)
             yield UNTRIMMED, {"answer": untrimmed.texts}, untrimmed.seconds, []

@@ -120,7 +120,9 @@ class _Departure:
 
 def _carries(module: nn.Module, hook: type) -> bool:
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return any(isinstance(one, hook) for one in hooks)
+    # What torch.compile puts around a module has hooks of its own, and runs the module with the module's.
+    inner = getattr(module, "_orig_mod", None)
+    return any(isinstance(one, hook) for one in hooks) or (isinstance(inner, nn.Module) and _carries(inner, hook))
 
 
 @lru_cache(maxsize=1)
