@@ -13,7 +13,7 @@ from crosstrim.asking import answering
 from crosstrim.asking.features import FeatureCache
 from crosstrim.errors import InputError
 from crosstrim.models import mllama, vision
-from crosstrim.server.chat import Chat, Delta, Failed, Finished
+from crosstrim.server.chat import Chat, Delta, DeviceLostError, Failed, Finished
 from crosstrim.server.text import GrowingText
 from crosstrim.trimming.handle import TrimHandle, trim
 
@@ -36,13 +36,19 @@ class Generator:
         self.cache = FeatureCache(feature_cache_bytes)
 
     def answer(self, chats: Sequence[Chat]) -> None:
-        """Answer requests of one group together; each is told its events, and nothing is raised for a request."""
+        """Answer requests of one group together; each is told its events, and nothing is raised for a request.
+
+        Raises:
+            DeviceLostError: the device failed in a way that no further pass on it survives.
+        """
         fitting = [chat for chat in chats if self._fits(chat)]
         if not fitting:
             return
         rows: list[_Row] = []
         try:
             self._generate(fitting, rows)
+        except torch.AcceleratorError as error:  # of CUDA; every later call in this process would fail likewise
+            raise DeviceLostError from error
         except Exception as error:  # whatever the model raises is the request's, the server goes on
             failure = error
         else:

@@ -227,6 +227,12 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
+class Status(BaseModel):
+    """How the server is."""
+
+    status: Literal["ok", "ready"]
+
+
 class ErrorBody(BaseModel):
     """What went wrong."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,9 +41,16 @@ class Service:
         model: of `crosstrim.load`.
         processor: of `crosstrim.load`.
         settings: how to serve it.
+
+    Attributes:
+        metrics: what Prometheus is told.
+        draining: whether new requests are refused, because the server is going down.
+        unfinished: chat requests that were let in and have not ended.
     """
 
     def __init__(self, model: Any, processor: Any, settings: Settings) -> None:
+        self.draining = False
+        self.unfinished = 0
         self._settings = settings
         self._processor = processor
         self._generator = Generator(model, processor, settings.feature_cache_bytes)
@@ -51,8 +59,14 @@ class Service:
         self._threads = ThreadPoolExecutor(settings.queue_limit, "crosstrim-prepare")
         self.metrics = Metrics(lambda: self._scheduler.waiting, lambda: self._generator.cache.bytes)
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the thread that owns the model; None while all is well."""
+        return self._scheduler.failure
+
     def close(self) -> None:
         """Finish what runs and refuse what waits."""
+        self.draining = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._scheduler.close()
 
@@ -89,9 +103,14 @@ class Service:
         )
 
     async def events(
-        self, request: schema.ChatRequest, client_left: Callable[[], Awaitable[bool]]
+        self, request: schema.ChatRequest, client_left: Callable[[], Awaitable[bool]], begun: float | None = None
     ) -> AsyncGenerator[Event]:
         """Answer a request: pieces of text, then `Finished`.
+
+        Args:
+            request: what is asked.
+            client_left: whether nobody waits for the answer any more.
+            begun: `time.monotonic` when the request began to come in; None is now.
 
         Raises:
             TimedOutError: it took too long.
@@ -99,15 +118,15 @@ class Service:
             ModelFailedError: the model raised something of its own.
             CrosstrimError: the request cannot be answered.
         """
-        deadline = time.monotonic() + self._settings.timeout
+        deadline = (time.monotonic() if begun is None else begun) + self._settings.timeout
         loop, told = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def tell(event: Event) -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it whoever would hear this
                 loop.call_soon_threadsafe(told.put_nowait, event)
 
         try:
-            async with asyncio.timeout(self._settings.timeout):
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 chat = await loop.run_in_executor(self._threads, self.prepare, request, tell)
         except TimeoutError as error:
             raise TimedOutError from error

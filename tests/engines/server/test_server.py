@@ -10,13 +10,13 @@ import time
 import httpx2 as httpx
 import openai
 import pytest
-from crosstrim.server.pictures import open_picture
-from crosstrim.server.settings import Settings
 from PIL import Image
 
 from crosstrim import TrimConfig
 from crosstrim.asking import answering
 from crosstrim.server import generation
+from crosstrim.server.pictures import open_picture
+from crosstrim.server.settings import Settings
 from tests.docs import pages
 from tests.engines.server.conftest import MODEL, asking, data_uri, png
 
