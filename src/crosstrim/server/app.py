@@ -19,8 +19,10 @@ from starlette.exceptions import HTTPException
 import crosstrim
 from crosstrim.errors import ConfigError, CrosstrimError, EngineError, InputError
 from crosstrim.server import schema, wording
+from crosstrim.server.body import BoundedRoute
 from crosstrim.server.chat import Delta, Event, Finished
 from crosstrim.server.gate import BEGUN, CHAT, RETRY, Gate
+from crosstrim.server.prompts import ContextLengthError
 from crosstrim.server.service import ClientLeftError, ModelFailedError, Service, TimedOutError
 from crosstrim.server.settings import Settings
 
@@ -74,6 +76,7 @@ def build(service: Service, settings: Settings) -> FastAPI:
 
     # The pages that FastAPI adds would load scripts from elsewhere.
     app = FastAPI(title="crosstrim", version=crosstrim.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.router.route_class = BoundedRoute
     app.add_middleware(Gate, settings=settings, service=service)
     for kind in _KNOWN:
         app.add_exception_handler(kind, _answer_error)
@@ -212,7 +215,11 @@ def _described(error: Exception) -> tuple[int, dict[str, Any]]:
         words, path = wording.refusal(error.errors())
         return 400, schema.error(words, "invalid_request_error", param=path)
     if isinstance(error, HTTPException):
-        return error.status_code, schema.error(str(error.detail), "invalid_request_error")
+        code = "request_too_large" if error.status_code == 413 else None
+        return error.status_code, schema.error(str(error.detail), "invalid_request_error", code=code)
+    if isinstance(error, ContextLengthError):
+        code = "context_length_exceeded"  # clients know it, and shorten the conversation
+        return 400, schema.error(str(error), "invalid_request_error", param="messages", code=code)
     if isinstance(error, InputError | ConfigError):
         return 400, schema.error(str(error), "invalid_request_error")
     if isinstance(error, _NoSuchModelError):

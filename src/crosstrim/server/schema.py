@@ -15,7 +15,7 @@ BRANCHES = frozenset({"<one>", "<list>", "<text>", "<image_url>", "<whole>", "<s
 """Of unions; pydantic puts them into the places of errors, where no client knows them."""
 
 _Text = Annotated[str, Field(max_length=1_000_000)]
-_Stop = Annotated[str, Field(min_length=1)]
+_Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 def _one_or_list(value: Any) -> str:
@@ -81,7 +81,8 @@ class Message(_Strict):
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description="`developer` is `system`.")
     content: Annotated[
-        Annotated[_Text, Tag("<one>")] | Annotated[list[_Part], Tag("<list>")], Discriminator(_one_or_list)
+        Annotated[_Text, Tag("<one>")] | Annotated[list[_Part], Field(max_length=1_000), Tag("<list>")],
+        Discriminator(_one_or_list),
     ]
     name: str | None = Field(None, description="Accepted and ignored.")
 
@@ -139,8 +140,7 @@ class ChatRequest(Unsupported):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: (
         Annotated[
-            Annotated[_Stop, Field(max_length=64), Tag("<one>")]
-            | Annotated[list[_Stop], Field(max_length=64), Tag("<list>")],
+            Annotated[_Stop, Tag("<one>")] | Annotated[list[_Stop], Field(max_length=16), Tag("<list>")],
             Discriminator(_one_or_list),
         ]
         | None

@@ -11,7 +11,8 @@ from crosstrim.config import TrimConfig
 MAX_IMAGES = 8
 """Pictures in one request."""
 
-_BESIDE_PICTURES = 1 << 20  # bytes of a body for everything else
+BESIDE_PICTURES = 4 << 20
+"""Bytes of a body for everything that is no picture."""
 
 
 @dataclass(frozen=True)
@@ -59,4 +60,4 @@ class Settings:
     @property
     def max_body_bytes(self) -> int:
         """Of a request: its pictures in base64 and something beside them."""
-        return MAX_IMAGES * (self.max_image_bytes * 4 // 3 + 4) + _BESIDE_PICTURES
+        return MAX_IMAGES * (self.max_image_bytes * 4 // 3 + 4) + BESIDE_PICTURES
