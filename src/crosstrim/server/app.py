@@ -22,6 +22,7 @@ from crosstrim.server import schema, wording
 from crosstrim.server.body import BoundedRoute
 from crosstrim.server.chat import Delta, Event, Finished
 from crosstrim.server.gate import BEGUN, CHAT, RETRY, Gate
+from crosstrim.server.log import Access
 from crosstrim.server.prompts import ContextLengthError
 from crosstrim.server.service import ClientLeftError, ModelFailedError, Service, TimedOutError
 from crosstrim.server.settings import Settings
@@ -78,9 +79,9 @@ def build(service: Service, settings: Settings) -> FastAPI:
     app = FastAPI(title="crosstrim", version=crosstrim.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.router.route_class = BoundedRoute
     app.add_middleware(Gate, settings=settings, service=service)
+    app.add_middleware(Access)
     for kind in _KNOWN:
         app.add_exception_handler(kind, _answer_error)
-    app.add_exception_handler(Exception, _answer_error)  # FastAPI lets the process's log have these as well
     card = schema.ModelCard(id=settings.model_id, created=int(time.time()))
 
     def check_model(name: str) -> None:
@@ -148,6 +149,7 @@ class _Reply:
             "created": int(time.time()),
             "model": model,
         }
+        self._unused: dict[str, None] = {}  # the usage in all but the last chunk, where it is asked for
 
     def whole(self, events: list[Event]) -> schema.ChatCompletion:
         finished = next(event for event in events if isinstance(event, Finished))
@@ -159,6 +161,9 @@ class _Reply:
         self, first: Event, events: AsyncGenerator[Event], options: schema.StreamOptions | None
     ) -> AsyncGenerator[dict[str, Any]]:
         async with contextlib.aclosing(events) as rest:
+            with_usage = options is not None and options.include_usage
+            if with_usage:
+                self._unused = {"usage": None}
             yield self._chunk({"role": "assistant", "content": ""})
             event: Event | None = first
             while event is not None:
@@ -166,14 +171,14 @@ class _Reply:
                     yield self._chunk({"content": event.text})
                 elif isinstance(event, Finished):
                     yield self._chunk({}, event.reason)
-                    if options is not None and options.include_usage:
+                    if with_usage:
                         usage = _usage(event).model_dump()
                         yield {**self._common, "object": "chat.completion.chunk", "choices": [], "usage": usage}
                 event = await anext(rest, None)
 
     def _chunk(self, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
-        return {**self._common, "object": "chat.completion.chunk", "choices": [choice]}
+        return {**self._common, "object": "chat.completion.chunk", "choices": [choice], **self._unused}
 
 
 def _usage(finished: Finished) -> schema.Usage:

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from crosstrim.server import schema
 from crosstrim.server.gate import RETRY
+from crosstrim.server.log import Access
 from crosstrim.server.service import Service
 
 
@@ -24,6 +25,7 @@ class Front:
         self.service: Service | None = None
         self.failure: BaseException | None = None
         self._app: ASGIApp | None = None
+        self._meanwhile = Access(_meanwhile)
 
     def hand_on(self, app: ASGIApp, service: Service) -> None:
         """Let `app` answer from now on; called by the thread that loads the model."""
@@ -35,12 +37,8 @@ class Front:
             await self._live(receive, send)
         elif self._app is not None:
             await self._app(scope, receive, send)
-        elif scope["type"] == "http" and scope["path"] == "/health":
-            await JSONResponse({"status": "ok"})(scope, receive, send)
         else:
-            words = "the model is being loaded; try again later."
-            body = schema.error(words, "server_error", code="loading")
-            await JSONResponse(body, 503, RETRY)(scope, receive, send)
+            await self._meanwhile(scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -49,3 +47,11 @@ class Front:
         if self.service is not None:
             await asyncio.to_thread(self.service.close)  # it waits for the model's thread
         await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _meanwhile(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["path"] == "/health":
+        await JSONResponse({"status": "ok"})(scope, receive, send)
+        return
+    body = schema.error("the model is being loaded; try again later.", "server_error", code="loading")
+    await JSONResponse(body, 503, RETRY)(scope, receive, send)

@@ -42,6 +42,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             front,
             log_level="warning",
+            log_config=None,  # its lines are written with ours
             access_log=False,
             # httptools would collect headers without end, and no websockets are served.
             http=GuardedProtocol,

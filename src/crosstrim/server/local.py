@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 import threading
 from collections.abc import Callable
@@ -28,16 +29,18 @@ def serve_here(settings: Settings, host: str, port: int, ready: Callable[[str], 
         CrosstrimError: the model cannot be loaded.
     """
     try:
+        importlib.import_module("uvicorn")  # the modules below may be there from before
         from crosstrim.server.app import build
         from crosstrim.server.front import Front
         from crosstrim.server.listening import Server
+        from crosstrim.server.log import lines
         from crosstrim.server.service import Service
     except ImportError as error:
         raise MissingExtraError(
             f"serving needs {error.name}, which is not installed: pip install 'crosstrim[serve]'."
         ) from error
     listening = _listen(host, port)
-    with listening:
+    with listening, lines(settings.log):
         address = url(host, listening.getsockname()[1])
         front = Front()
 

@@ -90,7 +90,7 @@ class Prompts:
             written.append({"role": role, "content": parts})
         if len(urls) > MAX_IMAGES:
             raise InputError(f"the request has {len(urls)} pictures; the limit is {MAX_IMAGES}.")
-        if not any(part.get("text", "").strip() for message in written for part in message["content"]):
+        if not urls and not any(part.get("text", "").strip() for message in written for part in message["content"]):
             raise InputError("the question is empty; ask something.")
         return written, urls
 

@@ -92,11 +92,13 @@ def _application(ray: Any, settings: Settings, replicas: int) -> Any:
         from crosstrim.asking.loading import load
         from crosstrim.server import ray as here  # this module of the replica's process; Ray copies the function
         from crosstrim.server.app import build
+        from crosstrim.server.log import lines
         from crosstrim.server.service import Service
 
         loaded = load(
             settings.model, dtype=settings.dtype, device_map=settings.device or ("cuda" if on_gpu else None)
         )
+        lines(settings.log).__enter__()  # as long as the process
         service = Service(*loaded, settings)
         here._SERVICES.append(service)
         return build(service, settings)

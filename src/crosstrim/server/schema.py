@@ -45,21 +45,27 @@ class _Strict(BaseModel):
         return {name: value for name, value in given.items() if value is not None}
 
 
-class TextPart(_Strict):
+class _InMessage(_Strict):
+    """Messages come from many hands, and are sent back with all that was in them; more than is known is ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class TextPart(_InMessage):
     """A piece of text."""
 
     type: Literal["text"]
     text: _Text
 
 
-class ImageUrl(_Strict):
+class ImageUrl(_InMessage):
     """Where a picture is: a data: URI, or a web address where the server allows it."""
 
     url: str = Field(min_length=1)
     detail: Literal["auto", "low", "high"] = Field("auto", description="Accepted and ignored.")
 
 
-class ImagePart(_Strict):
+class ImagePart(_InMessage):
     """A picture."""
 
     type: Literal["image_url"]
@@ -76,7 +82,7 @@ _Part = Annotated[
 ]
 
 
-class Message(_Strict):
+class Message(_InMessage):
     """One turn; pictures are for users."""
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description="`developer` is `system`.")
@@ -85,6 +91,7 @@ class Message(_Strict):
         Discriminator(_one_or_list),
     ]
     name: str | None = Field(None, description="Accepted and ignored.")
+    tool_calls: list[Any] | None = Field(None, max_length=0, description="There are no tools.")
 
 
 class TrimOptions(_Strict):
@@ -106,6 +113,7 @@ class StreamOptions(_Strict):
     """What a stream contains beside the answer."""
 
     include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None
 
 
 class TextFormat(_Strict):
@@ -122,6 +130,15 @@ class Unsupported(_Strict):
     presence_penalty: Literal[0] | None = None
     logit_bias: dict[str, Any] | None = Field(None, max_length=0)
     logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    top_k: Literal[-1, 0] | None = None
+    min_p: Literal[0] | None = None
+    repetition_penalty: Literal[1] | None = None
+    length_penalty: Literal[1] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    modalities: list[Literal["text"]] | None = None
+    functions: list[Any] | None = Field(None, max_length=0)
+    function_call: Literal["none", "auto"] | None = None
     response_format: TextFormat | None = None
     store: Literal[False] | None = None
     tools: list[Any] | None = Field(None, max_length=0)
@@ -149,6 +166,8 @@ class ChatRequest(Unsupported):
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Accepted and ignored.")
     metadata: dict[str, Any] | None = Field(None, description="Accepted and ignored.")
+    safety_identifier: str | None = Field(None, description="Accepted and ignored.")
+    prompt_cache_key: str | None = Field(None, description="Accepted and ignored.")
     parallel_tool_calls: bool | None = Field(None, description="Accepted and ignored: there are no tools.")
     crosstrim: TrimOptions | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from crosstrim.config import TrimConfig
 
@@ -34,6 +35,7 @@ class Settings:
         max_image_bytes: of a picture's file.
         max_pixels: of a request's pictures together, which are in memory until it is answered.
         feature_cache_bytes: kept of pictures' features, in case a picture is asked about again.
+        log: how the lines on stderr are written, "text" or "json".
     """
 
     model: str = "mini"
@@ -50,6 +52,7 @@ class Settings:
     max_image_bytes: int = 10 << 20
     max_pixels: int = 32_000_000
     feature_cache_bytes: int = 1 << 30
+    log: Literal["text", "json"] = "text"
 
     @property
     def model_id(self) -> str:
