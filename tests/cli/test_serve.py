@@ -27,6 +27,7 @@ def test_options_become_settings(run, served, monkeypatch):
     arguments = ["--keep", 9, "--policy", "mean", "--max-batch", 3, "--queue-limit", 7, "--timeout", 2.5]
     arguments += ["--max-wait-ms", 1, "--max-image-bytes", 99, "--max-pixels", 77, "--feature-cache-mib", 2]
     arguments += ["--max-new-tokens", 5, "--allow-remote-images", "--model", "some/model", "--device", "cpu"]
+    arguments += ["--log", "json"]
     result = run("serve", *arguments, "--port", 1234, "--host", "::1", "--json")
     assert result.json == {"url": "http://::1:1234/v1", "model": "some/model"}
     ((settings, host, port),) = served
@@ -36,7 +37,7 @@ def test_options_become_settings(run, served, monkeypatch):
     assert (settings.max_wait_ms, settings.max_image_bytes, settings.max_pixels) == (1.0, 99, 77)
     assert (settings.feature_cache_bytes, settings.max_new_tokens) == (2 << 20, 5)
     assert (settings.allow_remote_images, settings.model, settings.device) == (True, "some/model", "cpu")
-    assert settings.api_key == "secret"
+    assert (settings.api_key, settings.log) == ("secret", "json")
     assert "secret" not in repr(settings)
 
 
@@ -57,7 +58,15 @@ def test_a_server_that_is_told_to_stop_ends_well(run, monkeypatch, listens, code
 
 
 @pytest.mark.parametrize(
-    "wrong", [("--engine", "spark"), ("--replicas", 2), ("--address", "a:1"), ("--api-key", " x"), ("--api-key", "é")]
+    "wrong",
+    [
+        ("--engine", "spark"),
+        ("--replicas", 2),
+        ("--log", "xml"),
+        ("--address", "a:1"),
+        ("--api-key", " x"),
+        ("--api-key", "é"),
+    ],
 )
 def test_options_that_cannot_be(run, served, wrong):
     assert run("serve", *wrong).code == 2

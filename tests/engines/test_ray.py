@@ -56,12 +56,12 @@ def test_what_a_worker_refuses_is_told_in_its_words(job, tmp_path):
 
 def test_two_replicas_answer_as_ask_does(checkpoint, address):
     import openai
-    from crosstrim.server.pictures import open_picture
-    from crosstrim.server.settings import Settings
 
     from crosstrim import load
     from crosstrim.asking import answering
+    from crosstrim.server.pictures import open_picture
     from crosstrim.server.ray import serve_on_ray
+    from crosstrim.server.settings import Settings
     from tests.engines.server.conftest import asking, data_uri, png
 
     class EnoughError(Exception):
@@ -95,9 +95,8 @@ def test_two_replicas_answer_as_ask_does(checkpoint, address):
 
 
 def test_replicas_that_cannot_load_the_model_say_why(address, tmp_path):
-    from crosstrim.server.settings import Settings
-
     from crosstrim.server.ray import serve_on_ray
+    from crosstrim.server.settings import Settings
 
     settings = Settings(model=str(tmp_path / "nothing"), device="cpu")
     with pytest.raises(EngineError, match=r"refused: .* is neither 'mini' nor a folder"):

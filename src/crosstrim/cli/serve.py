@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -87,6 +87,9 @@ def serve(
             "--feature-cache-mib", metavar="MIB", min=0, help="Kept of pictures that may be asked about again."
         ),
     ] = Settings.feature_cache_bytes >> 20,
+    log: Annotated[
+        str, typer.Option("--log", metavar="text|json", help="How each request's line on stderr is written.")
+    ] = Settings.log,
     replicas: Annotated[
         int, typer.Option("--replicas", metavar="COUNT", min=1, help="Models at work; with --engine ray.")
     ] = 1,
@@ -101,7 +104,7 @@ def serve(
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Serve the model to OpenAI's clients: /v1/chat/completions, /v1/models, /health and /metrics.
+    """Serve the model to OpenAI's clients: /v1/chat/completions, /v1/models, /health, /ready and /metrics.
 
     The trim is that of requests which do not bring their own. Prints the server's URL once it listens.
     """
@@ -138,6 +141,8 @@ def serve(
         raise typer.BadParameter("--replicas and --address go with --engine ray.")
     if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""):
         raise typer.BadParameter("--api-key must be of printable ASCII characters, without white space around them.")
+    if log not in ("text", "json"):
+        raise typer.BadParameter(f"--log {log} must be one of text, json.")
     settings = Settings(
         model=model,
         dtype=dtype,
@@ -153,6 +158,7 @@ def serve(
         max_image_bytes=max_image_bytes,
         max_pixels=max_pixels,
         feature_cache_bytes=feature_cache_mib << 20,
+        log=cast(Literal["text", "json"], log),
     )
     on_ray = partial(ray.serve_on_ray, replicas=replicas, address=address)
     run = on_ray if engine == "ray" else local.serve_here

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,8 +19,11 @@ from starlette.exceptions import HTTPException
 import crosstrim
 from crosstrim.errors import ConfigError, CrosstrimError, EngineError, InputError
 from crosstrim.server import schema, wording
+from crosstrim.server.body import BoundedRoute
 from crosstrim.server.chat import Delta, Event, Finished
-from crosstrim.server.gate import CHAT, Gate
+from crosstrim.server.gate import BEGUN, CHAT, RETRY, Gate
+from crosstrim.server.log import Access
+from crosstrim.server.prompts import ContextLengthError
 from crosstrim.server.service import ClientLeftError, ModelFailedError, Service, TimedOutError
 from crosstrim.server.settings import Settings
 
@@ -34,7 +38,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         413: "The body is too large.",
         429: "Too many requests are unfinished.",
         500: "The server failed.",
-        503: "The server is going down.",
+        503: "The server is going down, or not ready.",
         504: "The answer took too long.",
     }.items()
 }
@@ -69,14 +73,15 @@ def build(service: Service, settings: Settings) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        service.close()
+        await asyncio.to_thread(service.close)  # it waits for the model's thread
 
     # The pages that FastAPI adds would load scripts from elsewhere.
     app = FastAPI(title="crosstrim", version=crosstrim.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Gate, settings=settings, metrics=service.metrics)
+    app.router.route_class = BoundedRoute
+    app.add_middleware(Gate, settings=settings, service=service)
+    app.add_middleware(Access)
     for kind in _KNOWN:
         app.add_exception_handler(kind, _answer_error)
-    app.add_exception_handler(Exception, _answer_error)  # FastAPI lets the process's log have these as well
     card = schema.ModelCard(id=settings.model_id, created=int(time.time()))
 
     def check_model(name: str) -> None:
@@ -88,7 +93,7 @@ def build(service: Service, settings: Settings) -> FastAPI:
         """Answer a question, about pictures or not."""
         check_model(body.model)
         reply = _Reply(card.id)
-        events = service.events(body, request.is_disconnected)
+        events = service.events(body, request.is_disconnected, request.scope.get(BEGUN))
         if not body.stream:
             async with contextlib.aclosing(events) as answering:
                 return reply.whole([event async for event in answering])
@@ -108,10 +113,22 @@ def build(service: Service, settings: Settings) -> FastAPI:
         check_model(name)
         return card
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        """Whether the server is up."""
-        return {"status": "ok"}
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health", responses={503: _REFUSALS[503]})
+    async def health() -> schema.Status:
+        """Whether the server is up, and its model at work."""
+        if service.failure is not None:
+            raise EngineError("the model works no more, and this server ends.")
+        return schema.Status(status="ok")
+
+    @app.head("/ready", include_in_schema=False)
+    @app.get("/ready", responses={503: _REFUSALS[503]})
+    async def ready() -> schema.Status:
+        """Whether requests are taken: not before the model is loaded, nor when the server is going down."""
+        if service.draining:
+            raise EngineError("the server is going down; ask another.")
+        await health()
+        return schema.Status(status="ready")
 
     @app.get(
         "/metrics", responses={401: _REFUSALS[401], 200: {"content": {"text/plain": {}}}}, response_class=Response
@@ -132,6 +149,7 @@ class _Reply:
             "created": int(time.time()),
             "model": model,
         }
+        self._unused: dict[str, None] = {}  # the usage in all but the last chunk, where it is asked for
 
     def whole(self, events: list[Event]) -> schema.ChatCompletion:
         finished = next(event for event in events if isinstance(event, Finished))
@@ -143,6 +161,9 @@ class _Reply:
         self, first: Event, events: AsyncGenerator[Event], options: schema.StreamOptions | None
     ) -> AsyncGenerator[dict[str, Any]]:
         async with contextlib.aclosing(events) as rest:
+            with_usage = options is not None and options.include_usage
+            if with_usage:
+                self._unused = {"usage": None}
             yield self._chunk({"role": "assistant", "content": ""})
             event: Event | None = first
             while event is not None:
@@ -150,14 +171,14 @@ class _Reply:
                     yield self._chunk({"content": event.text})
                 elif isinstance(event, Finished):
                     yield self._chunk({}, event.reason)
-                    if options is not None and options.include_usage:
+                    if with_usage:
                         usage = _usage(event).model_dump()
                         yield {**self._common, "object": "chat.completion.chunk", "choices": [], "usage": usage}
                 event = await anext(rest, None)
 
     def _chunk(self, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
-        return {**self._common, "object": "chat.completion.chunk", "choices": [choice]}
+        return {**self._common, "object": "chat.completion.chunk", "choices": [choice], **self._unused}
 
 
 def _usage(finished: Finished) -> schema.Usage:
@@ -187,7 +208,9 @@ async def _answer_error(_: Request, error: Exception) -> Response:
     if isinstance(error, ClientLeftError):
         return Response(status_code=499)
     status, body = _described(error)
-    headers = error.headers if isinstance(error, HTTPException) else None
+    headers: Mapping[str, str] | None = error.headers if isinstance(error, HTTPException) else None
+    if status == 503:
+        headers = RETRY
     return JSONResponse(body, status, headers)
 
 
@@ -197,7 +220,11 @@ def _described(error: Exception) -> tuple[int, dict[str, Any]]:
         words, path = wording.refusal(error.errors())
         return 400, schema.error(words, "invalid_request_error", param=path)
     if isinstance(error, HTTPException):
-        return error.status_code, schema.error(str(error.detail), "invalid_request_error")
+        code = "request_too_large" if error.status_code == 413 else None
+        return error.status_code, schema.error(str(error.detail), "invalid_request_error", code=code)
+    if isinstance(error, ContextLengthError):
+        code = "context_length_exceeded"  # clients know it, and shorten the conversation
+        return 400, schema.error(str(error), "invalid_request_error", param="messages", code=code)
     if isinstance(error, InputError | ConfigError):
         return 400, schema.error(str(error), "invalid_request_error")
     if isinstance(error, _NoSuchModelError):

@@ -12,6 +12,10 @@ from crosstrim.config import TrimConfig
 from crosstrim.server.pictures import Picture
 
 
+class DeviceLostError(Exception):
+    """The device works no more for this process; the cause says why. The thread that owns the model ends with it."""
+
+
 @dataclass(frozen=True)
 class Delta:
     """A piece of the answer."""

@@ -1,4 +1,4 @@
-"""What every request passes before its body is read: the key, the queue's limit, the body's limit."""
+"""What every request passes before its body is read: the key, whether there is room, the body's limit."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from crosstrim.server import schema
-from crosstrim.server.metrics import Metrics
+from crosstrim.server.service import Service
 from crosstrim.server.settings import Settings
 
 CHAT = "/v1/chat/completions"
-OPEN = ("/health", "/openapi.json")
+OPEN = ("/health", "/ready", "/openapi.json")
 """Paths that need no key."""
 
-_RETRY_SECONDS = "1"
+RETRY = {"Retry-After": "1"}
+"""The header of refusals that need not stay so."""
+
+BEGUN = "crosstrim.begun"
+"""Where in a request's scope it stands when it began, by `time.monotonic`."""
 
 
 class Gate:
@@ -28,14 +32,14 @@ class Gate:
     Args:
         app: what is behind the gate.
         settings: the limits.
-        metrics: where chat requests are counted.
+        service: whether it is going down, and where chat requests are counted.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, service: Service) -> None:
         self._app = app
         self._settings = settings
-        self._metrics = metrics
-        self._unfinished = 0
+        self._service = service
+        self._metrics = service.metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request in, or answer it here."""
@@ -70,13 +74,14 @@ class Gate:
             self._metrics.seconds.observe(time.monotonic() - begun)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._unfinished += 1
-        self._metrics.unfinished.set(self._unfinished)
+        self._service.unfinished += 1
+        self._metrics.unfinished.set(self._service.unfinished)
+        scope[BEGUN] = time.monotonic()
         try:
             await self._app(scope, self._limited(receive), send)
         finally:
-            self._unfinished -= 1
-            self._metrics.unfinished.set(self._unfinished)
+            self._service.unfinished -= 1
+            self._metrics.unfinished.set(self._service.unfinished)
 
     def _refuse(self, scope: Scope) -> ASGIApp | None:
         headers = Headers(scope=scope)
@@ -90,10 +95,12 @@ class Gate:
         return None
 
     def _refuse_further(self) -> ASGIApp | None:
-        if self._unfinished < self._settings.queue_limit:
+        if self._service.draining:
+            return _response(503, "the server is going down; try again later.", "going_down", RETRY)
+        if self._service.unfinished < self._settings.queue_limit:
             return None
-        words = f"{self._unfinished} requests are unfinished, which is the limit; try again later."
-        return _response(429, words, "queue_full", {"Retry-After": _RETRY_SECONDS})
+        words = f"{self._service.unfinished} requests are unfinished, which is the limit; try again later."
+        return _response(429, words, "queue_full", RETRY)
 
     def _has_key(self, headers: Headers) -> bool:
         if self._settings.api_key is None:
@@ -129,5 +136,6 @@ class Gate:
 
 
 def _response(status: int, words: str, code: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
+    kinds = {401: "authentication_error", 429: "rate_limit_error", 503: "server_error"}
+    kind = kinds.get(status, "invalid_request_error")
     return JSONResponse(schema.error(words, kind, code=code), status, headers)

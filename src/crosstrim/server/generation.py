@@ -11,9 +11,8 @@ import torch
 
 from crosstrim.asking import answering
 from crosstrim.asking.features import FeatureCache
-from crosstrim.errors import InputError
-from crosstrim.models import mllama, vision
-from crosstrim.server.chat import Chat, Delta, Failed, Finished
+from crosstrim.models import vision
+from crosstrim.server.chat import Chat, Delta, DeviceLostError, Failed, Finished
 from crosstrim.server.text import GrowingText
 from crosstrim.trimming.handle import TrimHandle, trim
 
@@ -30,43 +29,34 @@ class Generator:
     def __init__(self, model: Any, processor: Any, feature_cache_bytes: int) -> None:
         self._model = model
         self._processor = processor
-        self._max_tokens = mllama.max_tokens(model)
         ends = model.generation_config.eos_token_id
         self._ends = frozenset([ends] if isinstance(ends, int) else ends or ())
         self.cache = FeatureCache(feature_cache_bytes)
 
     def answer(self, chats: Sequence[Chat]) -> None:
-        """Answer requests of one group together; each is told its events, and nothing is raised for a request."""
-        fitting = [chat for chat in chats if self._fits(chat)]
-        if not fitting:
-            return
+        """Answer requests of one group together; each is told its events, and nothing is raised for a request.
+
+        Raises:
+            DeviceLostError: the device failed in a way that no further pass on it survives.
+        """
         rows: list[_Row] = []
         try:
-            self._generate(fitting, rows)
+            self._generate(chats, rows)
+        except torch.AcceleratorError as error:  # of CUDA; every later call in this process would fail likewise
+            raise DeviceLostError from error
         except Exception as error:  # whatever the model raises is the request's, the server goes on
             failure = error
         else:
             return
         # Outside of the handler, so that the traceback no longer holds the failed attempt's memory.
-        if len(fitting) > 1 and not any(row.text.count for row in rows):
-            for chat in fitting:  # one of them may have spoilt it for all
+        if len(chats) > 1 and not any(row.text.count for row in rows):
+            for chat in chats:  # one of them may have spoilt it for all
                 self.answer([chat])
         else:
             told = {id(row.chat) for row in rows if row.done}
-            for chat in fitting:
+            for chat in chats:
                 if id(chat) not in told:
                     chat.tell(Failed(failure))
-
-    def _fits(self, chat: Chat) -> bool:
-        length = len(self._processor.tokenizer(chat.prompt, add_special_tokens=False)["input_ids"])
-        if length + chat.max_new_tokens <= self._max_tokens:
-            return True
-        words = (
-            f"the prompt has {length} tokens and the answer may have {chat.max_new_tokens}; together the model reads "
-            f"{self._max_tokens}. Shorten the prompt, or lower max_tokens."
-        )
-        chat.tell(Failed(InputError(words)))
-        return False
 
     def _generate(self, chats: Sequence[Chat], rows: list[_Row]) -> None:
         from transformers import StoppingCriteriaList

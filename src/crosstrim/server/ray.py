@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from crosstrim.batch.ray import import_ray, refusal, start
+from crosstrim.errors import EngineError
 from crosstrim.server.local import url
 from crosstrim.server.settings import Settings
 
 _NAME = "crosstrim"
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}
+_GRACE_SECONDS = 5  # beyond the time that a request may take, until a replica that goes is no longer waited for
+_SERVICES: list[Any] = []  # of a replica's process, for its health check
 _BEYOND_THE_QUEUE = 16  # requests that reach a replica to be refused there, in OpenAI's shape
 
 
@@ -70,26 +73,49 @@ def _deploy(ray: Any, application: Any) -> None:
         raise refusal(RuntimeError("\n".join([*(one.message for one in found), str(error)]))) from error
 
 
+def check(services: Sequence[Any]) -> None:
+    """Refuse to be well when a model works no more.
+
+    Raises:
+        EngineError: the thread that owns a model ended.
+    """
+    for service in services:
+        if service.failure is not None:
+            raise EngineError("the thread that owns the model ended; this replica must go.") from service.failure
+
+
 def _application(ray: Any, settings: Settings, replicas: int) -> Any:
     on_gpu = settings.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
 
     def build_app() -> Any:
         """Run in the replica."""
         from crosstrim.asking.loading import load
+        from crosstrim.server import ray as here  # this module of the replica's process; Ray copies the function
         from crosstrim.server.app import build
+        from crosstrim.server.log import lines
         from crosstrim.server.service import Service
 
         loaded = load(
             settings.model, dtype=settings.dtype, device_map=settings.device or ("cuda" if on_gpu else None)
         )
-        return build(Service(*loaded, settings), settings)
+        lines(settings.log).__enter__()  # as long as the process
+        service = Service(*loaded, settings)
+        here._SERVICES.append(service)
+        return build(service, settings)
 
     class Replica:
         """One model, behind the application that `build_app` makes."""
 
+        def check_health(self) -> None:
+            """Called by Ray, which puts another replica in the place of one that raises."""
+            from crosstrim.server import ray as here
+
+            here.check(here._SERVICES)
+
     deployment = ray.serve.deployment(
         num_replicas=replicas,
         max_ongoing_requests=settings.queue_limit + _BEYOND_THE_QUEUE,
+        graceful_shutdown_timeout_s=settings.timeout + _GRACE_SECONDS,
         ray_actor_options={"num_gpus": 1 if on_gpu else 0},
     )
     return deployment(ray.serve.ingress(build_app)(Replica)).bind()

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 
 from crosstrim.errors import EngineError
-from crosstrim.server.chat import Chat, Failed
+from crosstrim.server.chat import Chat, DeviceLostError, Failed
+
+_LOG = logging.getLogger(__name__)
+_CLOSING_SECONDS = 5.0  # that a batch which nobody waits for any more may hold up the end
 
 
 class Scheduler:
     """A thread that takes the oldest request and those of its group that come in time.
+
+    An error of one batch is told to its requests, and the thread goes on. If it ends nonetheless, `failure` says so,
+    every request that runs or waits is told, and further ones are refused.
 
     Args:
         answer: answers requests of one group; called by the thread alone.
@@ -26,8 +33,14 @@ class Scheduler:
         self._waiting: list[Chat] = []
         self._changed = threading.Condition()
         self._closed = False
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="crosstrim-model", daemon=True)
         self._thread.start()
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the thread before it was told to end; None while all is well."""
+        return self._failure
 
     @property
     def waiting(self) -> int:
@@ -38,9 +51,11 @@ class Scheduler:
         """Put a request into the queue.
 
         Raises:
-            EngineError: the server is going down.
+            EngineError: the server is going down, or the thread has ended.
         """
         with self._changed:
+            if self._failure is not None:
+                raise EngineError("the model works no more and this server ends; try again later.")
             if self._closed:
                 raise EngineError("the server is going down; try again later.")
             self._waiting.append(chat)
@@ -54,11 +69,34 @@ class Scheduler:
             self._changed.notify()
         for chat in waiting:
             chat.tell(Failed(EngineError("the server is going down; try again later.")))
-        self._thread.join()
+        self._thread.join(_CLOSING_SECONDS)
 
     def _run(self) -> None:
-        while batch := self._next():
+        batch: list[Chat] = []
+        try:
+            while batch := self._next():
+                self._answer_or_tell(batch)
+        except BaseException as error:  # whatever it was, nobody may go on waiting for this thread
+            self._give_up(batch, error)
+
+    def _answer_or_tell(self, batch: Sequence[Chat]) -> None:
+        try:
             self._answer(batch)
+        except DeviceLostError:
+            raise
+        except Exception as error:  # of this batch; the model is as it was, so the next one may do
+            for chat in batch:
+                chat.tell(Failed(error))
+
+    def _give_up(self, batch: Sequence[Chat], error: BaseException) -> None:
+        with self._changed:
+            self._failure = error
+            waiting, self._waiting = self._waiting, []
+        _LOG.critical("the thread that owns the model ended; no further request can be answered", exc_info=error)
+        lost = RuntimeError("the thread that owns the model ended")
+        lost.__cause__ = error
+        for chat in (*batch, *waiting):
+            chat.tell(Failed(lost))
 
     def _next(self) -> list[Chat]:
         """The next batch; empty when there will be none."""

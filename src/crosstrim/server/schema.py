@@ -15,7 +15,7 @@ BRANCHES = frozenset({"<one>", "<list>", "<text>", "<image_url>", "<whole>", "<s
 """Of unions; pydantic puts them into the places of errors, where no client knows them."""
 
 _Text = Annotated[str, Field(max_length=1_000_000)]
-_Stop = Annotated[str, Field(min_length=1)]
+_Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 def _one_or_list(value: Any) -> str:
@@ -45,21 +45,27 @@ class _Strict(BaseModel):
         return {name: value for name, value in given.items() if value is not None}
 
 
-class TextPart(_Strict):
+class _InMessage(_Strict):
+    """Messages come from many hands, and are sent back with all that was in them; more than is known is ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class TextPart(_InMessage):
     """A piece of text."""
 
     type: Literal["text"]
     text: _Text
 
 
-class ImageUrl(_Strict):
+class ImageUrl(_InMessage):
     """Where a picture is: a data: URI, or a web address where the server allows it."""
 
     url: str = Field(min_length=1)
     detail: Literal["auto", "low", "high"] = Field("auto", description="Accepted and ignored.")
 
 
-class ImagePart(_Strict):
+class ImagePart(_InMessage):
     """A picture."""
 
     type: Literal["image_url"]
@@ -76,14 +82,16 @@ _Part = Annotated[
 ]
 
 
-class Message(_Strict):
+class Message(_InMessage):
     """One turn; pictures are for users."""
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description="`developer` is `system`.")
     content: Annotated[
-        Annotated[_Text, Tag("<one>")] | Annotated[list[_Part], Tag("<list>")], Discriminator(_one_or_list)
+        Annotated[_Text, Tag("<one>")] | Annotated[list[_Part], Field(max_length=1_000), Tag("<list>")],
+        Discriminator(_one_or_list),
     ]
     name: str | None = Field(None, description="Accepted and ignored.")
+    tool_calls: list[Any] | None = Field(None, max_length=0, description="There are no tools.")
 
 
 class TrimOptions(_Strict):
@@ -105,6 +113,7 @@ class StreamOptions(_Strict):
     """What a stream contains beside the answer."""
 
     include_usage: bool = False
+    include_obfuscation: Literal[False] | None = None
 
 
 class TextFormat(_Strict):
@@ -121,6 +130,15 @@ class Unsupported(_Strict):
     presence_penalty: Literal[0] | None = None
     logit_bias: dict[str, Any] | None = Field(None, max_length=0)
     logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    top_k: Literal[-1, 0] | None = None
+    min_p: Literal[0] | None = None
+    repetition_penalty: Literal[1] | None = None
+    length_penalty: Literal[1] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    modalities: list[Literal["text"]] | None = None
+    functions: list[Any] | None = Field(None, max_length=0)
+    function_call: Literal["none", "auto"] | None = None
     response_format: TextFormat | None = None
     store: Literal[False] | None = None
     tools: list[Any] | None = Field(None, max_length=0)
@@ -139,8 +157,7 @@ class ChatRequest(Unsupported):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: (
         Annotated[
-            Annotated[_Stop, Field(max_length=64), Tag("<one>")]
-            | Annotated[list[_Stop], Field(max_length=64), Tag("<list>")],
+            Annotated[_Stop, Tag("<one>")] | Annotated[list[_Stop], Field(max_length=16), Tag("<list>")],
             Discriminator(_one_or_list),
         ]
         | None
@@ -149,6 +166,8 @@ class ChatRequest(Unsupported):
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Accepted and ignored.")
     metadata: dict[str, Any] | None = Field(None, description="Accepted and ignored.")
+    safety_identifier: str | None = Field(None, description="Accepted and ignored.")
+    prompt_cache_key: str | None = Field(None, description="Accepted and ignored.")
     parallel_tool_calls: bool | None = Field(None, description="Accepted and ignored: there are no tools.")
     crosstrim: TrimOptions | None = None
 
@@ -225,6 +244,12 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+class Status(BaseModel):
+    """How the server is."""
+
+    status: Literal["ok", "ready"]
 
 
 class ErrorBody(BaseModel):

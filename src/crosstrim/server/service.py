@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,13 +11,15 @@ from typing import Any
 
 from crosstrim.config import TrimConfig
 from crosstrim.errors import CrosstrimError, InputError
+from crosstrim.models import mllama
 from crosstrim.server import schema
 from crosstrim.server.chat import Chat, Event, Failed, Finished
 from crosstrim.server.generation import Generator
 from crosstrim.server.metrics import Metrics
 from crosstrim.server.pictures import Picture, open_picture
+from crosstrim.server.prompts import Prompts
 from crosstrim.server.scheduler import Scheduler
-from crosstrim.server.settings import MAX_IMAGES, Settings
+from crosstrim.server.settings import Settings
 
 _LOOK_UP = 0.1  # seconds between two looks whether the client is still there
 
@@ -40,19 +43,32 @@ class Service:
         model: of `crosstrim.load`.
         processor: of `crosstrim.load`.
         settings: how to serve it.
+
+    Attributes:
+        metrics: what Prometheus is told.
+        draining: whether new requests are refused, because the server is going down.
+        unfinished: chat requests that were let in and have not ended.
     """
 
     def __init__(self, model: Any, processor: Any, settings: Settings) -> None:
+        self.draining = False
+        self.unfinished = 0
         self._settings = settings
-        self._processor = processor
+        self._prompts = Prompts(processor, mllama.max_tokens(model))
         self._generator = Generator(model, processor, settings.feature_cache_bytes)
         self._scheduler = Scheduler(self._run, settings.max_batch, settings.max_wait_ms / 1000)
         # As many as there may be requests, so that none waits while another's picture comes slowly.
         self._threads = ThreadPoolExecutor(settings.queue_limit, "crosstrim-prepare")
         self.metrics = Metrics(lambda: self._scheduler.waiting, lambda: self._generator.cache.bytes)
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the thread that owns the model; None while all is well."""
+        return self._scheduler.failure
+
     def close(self) -> None:
         """Finish what runs and refuse what waits."""
+        self.draining = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._scheduler.close()
 
@@ -60,21 +76,28 @@ class Service:
         self.metrics.batch_size.observe(len(chats))
         self._generator.answer(chats)
 
-    def prepare(self, request: schema.ChatRequest, tell: Callable[[Event], None]) -> Chat:
+    def prepare(
+        self, request: schema.ChatRequest, tell: Callable[[Event], None], deadline: float | None = None
+    ) -> Chat:
         """Check what the schema cannot, fetch and decode the pictures, and write the prompt. May take long.
 
+        Args:
+            request: what is asked.
+            tell: takes events, from the thread that owns the model.
+            deadline: `time.monotonic` when nobody waits any more; None is never.
+
         Raises:
+            TimeoutError: the pictures could not be decoded before the deadline.
             CrosstrimError: the request cannot be answered.
         """
         new_tokens = self._new_tokens(request)
         config = _trim_config(request.crosstrim, self._settings.trim)
-        messages, urls = self._messages(request.messages)
-        prompt = self._prompt(messages)
+        prompt, urls = self._prompts.write(request.messages, new_tokens)
         pictures: dict[str, Picture] = {}
         pixels = self._settings.max_pixels
         for url in urls:
             if url not in pictures:
-                pictures[url] = open_picture(url, self._settings, pixels)
+                pictures[url] = open_picture(url, self._settings, pixels, deadline)
                 pixels -= pictures[url].image.width * pictures[url].image.height
         return Chat(
             prompt,
@@ -89,9 +112,14 @@ class Service:
         )
 
     async def events(
-        self, request: schema.ChatRequest, client_left: Callable[[], Awaitable[bool]]
+        self, request: schema.ChatRequest, client_left: Callable[[], Awaitable[bool]], begun: float | None = None
     ) -> AsyncGenerator[Event]:
         """Answer a request: pieces of text, then `Finished`.
+
+        Args:
+            request: what is asked.
+            client_left: whether nobody waits for the answer any more.
+            begun: `time.monotonic` when the request began to come in; None is now.
 
         Raises:
             TimedOutError: it took too long.
@@ -99,16 +127,16 @@ class Service:
             ModelFailedError: the model raised something of its own.
             CrosstrimError: the request cannot be answered.
         """
-        deadline = time.monotonic() + self._settings.timeout
+        deadline = (time.monotonic() if begun is None else begun) + self._settings.timeout
         loop, told = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def tell(event: Event) -> None:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it whoever would hear this
                 loop.call_soon_threadsafe(told.put_nowait, event)
 
         try:
-            async with asyncio.timeout(self._settings.timeout):
-                chat = await loop.run_in_executor(self._threads, self.prepare, request, tell)
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                chat = await loop.run_in_executor(self._threads, self.prepare, request, tell, deadline)
         except TimeoutError as error:
             raise TimedOutError from error
         self._scheduler.submit(chat)
@@ -151,47 +179,6 @@ class Service:
             name = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
             raise InputError(f"{name}={wanted} is more than this server gives, {limit}; ask for at most that.")
         return wanted
-
-    def _messages(self, messages: Sequence[schema.Message]) -> tuple[list[dict[str, Any]], list[str]]:
-        """The messages as the chat template wants them, and their pictures' addresses in order."""
-        written: list[dict[str, Any]] = []
-        urls: list[str] = []
-        for message in messages:
-            parts: list[dict[str, str]] = []
-            content = message.content
-            for part in [schema.TextPart(type="text", text=content)] if isinstance(content, str) else content:
-                if isinstance(part, schema.TextPart):
-                    parts.append({"type": "text", "text": self._checked(part.text)})
-                elif message.role != "user":
-                    raise InputError(f"a message of the role {message.role!r} holds a picture; only a user's may.")
-                else:
-                    parts.append({"type": "image"})
-                    urls.append(part.image_url.url)
-            # What OpenAI now calls `developer`; no chat template knows the word.
-            role = "system" if message.role == "developer" else message.role
-            written.append({"role": role, "content": parts})
-        if len(urls) > MAX_IMAGES:
-            raise InputError(f"the request has {len(urls)} pictures; the limit is {MAX_IMAGES}.")
-        if not any(part.get("text", "").strip() for message in written for part in message["content"]):
-            raise InputError("the question is empty; ask something.")
-        return written, urls
-
-    def _checked(self, text: str) -> str:
-        if self._processor.image_token in text:
-            raise InputError(f"the text contains {self._processor.image_token}, which stands for a picture.")
-        if text.encode("utf-8", "replace").decode() != text:
-            raise InputError("the text holds half a character (a lone surrogate).")
-        return text
-
-    def _prompt(self, messages: list[dict[str, Any]]) -> str:
-        if self._processor.chat_template is None:
-            raise InputError("this model has no chat template: it completes texts, and cannot chat.")
-        from jinja2 import TemplateError
-
-        try:
-            return str(self._processor.apply_chat_template(messages, add_generation_prompt=True))
-        except TemplateError as error:
-            raise InputError(f"the model's chat template refuses these messages: {error}") from error
 
 
 def _raised(error: Exception) -> Exception:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from crosstrim.config import TrimConfig
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 MAX_IMAGES = 8
 """Pictures in one request."""
 
-_BESIDE_PICTURES = 1 << 20  # bytes of a body for everything else
+BESIDE_PICTURES = 4 << 20
+"""Bytes of a body for everything that is no picture."""
 
 
 def _papers_trim() -> TrimConfig:
@@ -42,6 +43,7 @@ class Settings:
         max_image_bytes: of a picture's file.
         max_pixels: of a request's pictures together, which are in memory until it is answered.
         feature_cache_bytes: kept of pictures' features, in case a picture is asked about again.
+        log: how the lines on stderr are written, "text" or "json".
     """
 
     model: str = "mini"
@@ -58,6 +60,7 @@ class Settings:
     max_image_bytes: int = 10 << 20
     max_pixels: int = 32_000_000
     feature_cache_bytes: int = 1 << 30
+    log: Literal["text", "json"] = "text"
 
     @property
     def model_id(self) -> str:
@@ -68,4 +71,4 @@ class Settings:
     @property
     def max_body_bytes(self) -> int:
         """Of a request: its pictures in base64 and something beside them."""
-        return MAX_IMAGES * (self.max_image_bytes * 4 // 3 + 4) + _BESIDE_PICTURES
+        return MAX_IMAGES * (self.max_image_bytes * 4 // 3 + 4) + BESIDE_PICTURES

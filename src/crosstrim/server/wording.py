@@ -28,7 +28,8 @@ def refusal(found: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
     if kind == "extra_forbidden":
         return f"this server does not support {path}; leave it out.", path
     value = reprlib.repr(first["input"])  # short, however much was sent
-    if steps[0] in schema.Unsupported.model_fields:
-        return f"this server does not support {path}={value}; leave {steps[0] if steps[1:] else 'it'} out.", path
+    if steps[0] in schema.Unsupported.model_fields or steps[-1] == "tool_calls":
+        whole = steps[0] if steps[0] in schema.Unsupported.model_fields and steps[1:] else "it"
+        return f"this server does not support {path}={value}; leave {whole} out.", path
     words = "must be an object" if kind.startswith("model_") else re.sub(r"^\w+ should ", "must ", first["msg"])
     return f"{path} {words}, got {value}.", path

@@ -11,12 +11,12 @@ import numpy as np
 import openai
 import pytest
 import uvicorn
-from crosstrim.server.app import build
-from crosstrim.server.service import Service
-from crosstrim.server.settings import Settings
 from PIL import Image
 
 import crosstrim
+from crosstrim.server.app import build
+from crosstrim.server.service import Service
+from crosstrim.server.settings import Settings
 
 MODEL = "tiny"
 

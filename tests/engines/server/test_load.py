@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from crosstrim.server.pictures import open_picture
-from crosstrim.server.settings import Settings
 
 from crosstrim import TrimConfig
 from crosstrim.asking import answering
+from crosstrim.server.pictures import open_picture
+from crosstrim.server.settings import Settings
 from tests.engines.server.conftest import asking, data_uri, png
 
 REQUESTS, CLIENTS = 200, 32

@@ -27,7 +27,7 @@ def promised(server):
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=str)
 def test_drawn_requests(promised, mode):
     operations = [found.ok() for found in promised.get_all_operations()]
-    assert len(operations) == 5
+    assert len(operations) == 6
     for operation in operations:
         if mode is schemathesis.GenerationMode.NEGATIVE and operation.method == "get":
             continue  # nothing in them can be wrong

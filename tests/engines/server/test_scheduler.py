@@ -4,11 +4,11 @@ import threading
 import time
 
 import pytest
-from crosstrim.server.chat import Chat, Failed
-from crosstrim.server.scheduler import Scheduler
 
 from crosstrim import TrimConfig
 from crosstrim.errors import EngineError
+from crosstrim.server.chat import Chat, DeviceLostError, Failed
+from crosstrim.server.scheduler import Scheduler
 
 
 class Model:
@@ -113,3 +113,42 @@ def test_closing_refuses_what_waits(model, begin):
     assert "going down" in str(told[0].error)
     with pytest.raises(EngineError, match="going down"):
         scheduler.submit(chat("later"))
+
+
+def test_an_error_of_a_batch_is_told_to_it_and_the_thread_goes_on():
+    told, answered = [], threading.Event()
+
+    def answer(chats):
+        if chats[0].prompt == "bad":
+            raise MemoryError
+        answered.set()
+
+    scheduler = Scheduler(answer, 1, 0.0)
+    scheduler.submit(chat("bad", told=told))
+    scheduler.submit(chat("good"))
+    assert answered.wait(20)
+    assert [type(event.error) for event in told] == [MemoryError]
+    assert scheduler.failure is None
+    scheduler.close()
+
+
+@pytest.mark.parametrize("end", [SystemExit, DeviceLostError])
+def test_a_thread_that_ends_tells_all_that_wait_and_takes_no_more(end):
+    told, begun, may = [], threading.Event(), threading.Event()
+
+    def answer(chats):
+        begun.set()
+        assert may.wait(20)
+        raise end
+
+    scheduler = Scheduler(answer, 1, 0.0)
+    scheduler.submit(chat("running", told=told))
+    assert begun.wait(20)
+    scheduler.submit(chat("waiting", told=told))
+    may.set()
+    scheduler._thread.join(20)
+    assert isinstance(scheduler.failure, end)
+    assert [str(event.error) for event in told] == ["the thread that owns the model ended"] * 2
+    with pytest.raises(EngineError, match="works no more"):
+        scheduler.submit(chat("later"))
+    scheduler.close()

@@ -10,13 +10,13 @@ import time
 import httpx2 as httpx
 import openai
 import pytest
-from crosstrim.server.pictures import open_picture
-from crosstrim.server.settings import Settings
 from PIL import Image
 
 from crosstrim import TrimConfig
 from crosstrim.asking import answering
 from crosstrim.server import generation
+from crosstrim.server.pictures import open_picture
+from crosstrim.server.settings import Settings
 from tests.docs import pages
 from tests.engines.server.conftest import MODEL, asking, data_uri, png
 
@@ -63,6 +63,8 @@ def test_a_stream_s_pieces_are_the_answer(server):
     assert pieces[-2].choices[0].finish_reason == "length"
     assert pieces[-1].usage == whole.usage
     assert len({piece.id for piece in pieces}) == 1
+    assert all("usage" in piece.model_fields_set and piece.usage is None for piece in pieces[:-1])
+    assert all("usage" not in piece.model_fields_set for piece in server.ask("a?", max_tokens=2, stream=True))
 
 
 def test_who_does_not_say_how_much_gets_no_more_than_the_server_gives(start):
@@ -144,6 +146,10 @@ def test_models_and_health(server):
     with pytest.raises(openai.NotFoundError):
         server.client().models.retrieve("other")
     assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{server.url}/ready").json() == {"status": "ready"}
+    for path in ("/health", "/ready"):
+        reply = httpx.head(f"{server.url}{path}")
+        assert (reply.status_code, reply.content) == (200, b"")
 
 
 def test_where_a_model_s_folder_lies_is_not_told(start, checkpoint):
@@ -172,7 +178,7 @@ def test_metrics_count(start):
     with start() as server:
         server.ask("what is it?", png(1), extra_body={"crosstrim": {"keep": 9}})
         with pytest.raises(openai.BadRequestError):
-            server.ask(" ", png(1))
+            server.ask(" ")
         until(lambda: "unfinished_requests 0.0" in httpx.get(f"{server.url}/metrics").text)
         page = httpx.get(f"{server.url}/metrics").text.splitlines()
     assert {
@@ -224,7 +230,10 @@ def with_part(part):
         (with_part({"type": "audio"}), "messages.0.content.0 must be an object whose type is 'text' or 'image_url'"),
         (with_part("a"), "messages.0.content.0 must be an object whose type is 'text' or 'image_url', got 'a'."),
         (with_part({"type": "text"}), "messages.0.content.0.text is missing."),
-        (with_part({"type": "text", "text": "a", "b": 1}), "support messages.0.content.0.b; leave it out."),
+        (
+            {"messages": [{"role": "user", "content": "a", "tool_calls": [{}]}]},
+            "this server does not support messages.0.tool_calls=[{}]; leave it out.",
+        ),
         (
             with_part({"type": "image_url", "image_url": "a"}),
             "messages.0.content.0.image_url must be an object, got 'a'.",
@@ -259,6 +268,10 @@ def test_bad_requests_are_told_what_is_wrong(server, body, words):
         {"user": "me", "metadata": {"run": "7"}, "seed": -1, "n": 1},
         {"reasoning_effort": None, "audio": None, "crosstrim": {"lossless": None}},
         {"messages": [{"role": "user", "content": "hello?", "name": "me", "refusal": None}]},
+        {"service_tier": "auto", "top_k": -1, "repetition_penalty": 1.0, "min_p": 0.0, "length_penalty": 1},
+        {"functions": [], "function_call": "none", "top_logprobs": 0, "modalities": ["text"], "top_k": 0},
+        {"safety_identifier": "a", "prompt_cache_key": "b", "service_tier": "default"},
+        with_part({"type": "text", "text": "hello?", "cache_control": {"type": "ephemeral"}}),
     ],
     ids=lambda body: "-".join(body),
 )
@@ -277,6 +290,9 @@ def test_fields_that_ask_for_nothing_are_accepted(server, asking_for_nothing):
         ("frequency_penalty", 0.5, "this server does not support frequency_penalty=0.5; leave it out."),
         ("presence_penalty", -1, "this server does not support presence_penalty=-1; leave it out."),
         ("logprobs", True, "this server does not support logprobs=True; leave it out."),
+        ("service_tier", "flex", "this server does not support service_tier='flex'; leave it out."),
+        ("top_k", 40, "this server does not support top_k=40; leave it out."),
+        ("repetition_penalty", 1.1, "this server does not support repetition_penalty=1.1; leave it out."),
         ("store", True, "this server does not support store=True; leave it out."),
         ("tools", [{"type": "function"}], "does not support tools=[{'type': 'function'}]; leave it out."),
         ("tool_choice", "required", "this server does not support tool_choice='required'; leave it out."),
@@ -309,6 +325,27 @@ def test_a_message_that_was_received_can_be_sent_back(server):
     received = server.ask("what is it?", png(1)).choices[0].message.model_dump()
     turns = [*asking("what is it?", png(1)), {**received, "content": "a 3"}, {"role": "user", "content": "why?"}]
     assert server.client().chat.completions.create(model=MODEL, messages=turns, max_tokens=2).choices
+
+
+def test_what_wrappers_put_into_an_answer_can_be_sent_back(server):
+    echoed = {"reasoning_content": "", "tool_calls": [], "annotations": [], "audio": None, "provider": {"a": 1}}
+    answers = []
+    for more in ({}, echoed):
+        turns = [*asking("what is it?", png(1)), {"role": "assistant", "content": "a 3", **more}]
+        turns.append({"role": "user", "content": "why?"})
+        body = {"model": MODEL, "messages": turns, "max_tokens": 2}
+        reply = httpx.post(f"{server.url}/v1/chat/completions", json=body)
+        assert reply.status_code == 200, reply.text
+        answers.append(reply.json()["choices"])
+    assert answers[0] == answers[1]
+
+
+def test_a_picture_alone_is_a_question(server):
+    picture = asking("", png(1))[0]["content"][:1]
+    reply = server.client().chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": picture}], max_tokens=2
+    )
+    assert reply.usage.crosstrim["visible"] == 17
 
 
 def test_a_body_that_is_no_json_is_told_where(server):

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from crosstrim.server.text import GrowingText
 from hypothesis import given
 from hypothesis import strategies as st
+
+from crosstrim.server.text import GrowingText
 
 
 def decode(tokens):
