@@ -58,7 +58,7 @@ def test_files_that_are_no_rows_are_told_once(run, checkpoint, picture, tmp_path
     (folder / "a.png").write_bytes(picture.read_bytes())
     (folder / "b.heic").write_bytes(b"?")
     result = run("batch", folder, out, "--question", "what?", "--max-new-tokens", 1, "--model", checkpoint)
-    assert (result.code, result.stdout) == (0, "1 of 1 rows answered\n")
+    assert (result.code, result.stdout) == (0, "1 of 1 row answered\n")
     assert result.stderr.count("passed over 1 file that is no picture by the ending (b.heic); taken are .avif") == 1
 
 
