@@ -45,6 +45,10 @@ class InputError(CrosstrimError, ValueError):
     """A tensor, an image or a prompt has a shape, dtype or content that cannot be used."""
 
 
+class ContextLengthError(InputError):
+    """A prompt and its answer are more than the model reads."""
+
+
 class LoadError(CrosstrimError, OSError):
     """A model, a processor or a file could not be loaded."""
 

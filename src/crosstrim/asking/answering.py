@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from crosstrim.config import TrimConfig
-from crosstrim.errors import ConfigError, InputError
+from crosstrim.errors import ConfigError, ContextLengthError, InputError
 from crosstrim.models import mllama
 from crosstrim.trimming.handle import trim
 from crosstrim.trimming.report import TrimReport
@@ -146,31 +146,31 @@ def check_question(model: Any, processor: Any, question: str, max_new_tokens: in
     """
     prompt = chat_prompt(processor, question, images)
     tokens = len(processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    check_length(model, tokens, max_new_tokens)
+    check_length(mllama.max_tokens(model), tokens, max_new_tokens)
 
 
-def check_length(model: Any, tokens: int, max_new_tokens: int) -> None:
+def check_length(limit: int, tokens: int, max_new_tokens: int, option: str = "max_new_tokens") -> None:
     """Refuse a prompt that the model cannot read together with its answer: beyond its limit it talks nonsense.
 
     Args:
-        model: of `crosstrim.load`.
+        limit: tokens that the model reads.
         tokens: of the prompt.
         max_new_tokens: where the answer is cut off.
+        option: what the caller calls that.
 
     Raises:
-        InputError: together they are more than the model reads.
+        ContextLengthError: together they are more than the model reads.
     """
-    limit = mllama.max_tokens(model)
     if tokens + max_new_tokens > limit:
-        raise InputError(
+        raise ContextLengthError(
             f"the prompt has {tokens} tokens and the answer may have {max_new_tokens}; together the model reads "
-            f"{limit}. Shorten the prompt, or lower max_new_tokens."
+            f"{limit}. Shorten the prompt, or lower {option}."
         )
 
 
 def check_inputs(model: Any, inputs: Mapping[str, torch.Tensor], max_new_tokens: int) -> None:
     """`check_length` of the longest prompt in these inputs."""
-    check_length(model, int(inputs["attention_mask"].sum(-1).max()), max_new_tokens)
+    check_length(mllama.max_tokens(model), int(inputs["attention_mask"].sum(-1).max()), max_new_tokens)
 
 
 Turn = tuple[str, str]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crosstrim.batch.answerer import Answered, Job
-from crosstrim.data.journal import Journal, Record, check_same, journal_of, write_whole
+from crosstrim.data.journal import Journal, Record, check_same, journal_of, write_whole, written_whole
 from crosstrim.errors import MissingExtraError, ResultError
 from crosstrim.trimming.report import versions
 
@@ -152,16 +151,8 @@ def _read_notes(path: Path) -> dict[str, Any]:
 def _write(out: Path, answers: Sequence[Answered]) -> None:
     """Write the answers, whole or not at all."""
     write = _write_parquet if out.suffix.lower() == ".parquet" else _write_jsonl
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with written_whole(out) as unfinished:
         write(unfinished, answers)
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(out)
-    except OSError as error:
-        raise ResultError(f"{out} cannot be written: {error.strerror or error}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _write_jsonl(path: Path, answers: Iterable[Answered]) -> None:

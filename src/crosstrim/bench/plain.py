@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from crosstrim.models import mllama
-from crosstrim.models.names import cache_in
+from crosstrim.models.names import cache_in, cache_names
 from crosstrim.trimming.kept import Kept
 from crosstrim.trimming.report import TrimReport
 
@@ -48,7 +48,7 @@ def plainly_trimmed(model: nn.Module, report: TrimReport) -> Iterator[None]:
 
     def after_leader(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if kwargs["cross_attention_states"] is not None:
-            layer = cache_in(kwargs).layers[parts.layer_indices[0]]
+            layer = cache_in(kwargs, cache_names()).layers[parts.layer_indices[0]]
             heads, size = layer.keys.shape[1], layer.keys.shape[3]
             slots = (
                 state_of(len(layer.keys)).slots.to(layer.keys.device)[:, None, :, None].expand(-1, heads, -1, size)

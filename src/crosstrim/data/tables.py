@@ -157,12 +157,15 @@ def _each(items: Sequence[Any], take: Callable[[Any], Any]) -> list[Any]:
     return taken
 
 
-def decode_data_uri(uri: str, max_bytes: int | None = None) -> bytes:
+def decode_data_uri(
+    uri: str, max_bytes: int | None = None, limit_is: str = "the limit of a data: URI is {}. Name its path."
+) -> bytes:
     """The file in a data: URI, whose size is known before it is decoded.
 
     Args:
         uri: data:image/TYPE;base64, and the file.
         max_bytes: of the file; None is `MAX_DATA_BYTES`.
+        limit_is: how a refusal tells that limit, and what to do.
 
     Raises:
         InputError: it is larger, no picture's, or not in base64.
@@ -173,7 +176,7 @@ def decode_data_uri(uri: str, max_bytes: int | None = None) -> bytes:
     size = (len(uri) - head.end()) * 3 // 4 - uri[-2:].count("=")
     limit = MAX_DATA_BYTES if max_bytes is None else max_bytes
     if size > limit:
-        raise InputError(f"the picture's file has {size} bytes; the limit of a data: URI is {limit}. Name its path.")
+        raise InputError(f"the picture's file has {size} bytes; {limit_is.format(limit)}")
     try:
         return base64.b64decode(uri[head.end() :], validate=True)
     except (binascii.Error, ValueError) as error:

@@ -61,7 +61,7 @@ def run(located: mllama.Mllama, layers: Sequence[nn.Module], inputs: Mapping[str
     """
     attention_mask = inputs["attention_mask"]
     positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
-    tiles = inputs["cross_attention_mask"].flatten(2) == 1
+    tiles = mllama.tiles_seen(inputs["cross_attention_mask"], past=0, rows=attention_mask.shape[1])
     watch = Watch(attention_mask, tiles, parallel.ranks(located))
     taken = Taken(map(mllama.attention_of, layers))
     try:

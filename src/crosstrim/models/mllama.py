@@ -151,6 +151,22 @@ def device_of(layer: nn.Module) -> torch.device:
     return device
 
 
+def tiles_seen(mask: torch.Tensor, past: int, rows: int) -> torch.Tensor:
+    """What the present text rows may see.
+
+    Args:
+        mask: cross_attention_mask as the processor makes it, [B, R, images, tiles], of the present rows or of all so
+            far.
+        past: rows before the present ones.
+        rows: T, the present ones.
+
+    Returns:
+        [B, T, images * tiles] bool.
+    """
+    present = mask if mask.shape[1] == rows else mask[:, past : past + rows]
+    return present.flatten(2) == 1
+
+
 def as_sequence(features: torch.Tensor, batch_size: int) -> torch.Tensor:
     """[B * images * tiles, features per tile, hidden], as the vision tower gives them, to [B, N, hidden]."""
     return features.reshape(batch_size, -1, features.shape[-1])

@@ -56,9 +56,17 @@ def cache_keyword() -> str:
     return cache_names()[0]
 
 
-def cache_in(arguments: Mapping[str, Any]) -> Any:
-    """The KV cache among the keyword arguments of a forward, under whichever name; None without one."""
-    return next((arguments[name] for name in cache_names() if arguments.get(name) is not None), None)
+def cache_in(arguments: Mapping[str, Any], accepted: tuple[str, ...]) -> Any:
+    """The KV cache among the keyword arguments of a forward; None without one. Compiled code can follow it.
+
+    Args:
+        arguments: of the forward.
+        accepted: `cache_names()`, which compiled code cannot ask for.
+    """
+    for name in accepted:
+        if arguments.get(name) is not None:
+            return arguments[name]
+    return None
 
 
 @contextlib.contextmanager

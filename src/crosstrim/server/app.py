@@ -17,13 +17,12 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 import crosstrim
-from crosstrim.errors import ConfigError, CrosstrimError, EngineError, InputError
+from crosstrim.errors import ConfigError, ContextLengthError, CrosstrimError, EngineError, InputError
 from crosstrim.server import schema, wording
 from crosstrim.server.body import BoundedRoute
 from crosstrim.server.chat import Delta, Event, Finished
 from crosstrim.server.gate import BEGUN, CHAT, RETRY, Gate
 from crosstrim.server.log import Access
-from crosstrim.server.prompts import ContextLengthError
 from crosstrim.server.service import ClientLeftError, ModelFailedError, Service, TimedOutError
 from crosstrim.server.settings import Settings
 

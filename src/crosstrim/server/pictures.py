@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import io
-import re
 import threading
 import time
 from dataclasses import dataclass
@@ -14,12 +11,10 @@ from dataclasses import dataclass
 from PIL import Image
 
 from crosstrim.asking.images import open_image
+from crosstrim.data.tables import decode_data_uri
 from crosstrim.errors import InputError
 from crosstrim.server.fetch import fetch
 from crosstrim.server.settings import Settings
-
-_DATA_URI = re.compile(r"data:image/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
-
 
 DECODERS = 2
 """Pictures that this process decodes at once: while one is, it takes up to five times what it takes afterwards."""
@@ -68,7 +63,7 @@ def open_picture(
 
 def _content(url: str, settings: Settings) -> bytes:
     if url[:5].lower() == "data:":
-        return _decoded(url, settings.max_image_bytes)
+        return decode_data_uri(url, settings.max_image_bytes, "the limit is {}. Make it smaller.")
     if url[:8].lower().startswith(("http://", "https://")):
         if not settings.allow_remote_images:
             raise InputError(
@@ -77,16 +72,3 @@ def _content(url: str, settings: Settings) -> bytes:
             )
         return fetch(url, settings.max_image_bytes)
     raise InputError("a picture must be a data:image/...;base64,... URI.")
-
-
-def _decoded(uri: str, max_bytes: int) -> bytes:
-    head = _DATA_URI.match(uri)
-    if head is None:
-        raise InputError("the data: URI must begin with data:image/TYPE;base64, such as data:image/png;base64,.")
-    size = (len(uri) - head.end()) * 3 // 4 - uri[-2:].count("=")
-    if size > max_bytes:
-        raise InputError(f"the picture's file has {size} bytes; the limit is {max_bytes}. Make it smaller.")
-    try:
-        return base64.b64decode(uri[head.end() :], validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InputError("the data: URI holds no valid base64.") from error

@@ -6,16 +6,13 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from crosstrim.errors import InputError
+from crosstrim.asking import answering
+from crosstrim.errors import ContextLengthError, InputError
 from crosstrim.server import schema
 from crosstrim.server.settings import MAX_IMAGES
 
 BYTES_PER_TOKEN = 16
 """Of text, at most, for each token that the model reads; longer ones are not tokenized. Ours; English has 4."""
-
-
-class ContextLengthError(InputError):
-    """The prompt and its answer are more than the model reads."""
 
 
 class Prompts:
@@ -55,11 +52,7 @@ class Prompts:
         (encoded,) = self._tokenizer.backend_tokenizer.encode_batch([prompt], add_special_tokens=False)
         if encoded.ids.count(self._image_id) != len(urls):  # each part by itself was checked before
             raise InputError(f"the texts make {self._processor.image_token} together, which stands for a picture.")
-        if len(encoded.ids) + new_tokens > self._max_tokens:
-            raise ContextLengthError(
-                f"the prompt has {len(encoded.ids)} tokens and the answer may have {new_tokens}; together the model "
-                f"reads {self._max_tokens}. Shorten the prompt, or lower max_tokens."
-            )
+        answering.check_length(self._max_tokens, len(encoded.ids), new_tokens, option="max_tokens")
         return prompt, urls
 
     def _check_size(self, size: int) -> None:

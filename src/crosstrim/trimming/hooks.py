@@ -87,7 +87,7 @@ class TrimHooks:
         wanted = kwargs.get("logits_to_keep", 0)
         if torch.compiler.is_dynamo_compiling() or not isinstance(wanted, int) or wanted < 2 or self.config.lossless:
             return None
-        if self._cache_in(kwargs) is None or kwargs.get("position_ids") is None:
+        if names.cache_in(kwargs, self._cache_names) is None or kwargs.get("position_ids") is None:
             return None
         return args, kwargs | {_GUESSES: wanted - 1}
 
@@ -102,7 +102,9 @@ class TrimHooks:
                     "a prompt with images was compiled, but which features to keep depends on values; compile "
                     'decoding steps alone, as generate(cache_implementation="static", compile_config=...) does.'
                 )
-            kwargs[KEYWORD] = TextPass(self._trim, traced_kept(self._cache_in(kwargs), self._model.layer_indices))
+            kwargs[KEYWORD] = TextPass(
+                self._trim, traced_kept(names.cache_in(kwargs, self._cache_names), self._model.layer_indices)
+            )
             return args, kwargs
         step = self._pass(args, kwargs, images, guesses)
         if step is not None:
@@ -113,7 +115,7 @@ class TrimHooks:
         self, args: tuple[Any, ...], kwargs: _Arguments, images: Any, guesses: int
     ) -> TextPass | ImagePass | None:
         """What this pass is; None for one that touches no trimmed feature."""
-        cache = self._cache_in(kwargs)
+        cache = names.cache_in(kwargs, self._cache_names)
         cache = None if cache is None else ImageCache(cache, self._model.layer_indices)
         before = None if cache is None else cache.kept
         if self._disabled.get():
@@ -150,7 +152,7 @@ class TrimHooks:
             self._trim,
             tokens=tokens,
             attention_mask=kwargs.get("attention_mask"),
-            sees=None if mask is None else _tiles_seen(mask, past, rows),
+            sees=None if mask is None else mllama.tiles_seen(mask, past, rows),
             images=images,
             before=before,
             past=None if cache is None else past,
@@ -186,7 +188,7 @@ class TrimHooks:
         if step is None or step.images is None:
             return None
         if place == 0:
-            step.enter_leader(self._cache_in(kwargs))
+            step.enter_leader(names.cache_in(kwargs, self._cache_names))
             return None
         features = step.features(place, kwargs["cross_attention_states"])
         return args, kwargs | {"cross_attention_states": features}
@@ -211,20 +213,8 @@ class TrimHooks:
             return None
         return Outcome(kept, cache.bytes, cache.bytes_per_feature * kept[0].kept.numel())
 
-    def _cache_in(self, kwargs: _Arguments) -> Any:
-        for name in self._cache_names:
-            if kwargs.get(name) is not None:
-                return kwargs[name]
-        return None
-
     def _count(self, images: torch.Tensor, batch: int) -> int:
         """New images per sample: [B, images, tiles, ...] pixels, or features of any shape that end in the width."""
         if images.dim() == 6:
             return images.shape[1]
         return images[..., 0].numel() // (batch * self._model.geometry.features_per_image)
-
-
-def _tiles_seen(mask: torch.Tensor, past: int, rows: int) -> torch.Tensor:
-    """[B, T, images * tiles] bool, of a cross_attention_mask of these rows or of all rows so far."""
-    present = mask if mask.shape[1] == rows else mask[:, past : past + rows]
-    return present.flatten(2) == 1

@@ -124,11 +124,13 @@ class Chosen:
         appended: what the new images are trimmed to.
         after: what the whole conversation is trimmed to.
         wide: the same as if all of the new images stayed.
+        late: whether the followers still see all of them in this pass, and only their caches drop what goes.
     """
 
     appended: LayersKept
     after: LayersKept
     wide: LayersKept
+    late: bool
 
 
 @dataclass(eq=False)
@@ -179,7 +181,7 @@ class ImagePass:
             place: of the follower among the cross-attention layers.
             states: [B * images * tiles, features per tile, hidden], all of them.
         """
-        if self.chosen is None or self.trim.blind_rows_leak:
+        if self.chosen is None or self.chosen.late:
             return states
         kept, sequence = self.chosen.appended[place], mllama.as_sequence(states, len(self.tokens))
         if states.requires_grad:  # a layer that is computed again for its gradient must gather again
@@ -197,7 +199,7 @@ class ImagePass:
             return self._lead(call)
         if self.chosen is None:  # the leader ran without us, which the hook after the model tells
             return call.attend(call.mask)
-        if self.trim.blind_rows_leak:
+        if self.chosen.late:
             return call.attend(*self._masks.shortened(self.chosen.wide[place], call))
         output = call.attend(*self._masks.shortened(self.chosen.after[place], call))
         self._adopt(place)
@@ -225,7 +227,7 @@ class ImagePass:
 
     def leave(self) -> None:
         """After the model: drop what could only go once all rows were computed."""
-        if self.cache is None or self.chosen is None or not self.trim.blind_rows_leak:
+        if self.cache is None or self.chosen is None or not self.chosen.late:
             return
         for place, kept in enumerate(self.chosen.appended[1:], start=1):
             self.cache.shrink_again(place, kept)
@@ -251,7 +253,7 @@ class ImagePass:
         wide = extended(self.before, (whole,) * len(self.trim.model.cross_layers))
         visible = self._visible(call, wide[0])
         appended = self._reused(call, visible) or self._chosen_anew(call, visible, older)
-        return Chosen(appended, extended(self.before, appended), wide)
+        return Chosen(appended, extended(self.before, appended), wide, late=self.trim.blind_rows_leak)
 
     def _visible(self, call: Call, wide: Kept) -> torch.Tensor:
         """[B, T, columns] bool, what the text rows may see of the leader's columns."""
