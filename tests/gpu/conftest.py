@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from crosstrim.models import compat
-from tests import tiny
+from tests.support import tiny
 
 DEVICE = os.environ.get("CROSSTRIM_TEST_DEVICE") or "cuda"
 """Set it to cpu to rehearse these tests without a GPU; what they say of one is then not tested."""

@@ -8,8 +8,8 @@ import torch
 import crosstrim
 from crosstrim.method.kernels import saliency_torch
 from tests.gpu.conftest import DEVICE, REHEARSAL
-from tests.kernels.test_saliency_triton import case
-from tests.oracle import saliency_by_loops
+from tests.method.kernels.test_saliency_triton import case
+from tests.support.oracle import saliency_by_loops
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(REHEARSAL, reason="make test-kernels interprets them on a CPU")

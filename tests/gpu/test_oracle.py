@@ -9,9 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import crosstrim
 from crosstrim.method.policies import POLICIES
 from crosstrim.models import vision
-from tests import oracle, tiny
 from tests.gpu.conftest import DEVICE, REHEARSAL
-from tests.tiny import Image
+from tests.support import oracle, tiny
+from tests.support.tiny import Image
 
 SAMPLES = {
     "single": [[2, Image(4), 9]],
