@@ -10,8 +10,7 @@ import crosstrim
 from crosstrim.asking import answering
 from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError
 from crosstrim.models import mllama, vision
-
-PICTURE = Image.effect_noise((56, 28), 80).convert("RGB")
+from tests.support.questions import PICTURE
 
 
 @pytest.fixture

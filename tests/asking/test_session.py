@@ -15,10 +15,9 @@ from crosstrim import FeatureCache, Session, TrimConfig
 from crosstrim.asking import answering
 from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError, UnsupportedModelError
 from crosstrim.models import vision
+from tests.support.questions import PICTURE, QUESTIONS
 
-PICTURE = Image.effect_noise((56, 28), 80).convert("RGB")
 TALL = Image.effect_noise((28, 84), 90).convert("RGB")
-QUESTIONS = ["what is left?", "how many are there, all in all?", "why?"]
 TOKENS = 5
 
 

@@ -17,9 +17,9 @@ from crosstrim.data import dataset
 from crosstrim.eval import analysis, kv_table, watch
 from crosstrim.memory import SHAPES
 from crosstrim.models import mllama
-from tests.eval.test_measures import pearson, ranks, top
 from tests.support import oracle, tiny
 from tests.support.questions import with_answers, write_pictures, write_rows
+from tests.support.statistics import pearson, ranks, top
 
 LAYERS = list(tiny.CROSS_LAYERS)
 

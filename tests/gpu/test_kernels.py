@@ -7,8 +7,8 @@ import torch
 
 import crosstrim
 from crosstrim.method.kernels import saliency_torch
-from tests.gpu.conftest import DEVICE, REHEARSAL
-from tests.method.kernels.test_saliency_triton import case
+from tests.support.gpu import DEVICE, REHEARSAL
+from tests.support.kernels import case
 from tests.support.oracle import saliency_by_loops
 
 pytest.importorskip("triton")

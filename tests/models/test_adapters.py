@@ -8,8 +8,8 @@ import torch
 import crosstrim
 from crosstrim.models import compat, mllama, vision
 from tests.support import tiny
+from tests.support.passes import kept
 from tests.support.tiny import Image
-from tests.trimming.test_silence import kept
 
 peft = pytest.importorskip("peft")
 SINGLE = [2, Image(4), 9]

@@ -10,6 +10,7 @@ import crosstrim
 from crosstrim.errors import CompatWarning, ConfigError, UnsupportedModelError
 from crosstrim.models import compat
 from tests.support import tiny
+from tests.support.passes import hooks_on
 from tests.support.tiny import Image
 
 
@@ -164,10 +165,6 @@ def test_applying_twice_is_harmless_and_each_handle_undoes_its_own(raw_model):
     first.remove()
     assert all(finding.open for finding in compat.check(raw_model))
     assert hooks_on(raw_model) == 0
-
-
-def hooks_on(model):
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
 def forget_probes():

@@ -16,9 +16,9 @@ from crosstrim.asking import environment
 from crosstrim.bench import layers
 from crosstrim.errors import CrosstrimError, IncompatibleTransformersError, NotTrimmedError
 from crosstrim.models import continuation, mllama, names, probe
-from tests.asking.test_session import PICTURE, QUESTIONS
-from tests.models.test_compat import hooks_on
 from tests.support import tiny
+from tests.support.passes import hooks_on
+from tests.support.questions import PICTURE, QUESTIONS
 from tests.support.tiny import Image
 
 BATCH = ([2, Image(4), 9], [1, Image(1, seed=1), 4])

@@ -19,8 +19,8 @@ from crosstrim.errors import UnsupportedModelError
 from crosstrim.eval import watch
 from crosstrim.models import mllama
 from tests.support import tiny
+from tests.support.passes import split_turns
 from tests.support.tiny import Image
-from tests.trimming.test_modes import split_turns
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "lossless": {},

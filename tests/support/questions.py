@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+PICTURE = Image.effect_noise((56, 28), 80).convert("RGB")
+QUESTIONS = ["what is left?", "how many are there, all in all?", "why?"]
 KINDS = {"count": "how many?", "read": "read all the digits.", "where": "where is the 3?"}
 
 

@@ -10,8 +10,8 @@ from crosstrim import select
 from crosstrim.method import policies
 from crosstrim.method.policies import POLICIES, Evidence
 from tests.support import tiny
+from tests.support.passes import kept
 from tests.support.tiny import Image
-from tests.trimming.test_silence import kept
 
 LOW = [torch.bfloat16, torch.float16]
 

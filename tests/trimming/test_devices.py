@@ -9,8 +9,8 @@ import torch
 import crosstrim
 from crosstrim.models import compat
 from tests.support import devices, tiny
+from tests.support.passes import split_turns
 from tests.support.tiny import Image
-from tests.trimming.test_modes import split_turns
 
 # Which of eight decoder layers are on the second device; 1, 3 and 6 are cross-attention layers.
 SPREADS = {"halves": {4, 5, 6, 7}, "leader elsewhere": {1, 2, 6}}

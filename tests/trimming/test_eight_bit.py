@@ -12,8 +12,8 @@ import crosstrim
 from crosstrim.method.quantisation import KV_DTYPES, Quantised
 from crosstrim.trimming.cache import EightBitImageLayer, ImageLayer
 from tests.support import tiny
+from tests.support.passes import RAGGED, grow, split_turns
 from tests.support.tiny import Image
-from tests.trimming.test_modes import RAGGED, grow, split_turns
 
 HEADS, HEAD_SIZE = 4, 8
 NEW = 5

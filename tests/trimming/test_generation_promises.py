@@ -6,8 +6,6 @@ import copy
 
 import pytest
 import torch
-import transformers
-from packaging.version import Version
 from transformers import DynamicCache
 from transformers.generation.logits_process import LogitsProcessor
 
@@ -15,11 +13,9 @@ import crosstrim
 from crosstrim.models import compat
 from crosstrim.models.names import cache_keyword
 from tests.support import tiny
+from tests.support.passes import OLD_TRANSFORMERS, compiled_config, grow
 from tests.support.tiny import Image
-from tests.trimming.test_modes import grow
-from tests.trimming.test_static import compiled_config
 
-OLD_TRANSFORMERS = Version(transformers.__version__) < Version("5.23")
 needs_newer = pytest.mark.skipif(OLD_TRANSFORMERS, reason="its Mllama cannot do this untrimmed either")
 TIERS = {"lossless": {}, "k=1": {"k": 1.0}, "keep=0.5": {"keep": 0.5}}
 SAMPLES = [[2, Image(4), 9], [1, Image(4, seed=1), 4]]

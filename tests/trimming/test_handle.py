@@ -21,16 +21,9 @@ from crosstrim.errors import (
     UnsupportedCacheError,
     UnsupportedModelError,
 )
-from tests.models.test_compat import hooks_on
 from tests.support import tiny
+from tests.support.passes import OLD_TRANSFORMERS, SINGLE, generate, grow, hooks_on
 from tests.support.tiny import Image
-from tests.trimming.test_modes import OLD_TRANSFORMERS, grow
-
-SINGLE = [2, Image(4), 9]
-
-
-def generate(model, batch, **options):
-    return model.generate(**batch, max_new_tokens=6, **options)
 
 
 def test_leaves_nothing_behind(model):

@@ -8,7 +8,6 @@ import copy
 import pytest
 import torch
 import transformers
-from packaging.version import Version
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -16,11 +15,9 @@ import crosstrim
 from crosstrim.errors import CrosstrimWarning, InputError, UnsupportedCacheError
 from crosstrim.models import compat
 from tests.support import oracle, tiny
+from tests.support.passes import OLD_TRANSFORMERS, RAGGED, SINGLE, grow, hidden_from, split_turns
 from tests.support.tiny import Image
 
-OLD_TRANSFORMERS = Version(transformers.__version__) < Version("5.23")
-RAGGED = [[2, Image(4), 9], [1, Image(1, seed=1), 4]]
-SINGLE = [2, Image(4), 9]
 NEW_TOKENS = 6
 
 
@@ -36,16 +33,6 @@ def expected_logits(model, batch, tokens, kept):
 
 def repeated(batch, times):
     return {name: tensor.repeat_interleave(times, dim=0) for name, tensor in batch.items()}
-
-
-def grow(batch, ids):
-    """The batch with more text at the end, its mask rows copied from the last one, as generate does."""
-    grown = {name: tensor for name, tensor in batch.items() if name in ("input_ids", "cross_attention_mask")}
-    grown["input_ids"] = torch.cat([batch["input_ids"], ids], dim=1)
-    grown["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones_like(ids)], dim=1)
-    last = batch["cross_attention_mask"][:, -1:].expand(-1, ids.shape[1], -1, -1)
-    grown["cross_attention_mask"] = torch.cat([batch["cross_attention_mask"], last], dim=1)
-    return grown
 
 
 def run(model, batch, **options):
@@ -153,21 +140,6 @@ def test_a_conversation_goes_on_with_its_first_selection(model):
     torch.testing.assert_close(torch.stack(second.logits, 1), expected, atol=1e-4, rtol=0)
 
 
-def split_turns(two, length):
-    """A prompt with two images as a first pass with one image and a second pass that appends the other."""
-    images = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
-    first = {name: two[name][:, :1] for name in images}
-    first |= {name: two[name][:, :length] for name in ("input_ids", "attention_mask")}
-    first["cross_attention_mask"] = two["cross_attention_mask"][:, :length, :1]
-    second = {name: two[name][:, 1:] for name in images}
-    second["input_ids"] = two["input_ids"][:, length:]
-    second["attention_mask"] = two["attention_mask"]
-    second["cross_attention_mask"] = two["cross_attention_mask"][:, length:]
-    if OLD_TRANSFORMERS:  # which slices the rows itself
-        second["cross_attention_mask"] = two["cross_attention_mask"]
-    return first, second
-
-
 @pytest.mark.parametrize("trim_first_layer", [True, False])
 def test_an_appended_image_is_scored_by_the_rows_after_it_and_joins_the_kept(model, trim_first_layer):
     length = 14
@@ -209,24 +181,6 @@ def logits_with_masks(model, batch, start, dropped_in_leader, dropped):
         hidden_from(model, tiny.CROSS_LAYERS[1:], 0, dropped),
     ):
         return model(**batch, use_cache=False).logits
-
-
-@contextlib.contextmanager
-def hidden_from(model, layers, start, dropped):
-    """Within, the text rows from `start` on do not see the `dropped` features in `layers`."""
-
-    def hide(module, args, kwargs):
-        mask = kwargs["cross_attention_mask"].clone()
-        mask[:, :, start:] = mask[:, :, start:].masked_fill(dropped[:, None, None], torch.finfo(mask.dtype).min)
-        return args, kwargs | {"cross_attention_mask": mask}
-
-    stack = model.model.language_model.layers
-    handles = [stack[index].register_forward_pre_hook(hide, with_kwargs=True) for index in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 # Prompts that repeat themselves, so that lookup finds candidates: refused ones, and some that come true.

@@ -10,8 +10,8 @@ import torch
 import crosstrim
 from crosstrim.method import policies
 from tests.support import oracle, tiny
+from tests.support.passes import hidden_from
 from tests.support.tiny import Image
-from tests.trimming.test_modes import hidden_from
 
 BATCHES = [[[2, Image(4), 9]], [[2, Image(4), 9], [1, Image(1, seed=1), 4]]]
 

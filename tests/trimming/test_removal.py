@@ -14,8 +14,8 @@ import crosstrim
 from crosstrim.errors import UnsupportedCacheError
 from crosstrim.models.names import cache_keyword
 from tests.support import tiny
+from tests.support.passes import grow
 from tests.support.tiny import Image
-from tests.trimming.test_modes import grow
 
 SINGLE = [2, Image(4), 9]
 REMOVED = r"filled by a trim that was removed since.*let generation end before remove\(\)"

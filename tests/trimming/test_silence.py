@@ -16,15 +16,10 @@ from transformers import DynamicCache
 import crosstrim
 from crosstrim.errors import AlreadyTrimmedError, CompatWarning, CrosstrimError, UnsupportedCacheError
 from tests.support import tiny
+from tests.support.passes import SINGLE, generate, grow, kept, split_turns
 from tests.support.tiny import Image
-from tests.trimming.test_handle import SINGLE, generate
-from tests.trimming.test_modes import grow, split_turns
 
 PICTURE = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
-
-
-def kept(trimmed):
-    return [[image.kept_indices for image in row] for row in trimmed.report().samples]
 
 
 def new_cache(model):

@@ -8,22 +8,21 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from transformers import CompileConfig, DynamicCache, StaticCache
+from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import StaticLayer
 
 import crosstrim
 from crosstrim.errors import UnsupportedCacheError
 from crosstrim.trimming.cache import bucket
 from tests.support import tiny
+from tests.support.passes import RAGGED, compiled_config, split_turns
 from tests.support.tiny import Image
-from tests.trimming.test_modes import split_turns
 
 pytestmark = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.23"),
     reason="its static cache has no room for Mllama, trimmed or not",
 )
 SINGLE = [[2, Image(4), 9]]
-RAGGED = [[2, Image(4), 9], [1, Image(1, seed=1), 4]]
 
 
 def generate(model, batch, **options):
@@ -55,13 +54,6 @@ def test_eight_bits_in_a_static_cache_are_refused_and_nothing_is_cached(model):
     with crosstrim.trim(model, k=0.1, kv_dtype="int8"), pytest.raises(UnsupportedCacheError, match="leave kv_dtype"):
         generate(model, tiny.inputs(*SINGLE), past_key_values=cache)
     assert not any(layer.is_initialized for layer in cache.layers)
-
-
-def compiled_config():
-    """Backend "eager" traces and guards as every backend does, and needs no compiler of the machine's."""
-    config = CompileConfig(fullgraph=True, dynamic=False, mode="default", backend="eager")
-    config._compile_all_devices = True
-    return config
 
 
 @pytest.fixture(autouse=True)

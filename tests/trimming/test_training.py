@@ -8,8 +8,8 @@ import torch
 import crosstrim
 from crosstrim.models import compat
 from tests.support import tiny
+from tests.support.passes import hidden_from
 from tests.support.tiny import Image
-from tests.trimming.test_modes import hidden_from
 
 SINGLE = [[2, Image(4), 9]]
 RAGGED = [[2, Image(4), 9], [1, Image(1, seed=1), 4]]

@@ -14,10 +14,10 @@ import crosstrim
 from crosstrim.asking import answering
 from crosstrim.errors import CompatWarning
 from crosstrim.models import compat
-from tests.asking.test_session import PICTURE, QUESTIONS
 from tests.support import tiny
+from tests.support.passes import grow
+from tests.support.questions import PICTURE, QUESTIONS
 from tests.support.tiny import Image
-from tests.trimming.test_modes import grow
 
 SINGLE = [2, Image(4), 9]
 PICTURES = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")

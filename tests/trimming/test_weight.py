@@ -12,10 +12,9 @@ from transformers import DynamicCache
 import crosstrim
 from crosstrim.models import compat
 from crosstrim.models.names import cache_keyword
-from tests.models.test_compat import hooks_on
 from tests.support import tiny
+from tests.support.passes import grow, hooks_on
 from tests.support.tiny import Image
-from tests.trimming.test_modes import grow
 
 PACKAGE = str(Path(crosstrim.__file__).parent)
 

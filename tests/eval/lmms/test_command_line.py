@@ -16,9 +16,10 @@ import pytest
 
 import crosstrim
 from crosstrim.asking.images import open_image
-from tests.eval.lmms.conftest import DOCUMENTS, NAMES, write_jsonl
 from tests.eval.lmms.tasks import utils
-from tests.eval.test_conversations import stock, user
+from tests.support.conversations import stock, user
+from tests.support.lmms_documents import DOCUMENTS, NAMES
+from tests.support.questions import write_rows
 
 TRIMS = {"k=0.05": ("union", "--k", "0.05"), "keep=0.1": ("contribution", "--keep", "0.1")}
 BATCHED = ("--batch_size", "4", "--use_cache", "CACHE")
@@ -35,7 +36,7 @@ def crosstrim_eval(tmp_path_factory):
                 key = document["images"][0], document["question"]
                 rows[key] = {"image": key[0], "question": key[1], "answers": "?", "id": json.dumps(key)}
         folder = tmp_path_factory.mktemp("eval")
-        data, out = write_jsonl(folder / "rows.jsonl", rows.values()), folder / "out.json"
+        data, out = write_rows(folder, list(rows.values())), folder / "out.json"
         policy, *knob = TRIMS[trim]
         command = [Path(sys.executable).with_name("crosstrim"), "eval", "--data", data, "--out", out, *knob]
         command += ["--policy", policy, "--max-new-tokens", "64", "--batch-size", "8", "--device", "cpu"]

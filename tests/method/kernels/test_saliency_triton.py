@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import crosstrim
 from crosstrim.errors import ConfigError
 from crosstrim.method.kernels import saliency_torch
+from tests.support.kernels import case
 from tests.support.oracle import saliency_by_loops
 
 triton = pytest.importorskip("triton", reason="make test-kernels installs Triton")
@@ -19,17 +20,6 @@ from crosstrim.method.kernels import saliency_triton  # noqa: E402
 interpreted = pytest.mark.skipif(not saliency_triton.INTERPRETED, reason="needs TRITON_INTERPRET=1")
 compiled = pytest.mark.skipif(saliency_triton.INTERPRETED, reason="needs Triton's compiler")
 HALF = [torch.float16, torch.bfloat16]
-
-
-def case(seed, batch, heads, key_heads, rows, features, size, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    # Laid out as a layer makes them: [B, T, H, D], seen as [B, H, T, D].
-    queries = torch.randn(batch, rows, heads, size, generator=generator).mul(2).to(dtype).transpose(1, 2)
-    keys = torch.randn(batch, features, key_heads, size, generator=generator).to(dtype).transpose(1, 2)
-    visible = torch.rand(batch, rows, features, generator=generator) < 0.7
-    visible[0, 0] = False  # a row before the image
-    rating = torch.rand(batch, rows, generator=generator) < 0.8
-    return queries, keys, visible, rating, 0.3
 
 
 def check(case):
