@@ -12,6 +12,8 @@ SIDE_BY_SIDE := -n auto --maxprocesses 4
 FIND_LINKS := $(if $(WHEELS),--find-links $(WHEELS))
 
 export HF_HUB_OFFLINE := 1
+# Most modules of what is installed are never imported: Python compiles the others itself, once.
+export PIP_NO_COMPILE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -43,20 +45,28 @@ help:
 	@.venv/bin/python $(PIP_INSTALL) -c .venv/constraints.txt -e '.[dev,recipe,serve,ray]'
 	@touch $@
 
+# An environment on top of .venv: it sees what is installed there, torch above all, and holds only what differs.
+define on_top
+	@echo "Installing into $(@D) ..."
+	@rm -rf $(@D)
+	@.venv/bin/python -m venv --without-pip $(@D)
+	@.venv/bin/python -c 'import sys, sysconfig; print(sysconfig.get_path("purelib"))' > \
+		"$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beneath.pth"
+endef
+
 # huggingface-hub follows transformers.
-.venv-oldest/.installed: pyproject.toml constraints.txt
-	@echo "Installing into .venv-oldest ..."
-	@$(PYTHON) -m venv .venv-oldest
-	@sed -e 's|^torch==.*|$(or $(TORCH),&)|' -e 's|^transformers==.*|transformers==$(OLDEST_TRANSFORMERS)|' \
-		-e '/^huggingface-hub==/d' constraints.txt > .venv-oldest/constraints.txt
-	@.venv-oldest/bin/python $(PIP_INSTALL) -c .venv-oldest/constraints.txt -e '.[dev]'
+.venv-oldest/.installed: .venv/.installed
+	$(on_top)
+	@sed -e 's|^transformers==.*|transformers==$(OLDEST_TRANSFORMERS)|' -e '/^huggingface-hub==/d' \
+		.venv/constraints.txt > $(@D)/constraints.txt
+	@$(@D)/bin/python $(PIP_INSTALL) -c $(@D)/constraints.txt -e '.[dev]'
 	@touch $@
 
-.venv-lmms/.installed: pyproject.toml constraints-lmms.txt
-	@echo "Installing into .venv-lmms ..."
-	@$(PYTHON) -m venv .venv-lmms
-	@sed 's|^torch==.*|$(or $(TORCH),&)|' constraints-lmms.txt > .venv-lmms/constraints.txt
-	@.venv-lmms/bin/python $(PIP_INSTALL) -c .venv-lmms/constraints.txt -e '.[lmms]' pytest
+# It has an older protobuf than what .venv has for other ends; pip need not warn.
+.venv-lmms/.installed: .venv/.installed constraints-lmms.txt
+	$(on_top)
+	@sed 's|^torch==.*|$(or $(TORCH),&)|' constraints-lmms.txt > $(@D)/constraints.txt
+	@$(@D)/bin/python $(PIP_INSTALL) --no-warn-conflicts -c $(@D)/constraints.txt -e '.[lmms]' pytest
 	@touch $@
 
 # Triton takes 700 MB and does nothing else for a CPU: it stays beside .venv.
@@ -67,24 +77,19 @@ help:
 	@touch $@
 
 # SGLang's own requirements are for CUDA: what it imports on a CPU is listed instead.
-.venv-sglang/.installed: pyproject.toml constraints.txt requirements-sglang.txt
-	@echo "Installing into .venv-sglang ..."
-	@$(PYTHON) -m venv .venv-sglang
-	@.venv-sglang/bin/python $(PIP_INSTALL) $(FIND_LINKS) -c constraints.txt $(or $(TORCH),torch)
-	@.venv-sglang/bin/python $(PIP_INSTALL) $(FIND_LINKS) --no-deps -r requirements-sglang.txt -e .
+.venv-sglang/.installed: .venv/.installed requirements-sglang.txt
+	$(on_top)
+	@$(@D)/bin/python $(PIP_INSTALL) $(FIND_LINKS) --no-deps -r requirements-sglang.txt -e .
 	@touch $@
 
 # What pyproject.toml admits, in the newest versions. Of torch the newest that the index has a CPU build of.
 CANARY := .venv-canary/bin
-.venv-canary/.installed: pyproject.toml
-	@echo "Installing into .venv-canary ..."
-	@rm -rf .venv-canary
-	@$(PYTHON) -m venv .venv-canary
-	@newest="$$($(CANARY)/python -m pip index versions torch 2>/dev/null | grep -oE '[0-9.]+\+cpu' | head -1)"; \
-		pinned="$$(sed -n 's|^torch==||p' constraints.txt)"; \
-		$(CANARY)/python $(PIP_INSTALL) "torch==$${newest:-$$pinned}"
-	@$(CANARY)/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager \
-		"torch==$$($(CANARY)/python -c 'import torch; print(torch.__version__)')" -e '.[dev,serve,ray]'
+.venv-canary/.installed: .venv/.installed
+	$(on_top)
+	@newest="$$(.venv/bin/python -m pip index versions torch 2>/dev/null | grep -oE '[0-9.]+\+cpu' | head -1)"; \
+		pinned="$$(sed -n 's|^torch==||p' .venv/constraints.txt)"; \
+		$(CANARY)/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager "torch==$${newest:-$$pinned}" \
+		-e '.[dev,serve,ray]'
 	@touch $@
 
 demo: .venv/.installed
