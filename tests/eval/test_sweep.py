@@ -9,10 +9,10 @@ import torch
 
 from crosstrim import TrimConfig
 from crosstrim.asking import answering
+from crosstrim.asking.batches import Encoder
 from crosstrim.data import dataset
 from crosstrim.errors import InputError, ResultError
 from crosstrim.eval import oracle, settings, sweep
-from crosstrim.eval.batches import Encoder
 from crosstrim.method.policies import Given
 from crosstrim.trimming.handle import trim
 from tests.eval.conftest import all_rows, write_pictures, write_rows

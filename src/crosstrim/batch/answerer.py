@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from crosstrim.asking import answering
+from crosstrim.asking.batches import Encoder
 from crosstrim.asking.loading import load
 from crosstrim.batch.rows import Row, Rows, batches, writable
 from crosstrim.config import TrimConfig
 from crosstrim.data import tables
 from crosstrim.errors import CrosstrimError, InputError
-from crosstrim.eval.batches import Encoder
 from crosstrim.models.memory import bytes_per_sample
 from crosstrim.trimming.handle import trim
 from crosstrim.trimming.report import ImageReport

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from crosstrim.asking.batches import Encoder
 from crosstrim.data.dataset import Dataset, Item
 from crosstrim.eval import kv_table, measures, provenance, watch
-from crosstrim.eval.batches import Encoder
 from crosstrim.memory import ModelShape
 from crosstrim.method.selection import select
 from crosstrim.models import mllama

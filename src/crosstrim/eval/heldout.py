@@ -8,9 +8,9 @@ from typing import Any
 
 from crosstrim import mini
 from crosstrim.asking import answering
+from crosstrim.asking.batches import Encoder
 from crosstrim.asking.images import open_image
 from crosstrim.config import TrimConfig
-from crosstrim.eval.batches import Encoder
 from crosstrim.eval.defaults import HELDOUT_TOKENS
 from crosstrim.models import compat
 from crosstrim.trimming.handle import TrimHandle, trim

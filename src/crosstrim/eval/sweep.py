@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from crosstrim.asking import answering
+from crosstrim.asking.batches import Encoder
 from crosstrim.data.dataset import Dataset, Item
 from crosstrim.data.journal import Journal, Record, check_same, journal_of, write_whole
 from crosstrim.errors import InputError, ResultError
 from crosstrim.eval import metrics, oracle, provenance, summary
-from crosstrim.eval.batches import Encoder
 from crosstrim.eval.defaults import DATA_TOKENS
 from crosstrim.eval.settings import ORACLE, UNTRIMMED, Setting
 from crosstrim.method.policies import Given
