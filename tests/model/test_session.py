@@ -16,8 +16,8 @@ from crosstrim.asking import answering
 from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError, UnsupportedModelError
 from crosstrim.models import vision
 
-PICTURE = Image.effect_noise((56, 28), 80).convert("RGB")
-TALL = Image.effect_noise((28, 84), 90).convert("RGB")
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 56, 3), dtype=np.uint8))
+TALL = Image.fromarray(np.random.default_rng(1).integers(0, 256, (84, 28, 3), dtype=np.uint8))
 QUESTIONS = ["what is left?", "how many are there, all in all?", "why?"]
 TOKENS = 5
 
