@@ -46,30 +46,27 @@ def evaluate(
     asked = dataset.embedded(quick)
     trimmed = Setting(name_of(config.decider), answering.for_tokenizer(config, processor.tokenizer))
     answerer = sweep.Answerer(model, processor, [trimmed], MAX_NEW_TOKENS)
-    records, done, total = [], 0, len(asked.items)
-    progress(done, total)
+    records, total = [], len(asked.items)
+    progress(0, total)
     for record in answerer.records(asked, batch_size):
         records.append(record)
-        done += len(record["visible"])
-        progress(done, total)
-    predictions, visible = sweep.predictions_of(asked, records), sweep.visible_of(records)
-    seconds = sweep.seconds_of(records)
-    kinds = [item.kind for item in asked.items]
-    numbers = {
-        name: {
-            "accuracy": _means(predictions[label]["right"], kinds),
-            "kept_fraction": _means(summary.held_fraction(predictions[label], visible).tolist(), kinds),
-            "seconds": seconds[label],
-        }
-        for name, label in (("untrimmed", UNTRIMMED), ("trimmed", trimmed.label))
-    }
+        progress(record["first"] + len(record["visible"]), total)
+    found, kinds = sweep.collected(asked, records), [item.kind for item in asked.items]
+
+    def numbers(label: str) -> dict[str, Any]:
+        prediction = found["predictions"][label]
+        kept = summary.held_fraction(prediction, found["visible"])
+        means = {"accuracy": _means(prediction["right"], kinds), "kept_fraction": _means(kept.tolist(), kinds)}
+        return {**means, "seconds": found["seconds"][label]}
+
     return {
         "benchmark": asked.name,
         "quick": quick,
         "questions": total,
         "questions_per_kind": asked.kinds,
         "layouts": sorted({row["layout"] for row in mini.select(mini.heldout(), quick)}),
-        **numbers,
+        "untrimmed": numbers(UNTRIMMED),
+        "trimmed": numbers(trimmed.label),
         "config": trimmed.config.to_dict(),
         "generation": {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "batch_size": batch_size},
         "dtype": str(model.dtype).removeprefix("torch."),

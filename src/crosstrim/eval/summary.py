@@ -29,7 +29,7 @@ def summarise(
 
     Args:
         items: with `kind` and `visible`.
-        predictions: of `sweep.predictions_of`.
+        predictions: of `sweep.collected`.
         settings: that were run.
         layers: cross-attention layers of the model.
         kv_share: bytes that a `kv_dtype` needs, as a share of those in the model's own.

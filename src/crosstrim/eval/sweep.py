@@ -230,37 +230,33 @@ def _result(
     header: Mapping[str, Any], dataset: Dataset, settings: Sequence[Setting], records: Sequence[Record]
 ) -> dict[str, Any]:
     """Header, answers and summary."""
+    model, found = header["model"], collected(dataset, records)
     items = [
         {"id": item.id, "kind": item.kind, "question": item.question, "answers": item.answers, "visible": count}
-        for item, count in zip(dataset.items, visible_of(records), strict=True)
+        for item, count in zip(dataset.items, found["visible"], strict=True)
     ]
-    model, predictions = header["model"], predictions_of(dataset, records)
     kv_share = partial(share_of_bytes, row=model["head_size"], dtype=getattr(torch, model["dtype"]))
     return {
         **json.loads(json.dumps(header)),
         "items": json.loads(json.dumps(items)),
-        "predictions": predictions,
-        "seconds": seconds_of(records),
-        "summary": summary.summarise(items, predictions, settings, model["cross_attention_layers"], kv_share),
+        "predictions": found["predictions"],
+        "seconds": found["seconds"],
+        "summary": summary.summarise(
+            items, found["predictions"], settings, model["cross_attention_layers"], kv_share
+        ),
     }
 
 
-def predictions_of(dataset: Dataset, records: Sequence[Record]) -> dict[str, dict[str, list[Any]]]:
-    """The columns of all records, label by label, and which answers are `right`."""
+def collected(dataset: Dataset, records: Sequence[Record]) -> Record:
+    """The columns of all records in one: also which answers are `right`; seconds are summed."""
     predictions: dict[str, dict[str, list[Any]]] = {}
     for label, names in records[0]["predictions"].items():
         parts = [record["predictions"][label] for record in records]
         predictions[label] = {name: [one for part in parts for one in part[name]] for name in names}
         pairs = zip(predictions[label]["answer"], dataset.items, strict=True)
         predictions[label]["right"] = [metrics.is_right(text, item.answers) for text, item in pairs]
-    return predictions
-
-
-def visible_of(records: Sequence[Record]) -> list[int]:
-    """How many features are visible to each question."""
-    return [count for record in records for count in record["visible"]]
-
-
-def seconds_of(records: Sequence[Record]) -> dict[str, float]:
-    """How long the answers of each setting took."""
-    return {label: round(sum(one["seconds"][label] for one in records), 2) for label in records[0]["seconds"]}
+    return {
+        "visible": [count for record in records for count in record["visible"]],
+        "predictions": predictions,
+        "seconds": {label: round(sum(one["seconds"][label] for one in records), 2) for label in predictions},
+    }
