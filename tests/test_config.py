@@ -38,6 +38,10 @@ from crosstrim.method import policies
         ({"kv_dtype": "int4"}, "kv_dtype='int4' must be one of None, 'int8', 'fp8'"),
         ({"policy": "unoin"}, "policy='unoin' is unknown.*Did you mean 'union'"),
         ({"policy": 3}, "policy=3 is unknown"),
+        (
+            {"policy": "oracle", "keep": 0.5},
+            r"policy='oracle' looks ahead.*`crosstrim eval --out FILE\.json --policy oracle`, or choose one of ",
+        ),
     ],
 )
 def test_bad_options_are_named(options, wording):
