@@ -15,7 +15,7 @@ from crosstrim.asking.images import open_image
 from crosstrim.batch import answerer as answerers
 from crosstrim.batch import run as batch
 from crosstrim.batch.answerer import Answerer, Job, answer_here
-from crosstrim.batch.rows import open_rows
+from crosstrim.data.questions import open_rows
 from crosstrim.errors import ResultError
 from crosstrim.models.memory import bytes_per_sample
 from tests.engines.conftest import good_rows
@@ -75,7 +75,7 @@ def test_rows_of_several_pictures_are_asked_as_a_session_asks(job, loaded, pictu
 
 def test_several_pictures_count_for_memory_and_no_more_are_open(job, monkeypatch):
     sizes, opened = [], []
-    ask, open_source = answering.generate, answerers.tables.open_source
+    ask, open_source = answering.generate, answerers.sources.open_source
 
     def generate(model, processor, inputs, **options):
         sizes.append((len(inputs["input_ids"]), len(opened)))
@@ -83,7 +83,7 @@ def test_several_pictures_count_for_memory_and_no_more_are_open(job, monkeypatch
         return ask(model, processor, inputs, **options)
 
     monkeypatch.setattr(answerers.answering, "generate", generate)
-    monkeypatch.setattr(answerers.tables, "open_source", lambda source: opened.append(1) or open_source(source))
+    monkeypatch.setattr(answerers.sources, "open_source", lambda source: opened.append(1) or open_source(source))
     rows = [{"image": ["0.png", "1.png"], "question": "what?"}] * 3 + good_rows(2)
     model = Answerer(job())._model
     per_sample = bytes_per_sample(model, answerers.PROMPT_TOKENS + 6)

@@ -10,7 +10,7 @@ from crosstrim import TrimConfig
 from crosstrim.batch import run as batch
 from crosstrim.batch.answerer import Job, answer_here
 from crosstrim.batch.ray import answer_on_ray
-from crosstrim.batch.rows import open_rows
+from crosstrim.data.questions import open_rows
 from crosstrim.errors import EngineError
 from tests.engines.conftest import good_rows
 

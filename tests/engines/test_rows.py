@@ -9,8 +9,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from crosstrim.batch.rows import open_rows
-from crosstrim.data import tables
+from crosstrim.data import sources
+from crosstrim.data.questions import open_rows
 from crosstrim.errors import DatasetError
 from tests.engines.conftest import good_rows
 
@@ -87,9 +87,9 @@ def test_pictures_may_be_data_uris(questions, pictures, monkeypatch):
         {"image": data_uri(content, "image/png;name=a.png").replace("data", "DATA")},
     ]
     assert [row.sources for row in everything(open_rows(questions(rows), "what?"))] == [(content,), (content,)]
-    monkeypatch.setattr(tables, "MAX_DATA_BYTES", len(content))
+    monkeypatch.setattr(sources, "MAX_DATA_BYTES", len(content))
     assert everything(open_rows(questions(rows[:1]), "what?"))[0].error is None
-    monkeypatch.setattr(tables, "MAX_DATA_BYTES", len(content) - 1)
+    monkeypatch.setattr(sources, "MAX_DATA_BYTES", len(content) - 1)
     (row,) = everything(open_rows(questions(rows[:1]), "what?"))
     assert row.error == (
         f"the picture's file has {len(content)} bytes; the limit of a data: URI is {len(content) - 1}. Name its path."

@@ -14,9 +14,9 @@ from PIL import Image
 
 from crosstrim.asking import answering
 from crosstrim.asking.loading import load
-from crosstrim.batch.rows import Row, Rows, batches, writable
 from crosstrim.config import TrimConfig
-from crosstrim.data import tables
+from crosstrim.data import sources
+from crosstrim.data.questions import Row, Rows, batches, writable
 from crosstrim.errors import CrosstrimError, InputError
 from crosstrim.eval.batches import Encoder
 from crosstrim.models.memory import bytes_per_sample
@@ -112,7 +112,7 @@ class Answerer:
         samples: list[_Sample] = []
         for place, row in enumerate(rows):
             try:
-                samples.append((row, tables.open_sources(row.sources)))
+                samples.append((row, sources.open_sources(row.sources)))
             except InputError as error:
                 failed[place] = _failed(row, str(error))
         answers = iter(self._ask(samples) if samples else ())
@@ -185,7 +185,7 @@ def _words(error: Exception) -> str:
     return " ".join(lines) if isinstance(error, CrosstrimError) else f"{type(error).__name__}: {lines[0]}"
 
 
-def _name(source: tables.Source) -> str:
+def _name(source: sources.Source) -> str:
     return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else source
 
 

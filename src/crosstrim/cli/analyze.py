@@ -61,7 +61,7 @@ def analyze(
 
     Try: crosstrim analyze example "Read all the digits."
     """
-    from crosstrim.eval import analysis, analysis_report
+    from crosstrim.eval import analysis, analysis_page
 
     sources = {"IMAGE": image, "--data": data, "--shape": shape}
     given = [name for name, value in sources.items() if value is not None]
@@ -73,7 +73,7 @@ def analyze(
         raise typer.BadParameter(f"--shape {shape} must be one of {', '.join(SHAPES)}.")
     asked = _asked(image, question, data, on_error, questions) if shape is None else None
     if to is not None:
-        analysis_report.prepare(to)
+        analysis_page.prepare(to)
     if asked is None:
         result = analysis.of_shape(SHAPES[str(shape)])
     else:
@@ -81,7 +81,7 @@ def analyze(
         with console.progress("questions") as steps:
             result = analysis.run(loaded, processor, asked, name=model, batch_size=batch_size, progress=steps)
     if to is not None:
-        for file in analysis_report.write(result, to):
+        for file in analysis_page.write(result, to):
             console.say(f"wrote {file}")
     if json:
         console.print_json(result)
@@ -108,11 +108,11 @@ def _asked(
 
 
 def _print(result: Mapping[str, Any]) -> None:
-    from crosstrim.eval import analysis_report
+    from crosstrim.eval import analysis_page
 
     if "dataset" in result:
         console.print_rich(f"questions read: {result['dataset']['questions']} of {result['dataset']['name']}", "")
-    for number, table in enumerate(analysis_report.tables(result)):
+    for number, table in enumerate(analysis_page.tables(result)):
         grid = console.grid(*table.header)
         for row in table.rows:
             grid.add_row(*row)

@@ -80,7 +80,7 @@ def batch(
     from crosstrim.batch import ray as ray_batch
     from crosstrim.batch import run as jobs
     from crosstrim.batch.answerer import Job, answer_here
-    from crosstrim.batch.rows import open_rows
+    from crosstrim.data.questions import open_rows
 
     config = options.trim_config(
         k=k,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from crosstrim import mini
 from crosstrim.asking.images import read as read_picture
-from crosstrim.data import tables
+from crosstrim.data import sources
 from crosstrim.errors import DatasetError, InputError
 
 REQUIRED = ("image", "question", "answers")
@@ -43,7 +43,7 @@ class Item:
     """
 
     id: str
-    source: tables.Source = field(repr=False)
+    source: sources.Source = field(repr=False)
     picture: str
     question: str
     answers: tuple[str, ...]
@@ -51,7 +51,7 @@ class Item:
 
     def open(self) -> Image.Image:
         """The picture, decoded."""
-        return tables.open_source(self.source)
+        return sources.open_source(self.source)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def read(path: Path, progress: Progress = lambda row: None) -> Dataset:
     """
     rows: Iterator[tuple[int, Any]]
     if path.suffix.lower() == ".jsonl":
-        unit, rows = "line", ((number, line) for number, _, line in tables.jsonl_lines(path))
+        unit, rows = "line", ((number, line) for number, _, line in sources.jsonl_lines(path))
     elif path.suffix.lower() == ".parquet":
         unit, rows = "row", _parquet_rows(path)
     else:
@@ -179,7 +179,7 @@ def read(path: Path, progress: Progress = lambda row: None) -> Dataset:
     checks, items, problems = _Checks(path.parent, unit), [], []
     for number, row in rows:
         try:
-            items.append(checks.item(number, tables.parse_line(row) if isinstance(row, bytes) else row))
+            items.append(checks.item(number, sources.parse_line(row) if isinstance(row, bytes) else row))
         except InputError as error:
             problems.append(Problem(number, str(error)))
         progress(number)
@@ -187,7 +187,7 @@ def read(path: Path, progress: Progress = lambda row: None) -> Dataset:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with tables.open_parquet(path, REQUIRED) as file:
+    with sources.open_parquet(path, REQUIRED) as file:
         columns = [name for name in (*REQUIRED, *OPTIONAL) if name in file.schema_arrow.names]
         number = 0
         for batch in file.iter_batches(batch_size=64, columns=columns):
@@ -226,7 +226,7 @@ class _Checks:
             InputError: it cannot be asked.
         """
         if not isinstance(row, dict):
-            raise InputError(f"expected an object with {', '.join(REQUIRED)}, got {tables.type_name(row)}.")
+            raise InputError(f"expected an object with {', '.join(REQUIRED)}, got {sources.type_name(row)}.")
         row = {name: row[name] for name in (*REQUIRED, *OPTIONAL) if row.get(name) is not None}
         self._check_columns(number, row)
         identity = self._id(number, row)
@@ -234,16 +234,16 @@ class _Checks:
         for name, text in (("question", question), ("kind", kind)):
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"{name!r} must be a text that is not empty, got {text!r}.")
-        if tables.IMAGE_TOKEN in question:
-            raise InputError(f"the question contains {tables.IMAGE_TOKEN}, which stands for the picture.")
-        source = tables.picture_source(row["image"], self._folder)
+        if sources.IMAGE_TOKEN in question:
+            raise InputError(f"the question contains {sources.IMAGE_TOKEN}, which stands for the picture.")
+        source = sources.picture_source(row["image"], self._folder)
         return Item(identity, source, self._checked(source), question, _answers(row["answers"]), kind)
 
     def _check_columns(self, number: int, row: dict[str, Any]) -> None:
         missing = [name for name in REQUIRED if name not in row]
         if missing:
             raise InputError(f"{missing[0]!r} is missing; every row needs {', '.join(REQUIRED)}.")
-        types = {name: tables.type_name(value) for name, value in row.items()}
+        types = {name: sources.type_name(value) for name, value in row.items()}
         if self._types is None:
             self._types = number, types
         first, expected = self._types
@@ -259,12 +259,12 @@ class _Checks:
             raise InputError(f"id {identity!r} is that of {self._unit} {other} already.")
         return identity
 
-    def _checked(self, source: tables.Source) -> str:
+    def _checked(self, source: sources.Source) -> str:
         """SHA-256 of a picture that can be decoded."""
         key = hashlib.sha256(source).digest() if isinstance(source, bytes) else source
         if key not in self._pictures:
             try:
-                tables.open_source(source)
+                sources.open_source(source)
                 content = source if isinstance(source, bytes) else Path(source).read_bytes()
                 self._pictures[key] = hashlib.sha256(content).hexdigest()
             except InputError as error:

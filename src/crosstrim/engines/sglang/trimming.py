@@ -14,7 +14,7 @@ from crosstrim.config import TrimConfig
 from crosstrim.errors import ConfigError
 from crosstrim.method.choose import Processes, choose
 from crosstrim.method.geometry import Geometry
-from crosstrim.method.rows import last_turn_rows
+from crosstrim.method.rating import last_turn_rows
 from crosstrim.method.selection import budget_of
 
 FREE_SLOTS = "free_slots"

@@ -10,7 +10,7 @@ from typing import Any
 
 from crosstrim.data.journal import write_whole
 from crosstrim.errors import ResultError
-from crosstrim.eval.report import pyplot
+from crosstrim.eval.sweep_page import pyplot
 from crosstrim.trimming.report import format_bytes
 from crosstrim.wording import rounded
 

@@ -10,8 +10,8 @@ from typing import Any
 from crosstrim.bench.suites import SUITES, Suite
 from crosstrim.data.journal import write_whole
 from crosstrim.errors import ResultError
-from crosstrim.eval.analysis_report import Table, markdown_table, prepare
-from crosstrim.eval.report import pyplot
+from crosstrim.eval.analysis_page import Table, markdown_table, prepare
+from crosstrim.eval.sweep_page import pyplot
 from crosstrim.wording import counted, rounded
 
 Result = Mapping[str, Any]

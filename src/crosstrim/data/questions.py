@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from crosstrim.data import tables
+from crosstrim.data import sources
 from crosstrim.errors import DatasetError, InputError
 
 PICTURES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -32,7 +32,7 @@ class Row:
 
     id: str
     question: str = ""
-    sources: tuple[tables.Source, ...] = field(default=(), repr=False)
+    sources: tuple[sources.Source, ...] = field(default=(), repr=False)
     error: str | None = None
 
 
@@ -136,7 +136,7 @@ class _JsonlRows:
     def __init__(self, path: Path, question: str | None) -> None:
         self._path, self._question = path, question
         self._numbers, self._begins, ids = array("Q"), array("Q"), _Ids(path, "lines")
-        for number, begins, line in tables.jsonl_lines(path):
+        for number, begins, line in sources.jsonl_lines(path):
             self._numbers.append(number)
             self._begins.append(begins)
             ids.add(number, _line_id(str(number), line))
@@ -159,7 +159,7 @@ class _JsonlRows:
         file.seek(self._begins[place])
         number, line = str(self._numbers[place]), file.readline()
         try:
-            return _row(number, tables.parse_line(line), self._path.parent, self._question)
+            return _row(number, sources.parse_line(line), self._path.parent, self._question)
         except InputError as error:
             return Row(number, error=str(error))
 
@@ -170,7 +170,7 @@ class _ParquetRows:
     def __init__(self, path: Path, question: str | None) -> None:
         self._path, self._question = path, question
         required = ("image",) if question is not None else ("image", "question")
-        with tables.open_parquet(path, required) as file:
+        with sources.open_parquet(path, required) as file:
             self._columns = [name for name in ("id", "image", "question") if name in file.schema_arrow.names]
             groups = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
             if "id" in self._columns:
@@ -201,7 +201,7 @@ class _ParquetRows:
         """A row group, of which the latest stays in memory: rows are mostly read in order."""
         if self._held[0] != group:
             self._held = (-1, None)
-            with tables.open_parquet(self._path, self._columns) as file:
+            with sources.open_parquet(self._path, self._columns) as file:
                 self._held = (group, file.read_row_group(group, columns=self._columns))
         return self._held[1]
 
@@ -227,7 +227,7 @@ class _Ids:
 
 def _line_id(number: str, line: bytes) -> str:
     try:
-        values = tables.parse_line(line)
+        values = sources.parse_line(line)
     except InputError:
         return number  # the row says what is wrong when it is read
     return _id(number, values.get("id") if isinstance(values, dict) else None)
@@ -249,17 +249,17 @@ def batches(count: int, size: int, done: Iterable[range] = ()) -> Sequence[range
 
 def _row(number: str, values: Any, folder: Path, question: str | None) -> Row:
     if not isinstance(values, dict):
-        return Row(number, error=f"expected an object with image and question, got {tables.type_name(values)}.")
+        return Row(number, error=f"expected an object with image and question, got {sources.type_name(values)}.")
     identity = _id(number, values.get("id"))
     asked = question if values.get("question") is None else values["question"]
     if not isinstance(asked, str) or not asked.strip():
         return Row(identity, error=f"'question' must be a text that is not empty, got {asked!r}.")
     if writable(asked) != asked:
         return Row(identity, error="the question holds half a character (a lone surrogate).")
-    if tables.IMAGE_TOKEN in asked:
-        return Row(identity, error=f"the question contains {tables.IMAGE_TOKEN}, which stands for the picture.")
+    if sources.IMAGE_TOKEN in asked:
+        return Row(identity, error=f"the question contains {sources.IMAGE_TOKEN}, which stands for the picture.")
     try:
-        return Row(identity, asked, tables.picture_sources(values.get("image"), folder))
+        return Row(identity, asked, sources.picture_sources(values.get("image"), folder))
     except InputError as error:
         return Row(identity, error=str(error))
 
