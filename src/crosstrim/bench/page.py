@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from crosstrim.bench.suites import SUITES, Suite
-from crosstrim.data.journal import write_whole
 from crosstrim.errors import ResultError
 from crosstrim.eval.analysis_page import Table, markdown_table, prepare
 from crosstrim.eval.sweep_page import pyplot
+from crosstrim.files import write_json
 from crosstrim.wording import counted, rounded
 
 Result = Mapping[str, Any]
@@ -73,7 +73,7 @@ def write_data(result: Result, path: Path) -> list[Path]:
     Raises:
         ResultError: a file cannot be written.
     """
-    write_whole(path, result)
+    write_json(path, result)
     beside = path.with_suffix(".csv")
     names = list(dict.fromkeys(name for row in result["rows"] for name in row))
     try:

@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from crosstrim.data.journal import write_whole
 from crosstrim.errors import ResultError
 from crosstrim.eval.sweep_page import pyplot
+from crosstrim.files import write_json
 from crosstrim.trimming.report import format_bytes
 from crosstrim.wording import rounded
 
@@ -70,7 +70,7 @@ def write(result: Result, folder: Path) -> list[Path]:
     prepare(folder)
     plot = pyplot()
     data, page = folder / "analysis.json", folder / "analysis.md"
-    write_whole(data, result)
+    write_json(data, result)
     files = [data, page]
     drawers = {"sparsity": draw_sparsity, "agreement": draw_agreement} if "layers" in result else {}
     try:

@@ -13,12 +13,13 @@ import torch
 
 from crosstrim.asking import answering
 from crosstrim.data.dataset import Dataset, Item
-from crosstrim.data.journal import Journal, Record, check_same, journal_of, write_whole
+from crosstrim.data.journal import Journal, Record, check_same, journal_of
 from crosstrim.errors import InputError, ResultError
 from crosstrim.eval import metrics, oracle, provenance, summary
 from crosstrim.eval.batches import Encoder
 from crosstrim.eval.defaults import DATA_TOKENS
 from crosstrim.eval.settings import ORACLE, UNTRIMMED, Setting
+from crosstrim.files import write_json
 from crosstrim.method.policies import Given
 from crosstrim.method.quantisation import share_of_bytes
 from crosstrim.models import mllama
@@ -76,7 +77,7 @@ def run(
             answerer = _Answerer(model, processor, settings, max_new_tokens)
             _answer_rest(answerer, dataset, batch_size, journal, progress)
             result = _result(header, dataset, settings, journal.distinct(_questions_of))
-        write_whole(out, result)
+        write_json(out, result)
     journal_path.unlink(missing_ok=True)
     return result
 
