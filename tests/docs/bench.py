@@ -8,7 +8,6 @@ from typing import Any
 
 from crosstrim.bench import bars, page
 from crosstrim.bench.suites import SUITES
-from crosstrim.eval import analysis_page
 from tests.docs import pages
 
 FOLDER = "benchmarks/results"
@@ -91,4 +90,4 @@ def _section(result: dict[str, Any]) -> str:
         f"{versions['transformers']} ([{result['suite']}.json](../{FOLDER}/{result['suite']}.json))."
     )
     lines = [f"### Suite {result['suite']}", "", textwrap.fill(facts, 118, break_on_hyphens=False), ""]
-    return "\n".join([*lines, *analysis_page.markdown_table(table)])
+    return "\n".join([*lines, *table.markdown()])

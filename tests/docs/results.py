@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from crosstrim.data.pages import Table
 from crosstrim.eval import analysis_page, kv_table
 from crosstrim.memory import SHAPES
 from tests.docs import bench, capacity, pages, policies
@@ -201,10 +202,8 @@ def part_of_analysis(found: dict[str, Any]) -> str:
     )
 
 
-def _section(marks: str, table: analysis_page.Table) -> str:
-    return "\n".join(
-        [f"{marks} {table.title}", "", *analysis_page.markdown_table(table), "", textwrap.fill(table.note, 118)]
-    )
+def _section(marks: str, table: Table) -> str:
+    return "\n".join([f"{marks} {table.title}", "", *table.markdown(), "", textwrap.fill(table.note, 118)])
 
 
 def _range(shares: Iterable[float]) -> str:

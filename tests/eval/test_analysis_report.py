@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from crosstrim.data import pages
 from crosstrim.errors import MissingExtraError, ResultError
 from crosstrim.eval import analysis, analysis_page, kv_table
-from crosstrim.eval.sweep_page import pyplot
 from crosstrim.memory import SHAPES
 from tests.eval.figures import legends_within
 
@@ -112,7 +112,7 @@ def test_bytes_alone(tmp_path):
 
 
 def test_the_figures_draw_the_numbers(result):
-    plot = pyplot()
+    plot = pages.pyplot()
     axes = analysis_page.draw_sparsity(result, plot).axes[0]
     heights = sorted(bar.get_height() for bar in axes.patches)
     assert heights == pytest.approx(sorted(100 * s for one in result["sparsity"] for s in one["together"].values()))
@@ -135,7 +135,7 @@ def test_the_figures_draw_the_numbers(result):
 
 @pytest.mark.parametrize("layers", [[3], [3, 8, 13], list(range(3, 100, 5))], ids=len)
 def test_every_legend_is_on_the_page(layers):
-    plot, result = pyplot(), result_of(layers)
+    plot, result = pages.pyplot(), result_of(layers)
     for draw in (analysis_page.draw_sparsity, analysis_page.draw_agreement, analysis_page.draw_memory):
         assert legends_within(draw(result, plot)), draw.__name__
     plot.close("all")
@@ -144,7 +144,7 @@ def test_every_legend_is_on_the_page(layers):
 def test_where_nothing_can_be_written(result, tmp_path):
     (tmp_path / "file").write_text("here")
     with pytest.raises(ResultError, match=r"file cannot be written to: File exists"):
-        analysis_page.prepare(tmp_path / "file")
+        pages.prepare(tmp_path / "file")
 
 
 def test_without_matplotlib(result, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 from PIL import Image
 
+from crosstrim.data import pages
 from crosstrim.errors import MissingExtraError, ResultError
 from crosstrim.eval import metrics, settings, summary, sweep_page
 from tests.eval.figures import legends_within
@@ -84,7 +85,7 @@ def test_the_page(result):
 
 
 def test_figures_are_against_the_kept_share(result):
-    figure = sweep_page.draw(result, "accuracy", "accuracy", sweep_page.pyplot())
+    figure = sweep_page.draw(result, "accuracy", "accuracy", pages.pyplot())
     panels = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title() for axes in panels] == ["all questions (8)", "count (4)", "read (4)"]
     lines = {line.get_label(): line for line in panels[0].get_lines()}
@@ -98,7 +99,7 @@ def test_figures_are_against_the_kept_share(result):
 def test_lines_say_how_the_cache_is_held(result):
     for row in result["summary"]:
         row["curve"] += ", int8 cache" * (row["curve"] in ("union", "lossless"))
-    figure = sweep_page.draw(result, "accuracy", "accuracy", sweep_page.pyplot())
+    figure = sweep_page.draw(result, "accuracy", "accuracy", pages.pyplot())
     lines = {line.get_label(): line.get_linestyle() for line in figure.axes[0].get_lines()}
     assert (lines["union"], lines["union, whole first layer"]) == (":", "--")
     assert "lossless, int8 cache" not in lines
@@ -114,7 +115,7 @@ def test_the_legend_is_on_the_page(result, kinds):
         for number in range(4)
         for row in result["summary"]
     ]
-    figure = sweep_page.draw({**result, "summary": many}, "accuracy", "accuracy", sweep_page.pyplot())
+    figure = sweep_page.draw({**result, "summary": many}, "accuracy", "accuracy", pages.pyplot())
     assert len([axes for axes in figure.axes if axes.get_title()]) == 1 + 2 * (kinds == 2)
     assert legends_within(figure)
 
@@ -122,7 +123,7 @@ def test_the_legend_is_on_the_page(result, kinds):
 @pytest.mark.parametrize("metric", ["accuracy", "unchanged"])
 def test_a_single_budget_has_its_bands(result, metric):
     rows = [row for row in result["summary"] if "keep=0.25" not in row["group"]]
-    figure = sweep_page.draw({**result, "summary": rows}, metric, metric, sweep_page.pyplot())
+    figure = sweep_page.draw({**result, "summary": rows}, metric, metric, pages.pyplot())
     panels = [axes for axes in figure.axes if axes.get_title()]
     bars = {
         tuple(round(value, 6) for value in part[:, 1])

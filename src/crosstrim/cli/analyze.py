@@ -61,6 +61,7 @@ def analyze(
 
     Try: crosstrim analyze example "Read all the digits."
     """
+    from crosstrim.data import pages
     from crosstrim.eval import analysis, analysis_page
 
     sources = {"IMAGE": image, "--data": data, "--shape": shape}
@@ -73,7 +74,7 @@ def analyze(
         raise typer.BadParameter(f"--shape {shape} must be one of {', '.join(SHAPES)}.")
     asked = _asked(image, question, data, on_error, questions) if shape is None else None
     if to is not None:
-        analysis_page.prepare(to)
+        pages.prepare(to)
     if asked is None:
         result = analysis.of_shape(SHAPES[str(shape)])
     else:
@@ -112,8 +113,4 @@ def _print(result: Mapping[str, Any]) -> None:
 
     if "dataset" in result:
         console.print_rich(f"questions read: {result['dataset']['questions']} of {result['dataset']['name']}", "")
-    for number, table in enumerate(analysis_page.tables(result)):
-        grid = console.grid(*table.header)
-        for row in table.rows:
-            grid.add_row(*row)
-        console.print_rich(*[""] * (number > 0), table.title, "", grid, "", table.note)
+    console.print_tables(analysis_page.tables(result))

@@ -38,14 +38,14 @@ def bench(
     Try: crosstrim bench layers --quick --check
     """
     from crosstrim.bench import page, suites
-    from crosstrim.eval import analysis_page
+    from crosstrim.data import pages
 
     if suite not in names.SUITES:
         raise typer.BadParameter(f"SUITE {suite} must be one of {', '.join(names.SUITES)}.")
     if out is not None:
         page.check_file(out)
     if to is not None:
-        analysis_page.prepare(to)
+        pages.prepare(to)
     with console.progress("rows") as steps:
 
         def saved(result: dict[str, Any]) -> None:
@@ -61,21 +61,10 @@ def bench(
     if json:
         console.print_json(result)
     else:
-        _print(result, check)
+        shown = page.tables(result)
+        console.print_tables(table for table in shown if check or table.title != page.BARS)
     missed = page.missed(result) if check else []
     for name in missed:
         console.say(f"missed: {name}")
     if missed:
         raise typer.Exit(1)
-
-
-def _print(result: dict[str, Any], check: bool) -> None:
-    from crosstrim.bench import page
-
-    for table in page.tables(result):
-        if table.title == "bars" and not check:
-            continue
-        grid = console.grid(*table.header)
-        for row in table.rows:
-            grid.add_row(*row)
-        console.print_rich(table.title, "", grid, "", table.note, "")
