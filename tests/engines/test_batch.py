@@ -15,7 +15,7 @@ from crosstrim.asking.images import open_image
 from crosstrim.batch import answerer as answerers
 from crosstrim.batch import run as batch
 from crosstrim.batch.answerer import Answerer, Job, answer_here
-from crosstrim.data.questions import open_rows
+from crosstrim.data.questions import open_questions
 from crosstrim.errors import ResultError
 from crosstrim.models.memory import bytes_per_sample
 from tests.engines.conftest import good_rows
@@ -27,7 +27,7 @@ CONFIG = TrimConfig(k=0.25)
 def job(checkpoint, questions):
     def make(rows=None, **options):
         options = {"max_new_tokens": 6, "batch_size": 5, **options}
-        return Job(open_rows(questions(rows)), str(checkpoint), None, "cpu", CONFIG, **options)
+        return Job(open_questions(questions(rows)), str(checkpoint), None, "cpu", CONFIG, **options)
 
     return make
 
@@ -136,7 +136,7 @@ def test_names_that_are_not_utf_8_end_no_job(checkpoint, pictures, tmp_path):
     for name in (b"\xff.png", b"\xfe.png"):
         content = (pictures / "0.png").read_bytes() if name == b"\xff.png" else b"broken"
         (pictures / os.fsdecode(name)).write_bytes(content)
-    job = Job(open_rows(pictures, "what?"), str(checkpoint), None, "cpu", CONFIG, max_new_tokens=2, batch_size=9)
+    job = Job(open_questions(pictures, "what?"), str(checkpoint), None, "cpu", CONFIG, max_new_tokens=2, batch_size=9)
     for ending in ("jsonl", "parquet"):
         out = tmp_path / f"out.{ending}"
         assert batch.run(job, out, answer_here, source="pictures")["failed"] == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from crosstrim.asking import answering
 from crosstrim.asking.loading import load
 from crosstrim.config import TrimConfig
 from crosstrim.data import sources
-from crosstrim.data.questions import Row, Rows, batches, writable
+from crosstrim.data.questions import Question, Questions, writable
 from crosstrim.errors import CrosstrimError, InputError
 from crosstrim.eval.batches import Encoder
 from crosstrim.models.memory import bytes_per_sample
@@ -29,7 +29,7 @@ PROMPT_TOKENS = 512
 CPU_BYTES = 4 << 30
 """For the questions of a batch, where no number is given and the model is on the CPU."""
 
-_Sample = tuple[Row, list[Image.Image]]
+_Sample = tuple[Question, list[Image.Image]]
 
 Answered = dict[str, Any]
 """id, answer, visible, kept, kept_fraction and error, as plain JSON types."""
@@ -52,7 +52,7 @@ class Job:
         done: places of rows that an earlier run answered, which are in no batch.
     """
 
-    rows: Rows
+    rows: Questions
     model: str
     dtype: str | None
     device: str | None
@@ -106,7 +106,7 @@ class Answerer:
                     answers[place] = answered
         return answers
 
-    def _open_and_ask(self, rows: Sequence[Row]) -> list[Answered]:
+    def _open_and_ask(self, rows: Sequence[Question]) -> list[Answered]:
         """Ask rows with as many pictures each together, except those whose pictures cannot be opened."""
         failed: dict[int, Answered] = {}
         samples: list[_Sample] = []
@@ -154,6 +154,16 @@ class Answerer:
         ]
 
 
+def batches(count: int, size: int, done: Iterable[range] = ()) -> Sequence[range]:
+    """The places of `count` rows but those that are done, in order and in batches of at most `size`."""
+    found: list[range] = []
+    begins = 0
+    for span in [*sorted(done, key=lambda span: span.start), range(count, count)]:
+        found += (range(start, min(start + size, span.start)) for start in range(begins, span.start, size))
+        begins = span.stop
+    return found
+
+
 def answer_here(job: Job, pending: Sequence[int]) -> Iterator[tuple[int, list[Answered]]]:
     """Answer batches in this process, one after the other: their numbers and their rows' answers."""
     answerer = Answerer(job)
@@ -161,7 +171,7 @@ def answer_here(job: Job, pending: Sequence[int]) -> Iterator[tuple[int, list[An
         yield batch, answerer.answer(batch)
 
 
-def _failed(row: Row, error: str) -> Answered:
+def _failed(row: Question, error: str) -> Answered:
     return {
         "id": row.id,
         "answer": None,

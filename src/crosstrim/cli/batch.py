@@ -80,7 +80,7 @@ def batch(
     from crosstrim.batch import ray as ray_batch
     from crosstrim.batch import run as jobs
     from crosstrim.batch.answerer import Job, answer_here
-    from crosstrim.data.questions import open_rows
+    from crosstrim.data.questions import open_questions
 
     config = options.trim_config(
         k=k,
@@ -100,7 +100,7 @@ def batch(
     if on_ray:
         ray_batch.import_ray("ray.data")
     jobs.check_path(out)
-    rows = open_rows(source, question)
+    rows = open_questions(source, question)
     if rows.passed_over is not None:
         console.say(rows.passed_over)
     job = Job(
