@@ -14,7 +14,7 @@ from crosstrim.data import pages
 from crosstrim.errors import MissingExtraError, ResultError
 from crosstrim.eval import analysis, analysis_page, kv_table
 from crosstrim.memory import SHAPES
-from tests.eval.figures import legends_within
+from tests.support.figures import legends_within
 
 SHAPE = SHAPES["11b"]
 

@@ -9,19 +9,11 @@ from PIL import Image
 import crosstrim
 from crosstrim.errors import InputError
 from crosstrim.eval import conversations
+from tests.support.conversations import stock, text, user
 
 PICTURES = [Image.effect_noise(size, 80).convert("RGB") for size in ((28, 28), (56, 28), (56, 56))]
 CONFIGS = [None, crosstrim.TrimConfig(), crosstrim.TrimConfig(k=0.2), crosstrim.TrimConfig(keep=0.3)]
 SAYINGS = ["a", "yes, it is.", " no", "", "7 7"]
-
-
-def text(words):
-    return {"type": "text", "text": words}
-
-
-def user(*parts):
-    content = [text(one) if isinstance(one, str) else {"type": "image", "image": one} for one in parts]
-    return [{"role": "user", "content": content}]
 
 
 BATCH = [
@@ -103,23 +95,6 @@ def test_a_stop_string_of_the_prompt_stops_nothing(loaded):
     spanning = "\n" + said.text[0]  # the prompt ends in a line break
     again = conversations.generate(*loaded, BATCH[:1], None, until=[spanning], max_new_tokens=6, do_sample=False)[0]
     assert again == said
-
-
-def stock(model, processor, conversation, saying):
-    """Log-probability and greediness from one plain forward pass over prompt and continuation."""
-    prompt = conversations.encode(processor, [conversation])
-    ids = processor.tokenizer.encode(saying, add_special_tokens=False)
-    tokens = torch.cat([prompt["input_ids"], torch.tensor([ids], dtype=torch.long)], dim=1)
-    inputs = {**prompt, "input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    if "cross_attention_mask" in prompt:
-        mask = prompt["cross_attention_mask"]
-        inputs["cross_attention_mask"] = torch.cat([mask, mask[:, -1:].expand(-1, len(ids), -1, -1)], 1)
-    with torch.no_grad():
-        logits = model(**inputs).logits[0].double().log_softmax(-1)
-    rows = logits[prompt["input_ids"].shape[1] - 1 :][: len(ids)]
-    return sum(row[one].item() for row, one in zip(rows, ids, strict=True)), all(
-        row.argmax() == one for row, one in zip(rows, ids, strict=True)
-    )
 
 
 @pytest.mark.parametrize("config", CONFIGS[:2], ids=str)

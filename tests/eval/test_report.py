@@ -12,7 +12,7 @@ from PIL import Image
 from crosstrim.data import pages
 from crosstrim.errors import MissingExtraError, ResultError
 from crosstrim.eval import metrics, settings, summary, sweep_page
-from tests.eval.figures import legends_within
+from tests.support.figures import legends_within
 
 CHOSEN = settings.expand(["union", "random", "oracle"], keep=[0.25, 0.5], first_layer="both", seeds=2)
 

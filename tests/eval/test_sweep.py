@@ -15,7 +15,7 @@ from crosstrim.eval import oracle, settings, sweep
 from crosstrim.eval.batches import Encoder
 from crosstrim.method.policies import Given
 from crosstrim.trimming.handle import trim
-from tests.eval.conftest import all_rows, write_pictures, write_rows
+from tests.support.questions import with_answers, write_pictures, write_rows
 
 TOKENS = 4
 CHOSEN = settings.expand(["union", "random", "oracle"], keep=[0.3, 1.0], first_layer="both", seeds=2, lossless=True)
@@ -26,7 +26,7 @@ FEW = settings.expand(["union", "oracle"], keep=[0.3])
 def questions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("questions")
     write_pictures(folder)
-    return dataset.read(write_rows(folder, all_rows()))
+    return dataset.read(write_rows(folder, with_answers()))
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def test_given_votes_decide(loaded, questions):
 
 
 def test_a_question_that_does_not_fit_is_named_before_any_is_asked(loaded, write, computed, tmp_path):
-    path = write([*all_rows()[:2], {**all_rows()[2], "question": "where? " * 100}])
+    path = write([*with_answers()[:2], {**with_answers()[2], "question": "where? " * 100}])
     words = r"the question with the id '0-where' cannot be asked: the prompt has \d+ tokens .* the model reads 512"
     with pytest.raises(InputError, match=words):
         sweep.run(*loaded, dataset.read(path), FEW, tmp_path / "run.json", name="tiny", max_new_tokens=TOKENS)
