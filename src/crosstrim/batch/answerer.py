@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,9 +14,9 @@ from PIL import Image
 from crosstrim.asking import answering
 from crosstrim.asking.batches import Encoder
 from crosstrim.asking.loading import load
-from crosstrim.batch.rows import Row, Rows, batches, writable
 from crosstrim.config import TrimConfig
-from crosstrim.data import tables
+from crosstrim.data import sources
+from crosstrim.data.questions import Question, Questions, writable
 from crosstrim.errors import CrosstrimError, InputError
 from crosstrim.models.memory import bytes_per_sample
 
@@ -26,7 +26,7 @@ PROMPT_TOKENS = 512
 CPU_BYTES = 4 << 30
 """For the questions of a batch, where no number is given and the model is on the CPU."""
 
-_Sample = tuple[Row, list[Image.Image]]
+_Sample = tuple[Question, list[Image.Image]]
 
 Answered = dict[str, Any]
 """id, answer, visible, kept, kept_fraction and error, as plain JSON types."""
@@ -49,7 +49,7 @@ class Job:
         done: places of rows that an earlier run answered, which are in no batch.
     """
 
-    rows: Rows
+    rows: Questions
     model: str
     dtype: str | None
     device: str | None
@@ -102,13 +102,13 @@ class Answerer:
                     answers[place] = answered
         return answers
 
-    def _open_and_ask(self, rows: Sequence[Row]) -> list[Answered]:
+    def _open_and_ask(self, rows: Sequence[Question]) -> list[Answered]:
         """Ask rows with as many pictures each together, except those whose pictures cannot be opened."""
         failed: dict[int, Answered] = {}
         samples: list[_Sample] = []
         for place, row in enumerate(rows):
             try:
-                samples.append((row, tables.open_sources(row.sources)))
+                samples.append((row, sources.open_sources(row.sources)))
             except InputError as error:
                 failed[place] = _failed(row, str(error))
         answers = iter(self._ask(samples) if samples else ())
@@ -144,6 +144,16 @@ class Answerer:
         ]
 
 
+def batches(count: int, size: int, done: Iterable[range] = ()) -> Sequence[range]:
+    """The places of `count` rows but those that are done, in order and in batches of at most `size`."""
+    found: list[range] = []
+    begins = 0
+    for span in [*sorted(done, key=lambda span: span.start), range(count, count)]:
+        found += (range(start, min(start + size, span.start)) for start in range(begins, span.start, size))
+        begins = span.stop
+    return found
+
+
 def answer_here(job: Job, pending: Sequence[int]) -> Iterator[tuple[int, list[Answered]]]:
     """Answer batches in this process, one after the other: their numbers and their rows' answers."""
     answerer = Answerer(job)
@@ -151,7 +161,7 @@ def answer_here(job: Job, pending: Sequence[int]) -> Iterator[tuple[int, list[An
         yield batch, answerer.answer(batch)
 
 
-def _failed(row: Row, error: str) -> Answered:
+def _failed(row: Question, error: str) -> Answered:
     return {
         "id": row.id,
         "answer": None,

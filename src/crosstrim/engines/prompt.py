@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from crosstrim.config import TrimConfig
 from crosstrim.method.choose import Processes, choose
 from crosstrim.method.geometry import Geometry
-from crosstrim.method.rows import last_turn_rows
+from crosstrim.method.rating import last_turn_rows
 from crosstrim.method.selection import budget_of
 
 

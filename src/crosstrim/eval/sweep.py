@@ -16,12 +16,13 @@ from crosstrim.asking import answering
 from crosstrim.asking.batches import Encoder
 from crosstrim.config import TrimConfig
 from crosstrim.data.dataset import Dataset, Item
-from crosstrim.data.journal import Journal, Record, check_same, journal_of, write_whole
+from crosstrim.data.journal import Journal, Record, check_same, journal_of
 from crosstrim.errors import InputError, ResultError
 from crosstrim.eval import metrics, oracle, provenance, summary
 from crosstrim.eval.defaults import DATA_TOKENS
 from crosstrim.eval.items import asked
 from crosstrim.eval.settings import ORACLE, UNTRIMMED, Setting
+from crosstrim.files import write_json
 from crosstrim.method.policies import Given
 from crosstrim.method.quantisation import share_of_bytes
 from crosstrim.models import mllama
@@ -80,7 +81,7 @@ def run(
             for record in answerer.records(dataset, batch_size, done, progress):
                 journal.append(record)
             result = _result(header, dataset, settings, journal.distinct(_questions_of))
-        write_whole(out, result)
+        write_json(out, result)
     journal_path.unlink(missing_ok=True)
     return result
 

@@ -11,7 +11,7 @@ import torch
 from crosstrim.config import TrimConfig
 from crosstrim.errors import InputError
 from crosstrim.method.choose import Choice, Processes, choose
-from crosstrim.method.rows import last_turn_rows, real_rows
+from crosstrim.method.rating import last_turn_rows, real_rows
 from crosstrim.method.saliency import saliency
 from crosstrim.method.selection import budget_of, share_of
 from crosstrim.models import compat, mllama
