@@ -150,3 +150,18 @@ def test_a_policys_number_has_its_limits(policy, words):
 
 def test_keyword_arguments_are_the_fields():
     assert get_type_hints(TrimOptions) == get_type_hints(TrimConfig)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, True),
+        ({"k": 1.0}, True),
+        ({"keep": 1.0}, True),
+        ({"keep": 1}, False),
+        ({"keep": 0.9}, False),
+        ({"keep": 1.0, "policy": "pyramid"}, False),  # the last layers still lose some
+    ],
+)
+def test_what_drops_nothing(options, expected):
+    assert TrimConfig(**options).drops_nothing is expected
