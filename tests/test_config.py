@@ -38,6 +38,10 @@ from crosstrim.method import policies
         ({"kv_dtype": "int4"}, "kv_dtype='int4' must be one of None, 'int8', 'fp8'"),
         ({"policy": "unoin"}, "policy='unoin' is unknown.*Did you mean 'union'"),
         ({"policy": 3}, "policy=3 is unknown"),
+        (
+            {"policy": "oracle", "keep": 0.5},
+            r"policy='oracle' looks ahead.*`crosstrim eval --out FILE\.json --policy oracle`, or choose one of ",
+        ),
     ],
 )
 def test_bad_options_are_named(options, wording):
@@ -146,3 +150,18 @@ def test_a_policys_number_has_its_limits(policy, words):
 
 def test_keyword_arguments_are_the_fields():
     assert get_type_hints(TrimOptions) == get_type_hints(TrimConfig)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, True),
+        ({"k": 1.0}, True),
+        ({"keep": 1.0}, True),
+        ({"keep": 1}, False),
+        ({"keep": 0.9}, False),
+        ({"keep": 1.0, "policy": "pyramid"}, False),  # the last layers still lose some
+    ],
+)
+def test_what_drops_nothing(options, expected):
+    assert TrimConfig(**options).drops_nothing is expected

@@ -75,7 +75,7 @@ class TrimConfig:
     def drops_nothing(self) -> bool:
         """Whether everything visible stays in every layer, by whatever rule."""
         everything = self.k == 1 or (self.keep == 1 and isinstance(self.keep, float))
-        return self.lossless or (everything and set(self.voters().shares(1)) == {1})
+        return self.lossless or (everything and set(self.voters().shares(2)) == {1})
 
     @property
     def decider(self) -> str | policies.Voter:

@@ -17,7 +17,7 @@ from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError, Unsup
 from crosstrim.models import vision
 from tests.support.questions import PICTURE, QUESTIONS
 
-TALL = Image.effect_noise((28, 84), 90).convert("RGB")
+TALL = Image.fromarray(np.random.default_rng(1).integers(0, 256, (84, 28, 3), dtype=np.uint8))
 TOKENS = 5
 
 

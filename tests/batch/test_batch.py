@@ -15,7 +15,7 @@ from crosstrim.asking.images import open_image
 from crosstrim.batch import answerer as answerers
 from crosstrim.batch import run as batch
 from crosstrim.batch.answerer import Answerer, Job, answer_here
-from crosstrim.batch.rows import open_rows
+from crosstrim.data.questions import open_questions
 from crosstrim.errors import ResultError
 from crosstrim.models.memory import bytes_per_sample
 from tests.support.questions import without_answers
@@ -27,7 +27,7 @@ CONFIG = TrimConfig(k=0.25)
 def job(checkpoint, questions):
     def make(rows=None, **options):
         options = {"max_new_tokens": 6, "batch_size": 5, **options}
-        return Job(open_rows(questions(rows)), str(checkpoint), None, "cpu", CONFIG, **options)
+        return Job(open_questions(questions(rows)), str(checkpoint), None, "cpu", CONFIG, **options)
 
     return make
 
@@ -75,7 +75,7 @@ def test_rows_of_several_pictures_are_asked_as_a_session_asks(job, loaded, pictu
 
 def test_several_pictures_count_for_memory_and_no_more_are_open(job, monkeypatch):
     sizes, opened = [], []
-    ask, open_source = answering.generate, answerers.tables.open_source
+    ask, open_source = answering.generate, answerers.sources.open_source
 
     def generate(model, processor, inputs, **options):
         sizes.append((len(inputs["input_ids"]), len(opened)))
@@ -83,7 +83,7 @@ def test_several_pictures_count_for_memory_and_no_more_are_open(job, monkeypatch
         return ask(model, processor, inputs, **options)
 
     monkeypatch.setattr(answerers.answering, "generate", generate)
-    monkeypatch.setattr(answerers.tables, "open_source", lambda source: opened.append(1) or open_source(source))
+    monkeypatch.setattr(answerers.sources, "open_source", lambda source: opened.append(1) or open_source(source))
     rows = [{"image": ["0.png", "1.png"], "question": "what?"}] * 3 + without_answers(2)
     model = Answerer(job())._model
     per_sample = bytes_per_sample(model, answerers.PROMPT_TOKENS + 6)
@@ -136,7 +136,7 @@ def test_names_that_are_not_utf_8_end_no_job(checkpoint, pictures, tmp_path):
     for name in (b"\xff.png", b"\xfe.png"):
         content = (pictures / "0.png").read_bytes() if name == b"\xff.png" else b"broken"
         (pictures / os.fsdecode(name)).write_bytes(content)
-    job = Job(open_rows(pictures, "what?"), str(checkpoint), None, "cpu", CONFIG, max_new_tokens=2, batch_size=9)
+    job = Job(open_questions(pictures, "what?"), str(checkpoint), None, "cpu", CONFIG, max_new_tokens=2, batch_size=9)
     for ending in ("jsonl", "parquet"):
         out = tmp_path / f"out.{ending}"
         assert batch.run(job, out, answer_here, source="pictures")["failed"] == 1

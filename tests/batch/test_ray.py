@@ -10,7 +10,7 @@ from crosstrim import TrimConfig
 from crosstrim.batch import run as batch
 from crosstrim.batch.answerer import Job, answer_here
 from crosstrim.batch.ray import answer_on_ray
-from crosstrim.batch.rows import open_rows
+from crosstrim.data.questions import open_questions
 from crosstrim.errors import EngineError
 from tests.support.questions import without_answers
 
@@ -24,7 +24,7 @@ def quiet(monkeypatch):
 
 @pytest.fixture
 def job(checkpoint, questions):
-    rows = open_rows(questions([*without_answers(10), {"image": "missing.png", "question": "what?"}]))
+    rows = open_questions(questions([*without_answers(10), {"image": "missing.png", "question": "what?"}]))
     return lambda model=checkpoint: Job(rows, str(model), None, "cpu", TrimConfig(k=0.25), 6, batch_size=2)
 
 

@@ -9,8 +9,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from crosstrim.batch.rows import open_rows
-from crosstrim.data import tables
+from crosstrim.data import sources
+from crosstrim.data.questions import open_questions
 from crosstrim.errors import DatasetError
 from tests.support.questions import without_answers
 
@@ -23,18 +23,18 @@ def test_a_folder_is_read_in_order_of_names(pictures):
     (pictures / "deep").mkdir()
     (pictures / "0.png").rename(pictures / "deep" / "z.PNG")
     (pictures / "notes.txt").write_text("no picture")
-    rows = everything(open_rows(pictures, "what?"))
+    rows = everything(open_questions(pictures, "what?"))
     assert [row.id for row in rows] == ["1.png", "2.png", "3.png", "deep/z.PNG"]
     assert {row.question for row in rows} == {"what?"}
     assert rows[0].sources == (str(pictures / "1.png"),)
 
 
 def test_what_a_folder_holds_beside_pictures_is_counted(pictures):
-    assert open_rows(pictures, "what?").passed_over is None
+    assert open_questions(pictures, "what?").passed_over is None
     (pictures / ".DS_Store").write_bytes(b"")
     for name in ("a.heic", "b.JP2", "c.ico", "d.txt"):
         (pictures / name).write_bytes(b"?")
-    rows = open_rows(pictures, "what?")
+    rows = open_questions(pictures, "what?")
     assert len(rows) == 4
     assert "passed over 4 files that are no picture by the ending (a.heic, b.JP2, c.ico, ...); " in rows.passed_over
     assert pickle.loads(pickle.dumps(rows)).passed_over == rows.passed_over
@@ -43,18 +43,18 @@ def test_what_a_folder_holds_beside_pictures_is_counted(pictures):
 def test_names_that_are_not_utf_8_have_ids_that_are(pictures):
     for name in (b"\xff.png", b"\xfe.png"):
         shutil.copy(pictures / "0.png", os.path.join(os.fsencode(pictures), name))
-    rows = open_rows(pictures, "what?")
+    rows = open_questions(pictures, "what?")
     assert [row.id for row in everything(rows)][-2:] == ["\\xfe.png", "\\xff.png"]
     assert everything(rows)[-1].sources == (os.fsdecode(os.fsencode(pictures) + b"/\xff.png"),)
     assert len(rows.sha256) == 64
     shutil.copy(pictures / "0.png", pictures / "\\xff.png")
     with pytest.raises(DatasetError, match=r"two pictures whose id is .*; rename one of them"):
-        open_rows(pictures, "what?")
+        open_questions(pictures, "what?")
 
 
 def test_jsonl_rows_can_be_read_in_any_order(questions):
     path = questions(["", *without_answers(), "  "])
-    rows = open_rows(path)
+    rows = open_questions(path)
     assert [row.id for row in everything(rows)] == [f"q{number}" for number in range(12)]
     assert [row.id for row in rows.read(range(7, 9))] == ["q7", "q8"]
 
@@ -62,8 +62,8 @@ def test_jsonl_rows_can_be_read_in_any_order(questions):
 def test_parquet_gives_the_same_rows_as_jsonl(questions, pictures):
     path = pictures / "rows.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(without_answers()), path, row_group_size=5)
-    rows = open_rows(path)
-    assert everything(rows) == everything(open_rows(questions()))
+    rows = open_questions(path)
+    assert everything(rows) == everything(open_questions(questions()))
     assert everything(pickle.loads(pickle.dumps(rows))) == everything(rows)
 
 
@@ -71,9 +71,9 @@ def test_pictures_may_be_inside_the_file(questions, pictures):
     content = (pictures / "0.png").read_bytes()
     path = pictures / "rows.parquet"
     parquet.write_table(pyarrow.Table.from_pylist([{"image": {"bytes": content, "path": None}}]), path)
-    assert everything(open_rows(path, "what?"))[0].sources == (content,)
+    assert everything(open_questions(path, "what?"))[0].sources == (content,)
     inside = questions([{"image": {"bytes": base64.b64encode(content).decode()}}])
-    assert everything(open_rows(inside, "what?"))[0].sources == (content,)
+    assert everything(open_questions(inside, "what?"))[0].sources == (content,)
 
 
 def data_uri(content, kind="image/png"):
@@ -86,11 +86,11 @@ def test_pictures_may_be_data_uris(questions, pictures, monkeypatch):
         {"image": data_uri(content)},
         {"image": data_uri(content, "image/png;name=a.png").replace("data", "DATA")},
     ]
-    assert [row.sources for row in everything(open_rows(questions(rows), "what?"))] == [(content,), (content,)]
-    monkeypatch.setattr(tables, "MAX_DATA_BYTES", len(content))
-    assert everything(open_rows(questions(rows[:1]), "what?"))[0].error is None
-    monkeypatch.setattr(tables, "MAX_DATA_BYTES", len(content) - 1)
-    (row,) = everything(open_rows(questions(rows[:1]), "what?"))
+    assert [row.sources for row in everything(open_questions(questions(rows), "what?"))] == [(content,), (content,)]
+    monkeypatch.setattr(sources, "MAX_DATA_BYTES", len(content))
+    assert everything(open_questions(questions(rows[:1]), "what?"))[0].error is None
+    monkeypatch.setattr(sources, "MAX_DATA_BYTES", len(content) - 1)
+    (row,) = everything(open_questions(questions(rows[:1]), "what?"))
     assert row.error == (
         f"the picture's file has {len(content)} bytes; the limit of a data: URI is {len(content) - 1}. Name its path."
     )
@@ -100,16 +100,16 @@ def test_a_row_may_have_several_pictures(questions, pictures):
     content = (pictures / "0.png").read_bytes()
     row = {"image": ["1.png", data_uri(content), {"bytes": base64.b64encode(content).decode()}]}
     expected = (str(pictures / "1.png"), content, content)
-    assert everything(open_rows(questions([row]), "what?"))[0].sources == expected
+    assert everything(open_questions(questions([row]), "what?"))[0].sources == expected
     path = pictures / "rows.parquet"
     parquet.write_table(pyarrow.Table.from_pylist([{"image": ["1.png", "2.png"]}, {"image": ["3.png"]}]), path)
-    first, second = everything(open_rows(path, "what?"))
+    first, second = everything(open_questions(path, "what?"))
     assert first.sources == (str(pictures / "1.png"), str(pictures / "2.png"))
     assert second.sources == (str(pictures / "3.png"),)
 
 
 def test_a_row_s_own_question_comes_first(questions):
-    rows = everything(open_rows(questions([without_answers()[0], {"image": "0.png"}]), "otherwise?"))
+    rows = everything(open_questions(questions([without_answers()[0], {"image": "0.png"}]), "otherwise?"))
     assert [row.question for row in rows] == ["what about 0?", "otherwise?"]
 
 
@@ -117,12 +117,12 @@ def test_a_row_s_own_question_comes_first(questions):
     ("row", "words"),
     [
         ("{not json", "the line is no JSON"),
-        ("[1]", "expected an object with image and question, got a list"),
+        ("[1]", "expected an object with image, question, got a list"),
         ({"image": "0.png", "question": "  "}, "'question' must be a text that is not empty"),
-        ({"image": "0.png"}, "'question' must be a text that is not empty, got None"),
+        ({"image": "0.png"}, "'question' is missing; every row needs image, question."),
         ({"image": "0.png", "question": "a <|image|>?"}, "which stands for the picture"),
         ({"image": "0.png", "question": "a \ud800?"}, "half a character"),
-        ({"question": "what?"}, "'image' must be a path"),
+        ({"question": "what?"}, "'image' is missing; every row needs image, question."),
         ({"image": {"bytes": "?"}, "question": "what?"}, "no base64"),
         ({"image": "data:image/png,abc", "question": "what?"}, "must begin with data:image/TYPE;base64, such as"),
         ({"image": "data:text/html;base64,aaaa", "question": "what?"}, "must begin with data:image/TYPE;base64,"),
@@ -134,7 +134,7 @@ def test_a_row_s_own_question_comes_first(questions):
     ],
 )
 def test_a_bad_row_says_what_is_wrong_and_the_next_is_read(questions, row, words):
-    bad, good = everything(open_rows(questions([row, without_answers()[3]])))
+    bad, good = everything(open_questions(questions([row, without_answers()[3]])))
     assert words in bad.error
     assert (bad.id, good.id, good.error) == ("1", "q3", None)
 
@@ -154,29 +154,29 @@ def test_a_bad_row_says_what_is_wrong_and_the_next_is_read(questions, row, words
 )
 def test_two_rows_of_one_id_are_refused(questions, ids, words):
     with pytest.raises(DatasetError, match=words):
-        open_rows(questions([{**row, "id": one} for row, one in zip(without_answers(), ids, strict=False)]))
+        open_questions(questions([{**row, "id": one} for row, one in zip(without_answers(), ids, strict=False)]))
 
 
 def test_so_are_those_of_parquet_and_of_lines_that_cannot_be_read(questions, pictures):
     with pytest.raises(DatasetError, match="the lines 1 and 3 both have the id '3'"):
-        open_rows(questions([{"id": 3}, "", "{not json"]))
+        open_questions(questions([{"id": 3}, "", "{not json"]))
     rows = [{**row, "id": one} for row, one in zip(without_answers(), ["a", "3", None], strict=False)]
     parquet.write_table(pyarrow.Table.from_pylist(rows), pictures / "rows.parquet", row_group_size=1)
     with pytest.raises(DatasetError, match="the rows 2 and 3 both have the id '3'"):
-        open_rows(pictures / "rows.parquet")
+        open_questions(pictures / "rows.parquet")
 
 
 def test_a_row_without_an_id_has_its_line_s_number(questions):
-    rows = everything(open_rows(questions([without_answers()[0], "", {"image": "0.png", "question": "what?"}])))
+    rows = everything(open_questions(questions([without_answers()[0], "", {"image": "0.png", "question": "what?"}])))
     assert [row.id for row in rows] == ["q0", "3"]
 
 
 def test_the_hash_changes_with_the_rows(questions, pictures):
-    before = open_rows(questions()).sha256
-    assert open_rows(questions(without_answers(11))).sha256 != before
-    folder = open_rows(pictures, "what?").sha256
+    before = open_questions(questions()).sha256
+    assert open_questions(questions(without_answers(11))).sha256 != before
+    folder = open_questions(pictures, "what?").sha256
     (pictures / "0.png").unlink()
-    assert open_rows(pictures, "what?").sha256 != folder
+    assert open_questions(pictures, "what?").sha256 != folder
 
 
 @pytest.mark.parametrize(
@@ -185,21 +185,21 @@ def test_the_hash_changes_with_the_rows(questions, pictures):
         ("nothing.jsonl", "cannot be read"),
         ("nothing.parquet", "cannot be read as Parquet"),
         ("nothing", "there is no file or folder .*nothing; check the path"),
-        ("0.png", "is no folder and ends in neither .jsonl nor .parquet"),
+        ("0.png", "ends in '.png'; questions are read from .jsonl and .parquet files, and from folders"),
         (".", "say with --question"),
     ],
 )
 def test_what_is_no_input_is_refused(pictures, name, words):
     with pytest.raises(DatasetError, match=words):
-        open_rows(pictures / name)
+        open_questions(pictures / name)
 
 
 def test_an_input_without_rows_is_refused(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DatasetError, match="holds no row"):
-        open_rows(tmp_path / "empty.jsonl")
+        open_questions(tmp_path / "empty.jsonl")
     with pytest.raises(DatasetError, match="none holds no picture"):
-        open_rows(_empty(tmp_path), "what?")
+        open_questions(_empty(tmp_path), "what?")
 
 
 def _empty(folder):

@@ -68,6 +68,8 @@ def test_the_hash_follows_questions_answers_and_pictures(write, rows, tmp_path):
         ({"image": ""}, "'image' must be a path"),
         ({"image": "a\0b"}, "'image' must be a path"),
         ({"question": " "}, "'question' must be a text that is not empty, got ' '."),
+        ({"question": "a \ud800?"}, "the question holds half a character"),
+        ({"image": ["0.png", "1.png"]}, "'image' lists 2 pictures; here a question is about one."),
         ({"question": "<|image|>?"}, "the question contains <|image|>, which stands for the picture."),
         ({"kind": ""}, "'kind' must be a text that is not empty, got ''."),
         ({"answers": []}, "an answer is empty: []; every question needs at least one"),
@@ -216,3 +218,35 @@ def test_the_embedded_questions(write, rows, tmp_path, monkeypatch):
     monkeypatch.setattr(mini, "QUICK", 1)
     assert dataset.embedded().sha256 == dataset.read(path).sha256
     assert dataset.embedded(quick=True).kinds == {"count": 1, "read": 1, "where": 1}
+
+
+def test_a_picture_may_be_a_data_uri_or_the_only_one_of_a_list(write, tmp_path):
+    uri = "data:image/png;base64," + base64.b64encode((tmp_path / "0.png").read_bytes()).decode()
+    rows = [{**GOOD, "id": str(number), "image": image} for number, image in enumerate(["0.png", uri, ["0.png"]])]
+    found = dataset.read(write(rows))
+    assert found.problems == ()
+    assert len({item.picture for item in found.items}) == 1
+
+
+def test_answers_may_be_missing_where_nobody_needs_them(write):
+    row = {"image": "0.png", "question": "how many?"}
+    (item,) = dataset.read(write([row]), labelled=False).items
+    assert (item.answers, item.kind) == ((), dataset.ALL)
+    (item,) = dataset.read(write([{**row, "answers": "4"}]), labelled=False).items
+    assert item.answers == ("4",)
+    found = dataset.read(write([{**row, "answers": "4"}, row]), labelled=False)
+    assert found.problems[0].words == "'answers' is missing, but a text in line 1; rows must be alike."
+
+
+def test_a_folder_of_pictures_and_one_question(write, tmp_path):
+    write([])
+    found = dataset.read(tmp_path, "what?", labelled=False)
+    assert [(item.id, item.question) for item in found.items] == [(f"{number}.png", "what?") for number in range(4)]
+    assert "passed over 1 file that is no picture" in found.passed_over
+    with pytest.raises(DatasetError, match=r"is a folder, whose pictures have no answers; give a \.jsonl or"):
+        dataset.read(tmp_path, "what?")
+
+
+def test_a_question_for_rows_that_have_none(write):
+    rows = [{"image": "0.png", "answers": "4"}, {"image": "1.png", "answers": "4", "question": "where?"}]
+    assert [item.question for item in dataset.read(write(rows), "what?").items] == ["what?", "where?"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from crosstrim.data.journal import Journal, write_whole
+from crosstrim.data.journal import Journal
 from crosstrim.errors import ResultError
+from crosstrim.files import write_json
 
 HEADER = {"format": 1, "versions": {"torch": "2.12.0"}, "settings": ["a", "b"], "model": {"name": "mini"}}
 
@@ -106,8 +107,8 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 def test_a_result_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "run.json"
-    write_whole(path, {"a": 1})
+    write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        write_whole(path, {"a": object()})
+        write_json(path, {"a": object()})
     assert path.read_text() == '{"a": 1}\n'
     assert list(tmp_path.iterdir()) == [path]

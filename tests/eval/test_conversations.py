@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,7 +12,11 @@ from crosstrim.errors import InputError
 from crosstrim.eval import conversations
 from tests.support.conversations import stock, text, user
 
-PICTURES = [Image.effect_noise(size, 80).convert("RGB") for size in ((28, 28), (56, 28), (56, 56))]
+# Not of Image.effect_noise, which draws on from whatever the process drew before.
+PICTURES = [
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+    for seed, size in enumerate(((28, 28), (28, 56), (56, 56)))
+]
 CONFIGS = [None, crosstrim.TrimConfig(), crosstrim.TrimConfig(k=0.2), crosstrim.TrimConfig(keep=0.3)]
 SAYINGS = ["a", "yes, it is.", " no", "", "7 7"]
 
@@ -88,6 +93,24 @@ def test_replies_end_before_a_stop_string_and_stop_there(loaded):
     )
     assert stop not in before, "it was to stop earlier"
     assert after.endswith(stop)
+
+
+def test_padding_that_the_model_says_itself_counts(loaded):
+    model, processor = loaded
+    padding, calls = processor.tokenizer.pad_token_id, []
+
+    def say_padding(module, args, logits):
+        calls.append(logits)
+        if len(calls) == 2:
+            return torch.zeros_like(logits).index_fill(-1, torch.tensor([padding]), 1.0)
+        return logits.index_fill(-1, torch.tensor([padding]), -torch.inf)
+
+    hook = model.lm_head.register_forward_hook(say_padding)
+    try:
+        said = conversations.generate(*loaded, BATCH, None, max_new_tokens=4, do_sample=False)
+    finally:
+        hook.remove()
+    assert [one.tokens for one in said] == [4] * len(BATCH)
 
 
 def test_a_stop_string_of_the_prompt_stops_nothing(loaded):

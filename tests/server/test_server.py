@@ -216,6 +216,7 @@ def with_part(part):
         ({"crosstrim": {"k": 0.5, "keep": 9}}, "give one of them"),
         ({"crosstrim": {"keep": 1.5}}, "keep=1.5 must be a share"),
         ({"crosstrim": {"policy": "nonsense"}}, "nonsense"),
+        ({"crosstrim": {"policy": "oracle", "keep": 0.5}}, "compare with it by `crosstrim eval --out FILE.json"),
         ({"crosstrim": {"keep": "a"}}, "crosstrim.keep must be a valid number, got 'a'."),
         ({"crosstrim": {"kk": 1}}, "this server does not support crosstrim.kk; leave it out."),
         ({"messages": [{"role": "user", "content": " "}]}, "question is empty"),

@@ -12,7 +12,7 @@ from crosstrim import TrimConfig
 from crosstrim.batch import run as batch
 from crosstrim.batch.answerer import Job, answer_here
 from crosstrim.batch.ray import answer_on_ray
-from crosstrim.batch.rows import open_rows
+from crosstrim.data.questions import open_questions
 
 torch.set_num_threads(1)
 
@@ -34,7 +34,7 @@ class Told:
 
 
 def main(engine: str, model: str, rows: str, out: str, log: str) -> None:
-    told = Told(open_rows(Path(rows)), log)
+    told = Told(open_questions(Path(rows)), log)
     job = Job(told, model, None, "cpu", TrimConfig(k=0.25), max_new_tokens=16, batch_size=2)
     run = answer_on_ray if engine == "ray" else answer_here
     batch.run(job, Path(out), run, source=rows, resume=True)

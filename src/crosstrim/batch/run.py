@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from crosstrim.batch.answerer import Answered, Job
-from crosstrim.data.journal import Journal, Record, check_same, journal_of, write_whole, written_whole
+from crosstrim.data.journal import Journal, Record, check_same, journal_of
 from crosstrim.errors import MissingExtraError, ResultError
+from crosstrim.files import write_json, written_whole
 from crosstrim.trimming.report import versions
 
 FORMAT = 2
@@ -79,7 +80,7 @@ def run(
         failed = sum(row["error"] is not None for row in answers)
         sizes = sorted({record["batch_size"] for record in records})
         summary = {**header, "batch_sizes": sizes, "answered": len(answers) - failed, "failed": failed}
-        write_whole(notes, summary)
+        write_json(notes, summary)
         _write(out, answers)
     journal_path.unlink(missing_ok=True)
     return {"rows": len(job.rows), **{name: summary[name] for name in ("answered", "failed")}, "out": str(out)}

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.core import TyperCommand
 
+from crosstrim.data import pages
 from crosstrim.errors import ConfigError, CrosstrimError
 
 Steps = Callable[[int, int | None], None]
@@ -77,6 +78,15 @@ def grid(*header: str) -> Table:
         table.add_column(justify="right" if table.columns else "left")
     table.add_row(*header)
     return table
+
+
+def print_tables(tables: Iterable[pages.Table]) -> None:
+    """Write tables with their titles above them and their notes below."""
+    for number, table in enumerate(tables):
+        shown = grid(*table.header)
+        for row in table.rows:
+            shown.add_row(*row)
+        print_rich(*[""] * (number > 0), table.title, "", shown, "", table.note)
 
 
 @contextlib.contextmanager

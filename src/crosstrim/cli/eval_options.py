@@ -111,8 +111,10 @@ To = Annotated[
 ]
 
 
-def questions(data: Path | None, on_error: str, quick: bool = False) -> Dataset:
-    """Those of --data or of the embedded benchmark; rows that cannot be asked are told, and may end the run."""
+def questions(
+    data: Path | None, on_error: str, quick: bool = False, question: str | None = None, *, labelled: bool = True
+) -> Dataset:
+    """Those of --data, as of `dataset.read`, or of the embedded benchmark; rows that cannot be asked are told."""
     from crosstrim.data import dataset
 
     if on_error not in dataset.ON_ERROR:
@@ -120,7 +122,9 @@ def questions(data: Path | None, on_error: str, quick: bool = False) -> Dataset:
     if data is None:
         return dataset.embedded(quick)
     with console.progress("rows") as steps:
-        found = dataset.read(data, progress=lambda row: steps(row, None))
+        found = dataset.read(data, question, labelled=labelled, progress=lambda row: steps(row, None))
+    if found.passed_over is not None:
+        console.say(found.passed_over)
     for complaint in found.complaints():
         console.say(complaint)
     found = found.usable(on_error)

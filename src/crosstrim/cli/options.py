@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -11,6 +12,9 @@ from crosstrim.method.names import BUDGETED, KV_DTYPES, PAPER, POLICIES
 
 if TYPE_CHECKING:
     from crosstrim.config import TrimConfig
+
+Trim: TypeAlias = "TrimConfig"
+"""What a verb `with_trim` gets."""
 
 DEFAULT_K = 0.25
 
@@ -108,7 +112,42 @@ KvDtype = Annotated[
         help="How the cache holds what is kept: as the model computes it, or in eight bits.",
     ),
 ]
+TRIM: dict[str, tuple[Any, Any]] = {
+    "k": (K, None),
+    "keep": (Keep, None),
+    "lossless": (Lossless, False),
+    "policy": (Policy, None),
+    "rating_rows": (RatingRows, "all"),
+    "k_base": (KBase, "visible"),
+    "whole_first_layer": (WholeFirstLayer, False),
+    "kv_dtype": (KvDtype, None),
+}
+"""The options that say how to trim, each with its default."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def with_trim(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb with the options `TRIM` in the place of its parameter `trim`, which gets the trimming they ask for."""
+    signature, parameters = inspect.signature(verb, eval_str=True), []
+    for parameter in signature.parameters.values():
+        if parameter.name == "trim":
+            parameters += [
+                inspect.Parameter(name, parameter.kind, default=default, annotation=annotation)
+                for name, (annotation, default) in TRIM.items()
+            ]
+        else:
+            parameters.append(parameter)
+
+    def run(**values: Any) -> None:
+        trim = trim_config(**{name: values.pop(name) for name in TRIM})
+        verb(trim=trim, **values)
+
+    # What Typer looks at.
+    run.__doc__ = verb.__doc__
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def trim_config(

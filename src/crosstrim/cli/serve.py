@@ -10,10 +10,10 @@ import typer
 from crosstrim.cli import console, options
 from crosstrim.server.settings import Settings
 
-_SGLANG_TAKES = {"engine", "host", "port", "tensor_parallel", "model", "device", "sglang_options"}
-_SGLANG_TAKES |= {"k", "keep", "lossless", "policy", "rating_rows", "k_base", "whole_first_layer", "kv_dtype"}
+_SGLANG_TAKES = {"engine", "host", "port", "tensor_parallel", "model", "device", "sglang_options", *options.TRIM}
 
 
+@options.with_trim
 def serve(
     context: typer.Context,
     sglang_options: Annotated[
@@ -30,14 +30,8 @@ def serve(
     port: Annotated[
         int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="0 is a free one, with --engine local.")
     ] = 8000,
-    k: options.K = None,
-    keep: options.Keep = None,
-    lossless: options.Lossless = False,
-    policy: options.Policy = None,
-    rating_rows: options.RatingRows = "all",
-    k_base: options.KBase = "visible",
-    whole_first_layer: options.WholeFirstLayer = False,
-    kv_dtype: options.KvDtype = None,
+    *,
+    trim: options.Trim,
     max_batch: Annotated[
         int, typer.Option("--max-batch", metavar="COUNT", min=1, help="Requests that are answered together.")
     ] = Settings.max_batch,
@@ -114,16 +108,6 @@ def serve(
 
     if engine not in ("local", "ray", "sglang"):
         raise typer.BadParameter(f"--engine {engine} must be one of local, ray, sglang.")
-    trim = options.trim_config(
-        k=k,
-        keep=keep,
-        lossless=lossless,
-        policy=policy,
-        rating_rows=rating_rows,
-        k_base=k_base,
-        whole_first_layer=whole_first_layer,
-        kv_dtype=kv_dtype,
-    )
     if engine == "sglang":
         _refuse_what_sglang_does_not_take(context)
         launch.serve(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -155,36 +154,6 @@ def _labels(items: list[Any], most: int = 4) -> str:
 
 def _label(item: Any) -> str:
     return str(item.get("label", item)) if isinstance(item, Mapping) else str(item)
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A file to write inside the block, which takes the place of `path` at its end, or not at all.
-
-    Raises:
-        ResultError: it cannot be written.
-    """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield unfinished
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        raise ResultError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, result: Mapping[str, Any]) -> None:
-    """Write JSON to a file, whole or not at all.
-
-    Raises:
-        ResultError: it cannot be written.
-    """
-    with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-        json.dump(result, file)
-        file.write("\n")
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

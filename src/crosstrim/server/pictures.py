@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from crosstrim.asking.images import open_image
-from crosstrim.data.tables import decode_data_uri
+from crosstrim.data.sources import decode_data_uri
 from crosstrim.errors import InputError
 from crosstrim.server.fetch import fetch
 from crosstrim.server.settings import Settings

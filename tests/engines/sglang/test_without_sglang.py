@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from crosstrim import TrimConfig, mini
+from crosstrim.engines.prompt import PromptTrim, attend, hidden_after
 from crosstrim.engines.sglang import launch, slots
-from crosstrim.engines.sglang.trimming import Prompt, Settings, Trimming, attend
+from crosstrim.engines.sglang.settings import Settings
 from crosstrim.errors import ConfigError, EngineError
 from crosstrim.method.geometry import Geometry
 
@@ -21,8 +22,8 @@ IMAGE = 9
 GEOMETRY = Geometry(features_per_tile=5, tiles_per_image=4, query_heads=4, key_value_heads=2, head_size=8)
 
 
-def trimming(**options) -> Trimming:
-    return Trimming(Settings.read(options, {}), GEOMETRY, IMAGE, None)
+def trimming(**options) -> PromptTrim:
+    return PromptTrim(Settings.read(options, {}).config, GEOMETRY, IMAGE, None)
 
 
 class TestSettings:
@@ -45,7 +46,7 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"trim_first_layer": False}, "trim_first_layer=False cannot be had in SGLang"),
+            ({"trim_first_layer": False}, r"trim_first_layer=False .* cannot be had in SGLang"),
             ({"policy": "pyramid", "k": 0.5}, "policy='pyramid' keeps less from layer to layer"),
             ({"k": "much"}, "k='much' must be a share"),
             ({"kay": 0.5}, "unknown option 'kay'"),
@@ -61,8 +62,8 @@ class TestSettings:
         [({}, False), ({"keep": 0.5}, False), ({"keep": 3, "policy": "mass"}, False), ({"k": 0.5}, True)],
     )
     def test_when_the_count_is_known_beforehand(self, options, depends):
-        assert Settings.read(options, {}).count_depends_on_prompt is depends
-        assert Settings.read({"policy": "mass:0.5"}, {}).count_depends_on_prompt
+        assert trimming(**options).count_depends_on_prompt is depends
+        assert trimming(policy="mass:0.5").count_depends_on_prompt
 
 
 class TestVisible:
@@ -103,11 +104,9 @@ class TestSlots:
         assert trimming().slots([IMAGE, IMAGE, 2], [4, 1]) == 25
 
 
-def prompt(ids, tiles, options):
-    visible = trimming(**options).visible(ids, tiles)
-    return Prompt(
-        None, slice(0, len(ids)), torch.tensor(ids), torch.zeros(visible.shape[1], 1), visible, torch.arange(99)
-    )
+def choose(options, ids, tiles, *heads, all_heads=lambda tensor: tensor):
+    trim = trimming(**options)
+    return trim.choose(torch.tensor(ids), trim.visible(ids, tiles), *heads, all_heads)
 
 
 class TestChoose:
@@ -120,29 +119,34 @@ class TestChoose:
 
     @pytest.mark.parametrize("options", [{}, {"k": 0.2}, {"keep": 0.3}, {"keep": 4, "policy": "mmr"}])
     def test_never_more_than_the_slots(self, options):
-        kept = trimming(**options).choose(prompt(self.ids, [3], options), *self.heads(), lambda tensor: tensor)
+        kept = choose(options, self.ids, [3], *self.heads())
         slots = trimming(**options).slots(self.ids, [3])
-        assert len(kept.indices) <= slots
+        assert len(kept) <= slots
         if "k" not in options:
-            assert len(kept.indices) == slots
-        assert kept.indices.max() < 15
-        assert kept.prompt_rows == len(self.ids)
+            assert len(kept) == slots
+        assert kept.max() < 15
 
     def test_ranks_that_see_half_of_the_heads_choose_what_one_rank_would(self):
         options = {"keep": 0.3}
         queries, keys, values = self.heads()
-        whole = trimming(**options).choose(prompt(self.ids, [4], options), queries, keys, values, lambda heads: heads)
+        whole = choose(options, self.ids, [4], queries, keys, values)
         joined = iter([self.saliency_of(queries, keys), keys.transpose(0, 1)[None], values.transpose(0, 1)[None]])
-        half = trimming(**options).choose(
-            prompt(self.ids, [4], options), queries[:, :2], keys[:, :1], values[:, :1], lambda heads: next(joined)
-        )
-        assert half.indices.tolist() == whole.indices.tolist()
+        parts = queries[:, :2], keys[:, :1], values[:, :1]
+        half = choose(options, self.ids, [4], *parts, all_heads=lambda heads: next(joined))
+        assert half.tolist() == whole.tolist()
 
     def saliency_of(self, queries, keys):
         import crosstrim
 
         visible = trimming().visible(self.ids, [4])[None]
         return crosstrim.saliency(queries.transpose(0, 1)[None], keys.transpose(0, 1)[None], visible)
+
+
+def test_what_was_generated_before_a_retraction_reads_what_was_kept_then():
+    visible = torch.tensor([[False, True, True], [True, True, True], [True, False, True]])
+    read = hidden_after(visible, torch.tensor([0, 1]), prompt_rows=2)
+    assert read.tolist() == [[False, True, True], [True, True, True], [True, False, False]]
+    assert visible[2, 2]  # and the request's own is left as it was
 
 
 class TestAttend:

@@ -6,9 +6,8 @@ import json
 import textwrap
 from typing import Any
 
-from crosstrim.bench import bars, report
+from crosstrim.bench import bars, page
 from crosstrim.bench.suites import SUITES
-from crosstrim.eval import analysis_report
 from tests.support.docs import pages
 
 FOLDER = "benchmarks/results"
@@ -84,11 +83,11 @@ def _bar(bar: bars.Bar, result: dict[str, Any] | None) -> str:
 
 
 def _section(result: dict[str, Any]) -> str:
-    table, hardware, versions = next(report.tables(result)), result["hardware"], result["versions"]
+    table, hardware, versions = next(page.tables(result)), result["hardware"], result["versions"]
     machine = ", ".join([hardware["cpu"], f"{hardware['cores']} cores", *hardware["gpus"]])
     facts = (
         f"Measured once, on {machine}, {hardware['threads']} threads, torch {versions['torch']}, transformers "
         f"{versions['transformers']} ([{result['suite']}.json](../{FOLDER}/{result['suite']}.json))."
     )
     lines = [f"### Suite {result['suite']}", "", textwrap.fill(facts, 118, break_on_hyphens=False), ""]
-    return "\n".join([*lines, *analysis_report.markdown_table(table)])
+    return "\n".join([*lines, *table.markdown()])

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from crosstrim.eval import analysis_report, kv_table
+from crosstrim.data.pages import Table
+from crosstrim.eval import analysis_page, kv_table
 from crosstrim.memory import SHAPES
 from tests.support.docs import bench, capacity, pages, policies
 
@@ -180,9 +181,9 @@ def _lines(rows: list[list[str]]) -> str:
 
 
 def part_of_analysis(found: dict[str, Any]) -> str:
-    measured = [table for table in analysis_report.tables(found) if not table.title.startswith("KV bytes")]
+    measured = [table for table in analysis_page.tables(found) if not table.title.startswith("KV bytes")]
     computed = [
-        table for shape in SHAPES.values() for table in analysis_report.tables({"memory": kv_table.compute(shape)})
+        table for shape in SHAPES.values() for table in analysis_page.tables({"memory": kv_table.compute(shape)})
     ]
     overlap, union = found["agreement"]["overlap"]["0.1"], found["first_layer"][0]
     pairs = [overlap[a][b] for a in range(len(overlap)) for b in range(a)]
@@ -201,10 +202,8 @@ def part_of_analysis(found: dict[str, Any]) -> str:
     )
 
 
-def _section(marks: str, table: analysis_report.Table) -> str:
-    return "\n".join(
-        [f"{marks} {table.title}", "", *analysis_report.markdown_table(table), "", textwrap.fill(table.note, 118)]
-    )
+def _section(marks: str, table: Table) -> str:
+    return "\n".join([f"{marks} {table.title}", "", *table.markdown(), "", textwrap.fill(table.note, 118)])
 
 
 def _range(shares: Iterable[float]) -> str:

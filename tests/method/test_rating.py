@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from crosstrim.errors import InputError
-from crosstrim.method.rows import last_turn_rows, real_rows
+from crosstrim.method.rating import last_turn_rows, real_rows
 
 CPU = torch.device("cpu")
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from crosstrim.bench.suites import SUITES, Suite
-from crosstrim.data.journal import write_whole
+from crosstrim.data import pages
+from crosstrim.data.pages import Result, Table
 from crosstrim.errors import ResultError
-from crosstrim.eval.analysis_report import Table, markdown_table, prepare
-from crosstrim.eval.report import pyplot
+from crosstrim.files import write_json, written_whole
 from crosstrim.wording import counted, rounded
 
-Result = Mapping[str, Any]
+BARS = "bars"
+"""The title of the table of bars."""
 
 
 def tables(result: Result) -> Iterator[Table]:
@@ -38,7 +40,7 @@ def bars_table(result: Result) -> Table:
         )
         for bar in result["bars"]
     )
-    return Table("bars", ("bar", "measured", "at most", "met"), rows, "Medians of this one run.")
+    return Table(BARS, ("bar", "measured", "at most", "met"), rows, "Medians of this one run.")
 
 
 def missed(result: Result) -> list[str]:
@@ -73,16 +75,13 @@ def write_data(result: Result, path: Path) -> list[Path]:
     Raises:
         ResultError: a file cannot be written.
     """
-    write_whole(path, result)
+    write_json(path, result)
     beside = path.with_suffix(".csv")
     names = list(dict.fromkeys(name for row in result["rows"] for name in row))
-    try:
-        with beside.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(result["rows"])
-    except OSError as error:
-        raise ResultError(f"{beside} cannot be written: {error.strerror}.") from error
+    with written_whole(beside) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(result["rows"])
     return [path, beside]
 
 
@@ -96,32 +95,25 @@ def write(result: Result, folder: Path) -> list[Path]:
         MissingExtraError: matplotlib is not installed.
         ResultError: a file cannot be written.
     """
-    prepare(folder)
-    plot, suite = pyplot(), SUITES[result["suite"]]
-    files = write_data(result, folder / f"{suite.name}.json")
-    page, figure = folder / f"{suite.name}.md", folder / f"{suite.name}.png"
-    try:
-        drawn = draw(result, plot)
-        drawn.savefig(figure, dpi=150)
-        plot.close(drawn)
-        page.write_text(markdown(result, figure.name), encoding="utf-8")
-    except OSError as error:
-        raise ResultError(f"{folder} cannot be written to: {error.strerror}.") from error
-    return [*files, page, figure]
+    pages.prepare(folder)
+    name = result["suite"]
+    files, figure = write_data(result, folder / f"{name}.json"), f"{name}.png"
+    page = folder / f"{name}.md"
+    return [*files, *pages.write(page, markdown(result, figure), {figure: partial(draw, result)})]
 
 
 def markdown(result: Result, figure: str) -> str:
     """The page: what was run on what, the tables, the figure."""
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     hardware = result["hardware"]
-    lines = [f"# Suite {result['suite']}", ""]
-    lines += [f"- size: {result['size']}", f"- versions: {versions}"]
     cores, threads = counted(hardware["cores"], "core"), counted(hardware["threads"], "thread")
-    lines += [f"- machine: {hardware['cpu']}, {cores}, {threads}"]
-    lines += [f"- GPU: {name}" for name in hardware["gpus"]]
-    for table in tables(result):
-        lines += ["", f"## {table.title}", "", *markdown_table(table), "", table.note]
-    return "\n".join([*lines, "", f"![{result['suite']}]({figure})", ""])
+    facts = {
+        "size": result["size"],
+        **pages.software(result),
+        "machine": f"{hardware['cpu']}, {cores}, {threads}",
+    }
+    if hardware["gpus"]:
+        facts["GPU"] = ", ".join(hardware["gpus"])
+    return pages.markdown(f"Suite {result['suite']}", facts, tables(result), [figure])
 
 
 def draw(result: Result, plot: Any) -> Any:
@@ -136,10 +128,10 @@ def draw(result: Result, plot: Any) -> Any:
             )
             series.setdefault(label.strip(), {})[row[suite.across]] = row[suite.up]
     across = list(dict.fromkeys(row[suite.across] for row in rows if suite.across in row))
-    figure, axes = plot.subplots(figsize=(8, 4), layout="constrained")
+    figure, ((axes,),) = pages.canvas(plot, (8, 4))
     if all(isinstance(one, int | float) for one in across):
         for label, points in series.items():
-            axes.plot(*zip(*sorted(points.items()), strict=True), marker="o", markersize=4, label=label)
+            axes.plot(*zip(*sorted(points.items()), strict=True), label=label, **pages.POINTS)
         axes.set_ylim(bottom=0)
     else:
         width = 0.8 / max(1, len(series))
@@ -148,8 +140,8 @@ def draw(result: Result, plot: Any) -> Any:
             axes.bar(places, list(points.values()), width=0.9 * width, label=label)
         axes.set_xticks(range(len(across)), [one or "untrimmed" for one in across])
     axes.set(xlabel=suite.across, ylabel=suite.up, title=suite.name)
-    figure.legend(frameon=False, fontsize=7, loc="outside right upper")
-    axes.grid(alpha=0.25, axis="y")
+    pages.legend(figure, "outside right upper", fontsize=7)
+    axes.grid(axis="y", **pages.GRID)
     return figure
 
 

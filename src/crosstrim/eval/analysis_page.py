@@ -2,55 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from crosstrim.data.journal import write_whole
-from crosstrim.errors import ResultError
-from crosstrim.eval.report import pyplot
+from crosstrim.data import pages
+from crosstrim.data.pages import Result, Table
+from crosstrim.files import write_json
 from crosstrim.trimming.report import format_bytes
-from crosstrim.wording import rounded
-
-Result = Mapping[str, Any]
+from crosstrim.wording import percent, rounded
 
 _MOST_NAMED = 10
 """Layers up to which a figure writes every number."""
 
 _LINES = ("-", "--", "-.", ":")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table for people.
-
-    Attributes:
-        title: what it shows.
-        header: of its columns.
-        rows: cells, as many as the header has.
-        note: how to read it.
-    """
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str
-
-
-def prepare(folder: Path) -> None:
-    """Make the folder, and refuse before any work is done what `write` could not do.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        ResultError: the folder cannot be made.
-    """
-    pyplot()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResultError(f"{folder} cannot be written to: {error.strerror}.") from error
 
 
 def write(result: Result, folder: Path) -> list[Path]:
@@ -67,44 +34,23 @@ def write(result: Result, folder: Path) -> list[Path]:
         MissingExtraError: matplotlib is not installed.
         ResultError: a file cannot be written.
     """
-    prepare(folder)
-    plot = pyplot()
-    data, page = folder / "analysis.json", folder / "analysis.md"
-    write_whole(data, result)
-    files = [data, page]
+    pages.prepare(folder)
+    data = folder / "analysis.json"
+    write_json(data, result)
     drawers = {"sparsity": draw_sparsity, "agreement": draw_agreement} if "layers" in result else {}
-    try:
-        for name, drawer in {**drawers, "memory": draw_memory}.items():
-            figure = drawer(result, plot)
-            files.append(folder / f"{name}.png")
-            figure.savefig(files[-1], dpi=150)
-            plot.close(figure)
-        page.write_text(markdown(result, [file.name for file in files[2:]]), encoding="utf-8")
-    except OSError as error:
-        raise ResultError(f"{folder} cannot be written to: {error.strerror}.") from error
-    return files
+    figures = {f"{name}.png": partial(draw, result) for name, draw in {**drawers, "memory": draw_memory}.items()}
+    return [data, *pages.write(folder / "analysis.md", markdown(result, figures), figures)]
 
 
-def markdown(result: Result, figures: list[str]) -> str:
+def markdown(result: Result, figures: Iterable[str]) -> str:
     """The page: what was run, every table, every figure."""
-    facts = {"versions": ", ".join(f"{name} {version}" for name, version in result["versions"].items())}
+    facts = {}
     if "layers" in result:
         model, dataset = result["model"], result["dataset"]
         facts["model"] = f"{model['name']}, {model['dtype']}"
         facts["questions"] = f"{dataset['questions']} of {dataset['name']}"
-        facts["repairs"] = ", ".join(name for name, on in result["compat"].items() if on) or "none"
-    lines = ["# What the model attends to, and what its cache holds", ""]
-    lines += [f"- {name}: {fact}" for name, fact in facts.items()]
-    for table in tables(result):
-        lines += ["", f"## {table.title}", "", *markdown_table(table), "", table.note]
-    lines += ["", "## Figures", "", *(f"![{Path(name).stem}]({name})\n" for name in figures)]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def markdown_table(table: Table) -> list[str]:
-    """The table's lines in Markdown."""
-    dashes = ("---", *["---:"] * (len(table.header) - 1))
-    return [f"| {' | '.join(cells)} |" for cells in (table.header, dashes, *table.rows)]
+    title = "What the model attends to, and what its cache holds"
+    return pages.markdown(title, {**facts, **pages.software(result)}, tables(result), figures)
 
 
 def tables(result: Result) -> Iterator[Table]:
@@ -121,11 +67,11 @@ def _sparsity(result: Result) -> Table:
     masses = list(result["sparsity"][0]["together"])
     rows = []
     for one in result["sparsity"]:
-        together = [_percent(one["together"][mass]) for mass in masses]
+        together = [percent(one["together"][mass]) for mass in masses]
         heads = [one["heads"][mass] for mass in masses]
-        spread = [f"{_percent(mean(of))} ({_percent(min(of))} to {_percent(max(of))})" for of in heads]
+        spread = [f"{percent(mean(of))} ({percent(min(of))} to {percent(max(of))})" for of in heads]
         rows.append((str(one["layer"]), *together, *spread))
-    names = [f"{_percent(float(mass), 0)} %" for mass in masses]
+    names = [f"{percent(float(mass), 0)} %" for mass in masses]
     return Table(
         "Sparsity",
         ("layer", *names, *[f"{name}, one head" for name in names]),
@@ -137,12 +83,12 @@ def _sparsity(result: Result) -> Table:
 
 def _agreement(result: Result) -> Table:
     layers, agreement = result["layers"], result["agreement"]
-    matrices = {f"top {_percent(float(top), 0)} %": matrix for top, matrix in agreement["overlap"].items()}
+    matrices = {f"top {percent(float(top), 0)} %": matrix for top, matrix in agreement["overlap"].items()}
     correlation, places = agreement["rank_correlation"], range(len(layers))
     rows = [
         (
             f"{layers[0]} and {layers[place]}",
-            *[_percent(one[0][place]) for one in matrices.values()],
+            *[percent(one[0][place]) for one in matrices.values()],
             f"{correlation[0][place]:.2f}",
         )
         for place in places[1:]
@@ -150,8 +96,8 @@ def _agreement(result: Result) -> Table:
     every = [
         mean(matrix[a][b] for a in places for b in places[a + 1 :]) for matrix in (*matrices.values(), correlation)
     ]
-    rows.append(("all pairs, mean", *[_percent(one) for one in every[:-1]], f"{every[-1]:.2f}"))
-    rows.append(("chance", *[_percent(one) for one in agreement["chance"].values()], "0.00"))
+    rows.append(("all pairs, mean", *[percent(one) for one in every[:-1]], f"{every[-1]:.2f}"))
+    rows.append(("chance", *[percent(one) for one in agreement["chance"].values()], "0.00"))
     return Table(
         "Agreement between layers",
         ("layers", *matrices, "rank correlation"),
@@ -166,11 +112,11 @@ def _first_layer(result: Result) -> Table:
     rows = []
     for place, one in enumerate(settings[0]["later"]):
         cells = [setting["later"][place] for setting in settings]
-        rows.append((str(one["layer"]), *[f"{_percent(cell['held'])} ({_percent(cell['most'])})" for cell in cells]))
-    rows.append(("chance", *[_percent(setting["kept"]) for setting in settings]))
+        rows.append((str(one["layer"]), *[f"{percent(cell['held'])} ({percent(cell['most'])})" for cell in cells]))
+    rows.append(("chance", *[percent(setting["kept"]) for setting in settings]))
     return Table(
         "What the first layer's union holds of later attention",
-        ("layer", *[f"k={setting['k']}, keeps {_percent(setting['kept'])} %" for setting in settings]),
+        ("layer", *[f"k={setting['k']}, keeps {percent(setting['kept'])} %" for setting in settings]),
         tuple(rows),
         "Share of the later layer's attention, in per cent, on the features that the first layer's union keeps; in "
         "brackets the most that as many features could hold. A random set would hold its own share, the last row.",
@@ -199,40 +145,36 @@ def _memory(memory: Mapping[str, Any]) -> Table:
     )
 
 
-def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}"
-
-
 def draw_sparsity(result: Result, plot: Any) -> Any:
     """Per layer the share of features that holds each mass: a bar for all heads together, a dot per head."""
-    figure, axes = plot.subplots(figsize=(max(6, 0.5 * len(result["layers"]) + 3), 3.8), layout="constrained")
+    figure, ((axes,),) = pages.canvas(plot, (max(6, 0.5 * len(result["layers"]) + 3), 3.8))
     masses = list(result["sparsity"][0]["together"])
     for number, (mass, colour) in enumerate(zip(masses, plot.get_cmap("tab10").colors, strict=False)):
         for place, one in enumerate(result["sparsity"]):
             across = place + 0.25 * (number - (len(masses) - 1) / 2)
-            label = f"{_percent(float(mass), 0)} % of the attention" if place == 0 else None
+            label = f"{percent(float(mass), 0)} % of the attention" if place == 0 else None
             axes.bar(across, 100 * one["together"][mass], width=0.22, color=colour, alpha=0.35, label=label)
             heads = [100 * head for head in one["heads"][mass]]
             axes.plot([across] * len(heads), heads, ".", color=colour, markersize=4)
     axes.set_xticks(range(len(result["layers"])), result["layers"])
     axes.set(xlabel="cross-attention layer", ylabel="visible features (%)", ylim=(0, 100))
-    axes.set_title("features that hold the attention: together (bars), one head (dots)", fontsize=9)
-    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=len(masses), columnspacing=1)
+    axes.set_title("features that hold the attention: together (bars), one head (dots)", **pages.TITLE)
+    pages.legend(figure, "outside lower center", ncols=len(masses), columnspacing=1)
     return figure
 
 
 def draw_agreement(result: Result, plot: Any) -> Any:
     """Top-set overlap and rank correlation of every pair of layers, and what the first layer's union holds."""
     top = list(result["agreement"]["overlap"])[1]
-    chance = _percent(result["agreement"]["chance"][top])
-    figure, grid = plot.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    chance = percent(result["agreement"]["chance"][top])
+    figure, (grid,) = pages.canvas(plot, (12, 3.8), across=3)
     titles = {
-        f"overlap of the top {_percent(float(top), 0)} % (chance: {chance} %)": result["agreement"]["overlap"][top],
+        f"overlap of the top {percent(float(top), 0)} % (chance: {chance} %)": result["agreement"]["overlap"][top],
         "rank correlation": result["agreement"]["rank_correlation"],
     }
     for axes, (title, matrix) in zip(grid, titles.items(), strict=False):
         _draw_matrix(axes, result["layers"], matrix)
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, **pages.TITLE)
     _draw_held(grid[2], result, plot)
     return figure
 
@@ -257,20 +199,14 @@ def _draw_held(axes: Any, result: Result, plot: Any) -> None:
     for place, layer in enumerate(later):
         cells = [setting["later"][place] for setting in result["first_layer"]]
         colour = plot.get_cmap("viridis")(place / len(later))
-        axes.plot(
-            kept,
-            [100 * cell["held"] for cell in cells],
-            marker="o",
-            markersize=4,
-            color=colour,
-            label=f"layer {layer}",
-        )
+        held = [100 * cell["held"] for cell in cells]
+        axes.plot(kept, held, color=colour, label=f"layer {layer}", **pages.POINTS)
         axes.plot(kept, [100 * cell["most"] for cell in cells], linestyle="--", linewidth=1, color=colour)
     axes.set(xlabel="kept by the first layer's union (%)", ylabel="later attention held (%)", xlim=(0, 100))
     axes.set_ylim(0, 100)
-    axes.set_title("dashed: the most that as many features hold", fontsize=9)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8 if len(later) <= _MOST_NAMED else 5, loc="lower right")
+    axes.set_title("dashed: the most that as many features hold", **pages.TITLE)
+    axes.grid(**pages.GRID)
+    pages.legend(axes, "lower right", fontsize=8 if len(later) <= _MOST_NAMED else 5)
 
 
 def draw_memory(result: Result, plot: Any) -> Any:
@@ -278,17 +214,17 @@ def draw_memory(result: Result, plot: Any) -> Any:
     memory = result["memory"]
     first_batch = memory["rows"][0]["batch"]
     rows = [row for row in memory["rows"] if row["batch"] == first_batch]
-    figure, axes = plot.subplots(figsize=(5.6, 3.6), layout="constrained")
+    figure, ((axes,),) = pages.canvas(plot, (5.6, 3.6))
     lengths = [row["text_tokens"] for row in rows]
     for number, tier in enumerate(memory["features"]):
         ratios = [row["ratio"][tier] for row in rows]
         # Tiers may hold the same number of features, and then their lines must show through each other.
-        axes.plot(lengths, ratios, _LINES[number % len(_LINES)], marker="o", markersize=4, label=tier)
-    axes.axhline(1, color="0.5", linewidth=1, linestyle=":")
+        axes.plot(lengths, ratios, _LINES[number % len(_LINES)], label=tier, **pages.POINTS)
+    pages.level(axes, 1)
     axes.set(xscale="log", yscale="log", xlabel="text tokens a sample", ylabel="image KV / text KV")
     axes.set_xticks(lengths, lengths)
     axes.minorticks_off()
-    axes.set_title(f"{memory['shape']['name']}, one image a sample, any batch size, computed", fontsize=9)
-    axes.legend(frameon=False, fontsize=8)
-    axes.grid(alpha=0.25)
+    axes.set_title(f"{memory['shape']['name']}, one image a sample, any batch size, computed", **pages.TITLE)
+    pages.legend(axes, "best")
+    axes.grid(**pages.GRID)
     return figure

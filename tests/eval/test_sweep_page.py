@@ -9,8 +9,9 @@ from collections import Counter
 import pytest
 from PIL import Image
 
+from crosstrim.data import pages
 from crosstrim.errors import MissingExtraError, ResultError
-from crosstrim.eval import metrics, report, settings, summary
+from crosstrim.eval import metrics, settings, summary, sweep_page
 from tests.support.figures import legends_within
 
 CHOSEN = settings.expand(["union", "random", "oracle"], keep=[0.25, 0.5], first_layer="both", seeds=2)
@@ -68,7 +69,7 @@ def test_equals_share_the_front():
 
 
 def test_the_page(result):
-    page = report.markdown(result)
+    page = sweep_page.markdown(result)
     lines = page.splitlines()
     assert "- left out: 1 row that could not be asked" in lines
     assert "- repairs: vision" in lines
@@ -84,7 +85,7 @@ def test_the_page(result):
 
 
 def test_figures_are_against_the_kept_share(result):
-    figure = report.draw(result, "accuracy", "accuracy", report.pyplot())
+    figure = sweep_page.draw(result, "accuracy", "accuracy", pages.pyplot())
     panels = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title() for axes in panels] == ["all questions (8)", "count (4)", "read (4)"]
     lines = {line.get_label(): line for line in panels[0].get_lines()}
@@ -98,7 +99,7 @@ def test_figures_are_against_the_kept_share(result):
 def test_lines_say_how_the_cache_is_held(result):
     for row in result["summary"]:
         row["curve"] += ", int8 cache" * (row["curve"] in ("union", "lossless"))
-    figure = report.draw(result, "accuracy", "accuracy", report.pyplot())
+    figure = sweep_page.draw(result, "accuracy", "accuracy", pages.pyplot())
     lines = {line.get_label(): line.get_linestyle() for line in figure.axes[0].get_lines()}
     assert (lines["union"], lines["union, whole first layer"]) == (":", "--")
     assert "lossless, int8 cache" not in lines
@@ -114,7 +115,7 @@ def test_the_legend_is_on_the_page(result, kinds):
         for number in range(4)
         for row in result["summary"]
     ]
-    figure = report.draw({**result, "summary": many}, "accuracy", "accuracy", report.pyplot())
+    figure = sweep_page.draw({**result, "summary": many}, "accuracy", "accuracy", pages.pyplot())
     assert len([axes for axes in figure.axes if axes.get_title()]) == 1 + 2 * (kinds == 2)
     assert legends_within(figure)
 
@@ -122,7 +123,7 @@ def test_the_legend_is_on_the_page(result, kinds):
 @pytest.mark.parametrize("metric", ["accuracy", "unchanged"])
 def test_a_single_budget_has_its_bands(result, metric):
     rows = [row for row in result["summary"] if "keep=0.25" not in row["group"]]
-    figure = report.draw({**result, "summary": rows}, metric, metric, report.pyplot())
+    figure = sweep_page.draw({**result, "summary": rows}, metric, metric, pages.pyplot())
     panels = [axes for axes in figure.axes if axes.get_title()]
     bars = {
         tuple(round(value, 6) for value in part[:, 1])
@@ -136,7 +137,7 @@ def test_a_single_budget_has_its_bands(result, metric):
 
 
 def test_files(result, tmp_path):
-    files = report.write(result, tmp_path / "new" / "page")
+    files = sweep_page.write(result, tmp_path / "new" / "page")
     assert [path.name for path in files] == ["report.md", "accuracy.png", "unchanged.png"]
     for path in files[1:]:
         assert path.name in files[0].read_text(encoding="utf-8")
@@ -146,7 +147,7 @@ def test_files(result, tmp_path):
 def test_a_folder_that_is_a_file(result, tmp_path):
     (tmp_path / "page").write_text("")
     with pytest.raises(ResultError, match="cannot be written to"):
-        report.write(result, tmp_path / "page")
+        sweep_page.write(result, tmp_path / "page")
 
 
 def test_without_matplotlib(result, tmp_path, monkeypatch):
@@ -159,5 +160,5 @@ def test_without_matplotlib(result, tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match=r"pip install 'crosstrim\[viz\]'"):
-        report.write(result, tmp_path)
+        sweep_page.write(result, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from crosstrim.errors import MissingExtraError, ResultError
+from crosstrim.data import pages
+from crosstrim.data.pages import Result, Table
 from crosstrim.eval.metrics import RESAMPLES
 from crosstrim.eval.settings import LOSSLESS, ORACLE, UNTRIMMED
-from crosstrim.wording import counted, rounded
+from crosstrim.wording import counted, percent, rounded
 
-Result = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 FIGURES = {"accuracy": "accuracy", "unchanged": "answers unchanged by trimming"}
@@ -34,24 +35,12 @@ def write(result: Result, folder: Path) -> list[Path]:
         MissingExtraError: matplotlib is not installed.
         ResultError: a file cannot be written.
     """
-    plot = pyplot()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        files = []
-        for metric, name in FIGURES.items():
-            figure = draw(result, metric, name, plot)
-            files.append(folder / f"{metric}.png")
-            figure.savefig(files[-1], dpi=150)
-            plot.close(figure)
-        page = folder / "report.md"
-        page.write_text(markdown(result), encoding="utf-8")
-    except OSError as error:
-        raise ResultError(f"{folder} cannot be written to: {error.strerror}.") from error
-    return [page, *files]
+    figures = {f"{metric}.png": partial(draw, result, metric, name) for metric, name in FIGURES.items()}
+    return pages.write(folder / "report.md", markdown(result), figures)
 
 
 def markdown(result: Result) -> str:
-    """The page: what was run, a table over all questions with the Pareto front, one table per kind."""
+    """The page: what was run, a table over all questions with the Pareto front, one table per kind, the figures."""
     dataset, model = result["dataset"], result["model"]
     layers = counted(model["cross_attention_layers"], "cross-attention layer")
     facts = {
@@ -59,50 +48,54 @@ def markdown(result: Result) -> str:
         "questions": f"{dataset['questions']} of {dataset['name']}",
         "left out": f"{counted(len(dataset['left_out']), 'row')} that could not be asked",
         "answers": f"greedy, at most {counted(result['generation']['max_new_tokens'], 'token')}",
-        "versions": ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
-        "repairs": ", ".join(name for name, on in result["compat"].items() if on) or "none",
+        **pages.software(result),
     }
-    lines = ["# Accuracy against kept image features", "", *(f"- {name}: {fact}" for name, fact in facts.items()), ""]
-    lines += [
+    intro = (
         f"In brackets are 95 % bootstrap bands over questions ({RESAMPLES} resamples, the same for all settings). "
         "*kept* is a share of the visible features, *cache* the share of their keys and values that all "
         "cross-attention layers hold together once the prompt is read. *unchanged* counts answers equal to the "
         "untrimmed model's. *KL* is the divergence of the first token's distribution from the untrimmed model's, in "
-        "nats.",
-        "",
-        *(f"![{name}]({metric}.png)\n" for metric, name in FIGURES.items()),
-        "## All questions",
-        "",
+        "nats."
+    )
+    figures = [f"{metric}.png" for metric in FIGURES]
+    return pages.markdown("Accuracy against kept image features", facts, tables(result), figures, intro)
+
+
+def tables(result: Result) -> Iterator[Table]:
+    """All questions, and each kind where there are several."""
+    yield _table(
+        "All questions",
+        result["summary"],
+        lambda row: row["overall"],
         "A check marks the Pareto front: no other setting is at least as accurate with no more cache, and better in "
         "one of the two. The oracle and the untrimmed model do not compete.",
-        "",
-        *_table(result["summary"], lambda row: row["overall"], mark_front=True),
-    ]
+        mark_front=True,
+    )
     kinds = result["summary"][0]["kinds"]
     for kind, cell in kinds.items() if len(kinds) > 1 else ():
-        lines += ["", f"## {kind}", "", f"{counted(cell['questions'], 'question')}.", ""]
-        lines += _table(result["summary"], lambda row, kind=kind: row["kinds"][kind])  # type: ignore[misc]
-    return "\n".join(lines) + "\n"
+        note = f"{counted(cell['questions'], 'question')}."
+        yield _table(kind, result["summary"], lambda row, kind=kind: row["kinds"][kind], note)  # type: ignore[misc]
 
 
-def _table(rows: Sequence[Row], cell_of: Callable[[Row], Row], mark_front: bool = False) -> list[str]:
+def _table(
+    title: str, rows: Sequence[Row], cell_of: Callable[[Row], Row], note: str, mark_front: bool = False
+) -> Table:
     header = ["setting", "kept", "cache", "accuracy", "against untrimmed", "unchanged", "KL"]
-    lines = [header + ["Pareto"] * mark_front]
-    lines.append(["---"] + ["---:"] * (len(lines[0]) - 1))
+    lines = []
     for row in rows:
         cell = cell_of(row)
         seeds = f" ({row['seeds']} seeds)" if row["seeds"] > 1 else ""
         cells = [
             row["group"] + seeds,
-            f"{100 * cell['kept_fraction']:.1f}",
-            f"{100 * cell['cache_fraction']:.1f}",
+            percent(cell["kept_fraction"]),
+            percent(cell["cache_fraction"]),
             _banded(cell["accuracy"]),
             _banded(cell["accuracy_change"], sign="+"),
             _banded(cell["unchanged"]),
             rounded(cell["kl"], 2),
         ]
-        lines.append(cells + [("✓" if row["pareto"] else "")] * mark_front)
-    return [f"| {' | '.join(line)} |" for line in lines]
+        lines.append((*cells, *["✓" if row["pareto"] else ""] * mark_front))
+    return Table(title, (*header, *["Pareto"] * mark_front), tuple(lines), note)
 
 
 def _banded(estimate: Mapping[str, float], sign: str = "") -> str:
@@ -130,9 +123,7 @@ def draw(result: Result, metric: str, name: str, plot: Any) -> Any:
     across = min(len(panels), 3)
     down = -(-len(panels) // across)
     size = (4.2 * across, 3.4 * down + 0.9)
-    figure, grid = plot.subplots(
-        down, across, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, grid = pages.canvas(plot, size, down, across, sharex=True, sharey=True)
     styles = _styles(rows, plot)
     kept = [cell_of(row)["kept_fraction"] for cell_of in panels.values() for row in rows if row["curve"] in styles]
     grid[0, 0].set_xlim(0, min(100, 100 * max(kept, default=1) + 5))
@@ -146,7 +137,7 @@ def draw(result: Result, metric: str, name: str, plot: Any) -> Any:
     lines, curves = grid.flat[0].get_legend_handles_labels()
     entries = _legend(lines, curves, plot)
     columns = min(5, 2 * across, len(entries))  # one panel is too narrow for more
-    figure.legend(handles=entries, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
+    pages.legend(figure, "outside upper center", handles=entries, ncols=columns)
     return figure
 
 
@@ -174,17 +165,17 @@ def _draw_panel(
     """
     reference = cell_of(rows[0])[metric]
     if metric != "unchanged":
-        axes.axhline(100 * reference["mean"], color="0.4", linewidth=1, linestyle=":", label=UNTRIMMED)
+        pages.level(axes, 100 * reference["mean"], color="0.4", label=UNTRIMMED)
         axes.axhspan(100 * reference["low"], 100 * reference["high"], color="0.4", alpha=0.12, linewidth=0)
     for curve, style in styles.items():
         cells = sorted((cell_of(row) for row in rows if row["curve"] == curve), key=lambda one: one["kept_fraction"])
         kept = [100 * cell["kept_fraction"] for cell in cells]
         mean, low, high = ([100 * cell[metric][name] for cell in cells] for name in ("mean", "low", "high"))
-        axes.plot(kept, mean, label=curve, linewidth=1.4, markersize=4, **style)
+        axes.plot(kept, mean, label=curve, **{**pages.POINTS, **style})
         axes.fill_between(kept, low, high, color=style["color"], alpha=0.13, linewidth=0)
         if len(kept) == 1:  # a band has no width there
             axes.vlines(kept, low, high, color=style["color"], alpha=0.5, linewidth=1.4)
-    axes.grid(alpha=0.25)
+    axes.grid(**pages.GRID)
 
 
 def _styles(rows: Sequence[Row], plot: Any) -> dict[str, dict[str, Any]]:
@@ -203,21 +194,3 @@ def _styles(rows: Sequence[Row], plot: Any) -> dict[str, dict[str, Any]]:
             "linestyle": ":" if curve.endswith(" cache") else "-" if trims_first_layer else "--",
         }
     return styles
-
-
-def pyplot() -> Any:
-    """matplotlib.pyplot, drawing to files.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingExtraError(
-            "drawing figures needs matplotlib, which is not installed: pip install 'crosstrim[viz]'."
-        ) from error
-    matplotlib.use("agg", force=False)
-    from matplotlib import pyplot
-
-    return pyplot

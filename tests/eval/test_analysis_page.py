@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from crosstrim.data import pages
 from crosstrim.errors import MissingExtraError, ResultError
-from crosstrim.eval import analysis, analysis_report, kv_table
-from crosstrim.eval.report import pyplot
+from crosstrim.eval import analysis, analysis_page, kv_table
 from crosstrim.memory import SHAPES
 from tests.support.figures import legends_within
 
@@ -41,7 +41,7 @@ def result():
 def tables(result):
     return {
         table.title: [dict(zip(table.header, row, strict=True)) for row in table.rows]
-        for table in analysis_report.tables(result)
+        for table in analysis_page.tables(result)
     }
 
 
@@ -70,11 +70,11 @@ def test_tables_show_the_numbers(result):
 
 
 def test_the_page_has_every_table_and_figure(result):
-    page = analysis_report.markdown(result, ["sparsity.png"])
+    page = analysis_page.markdown(result, ["sparsity.png"])
     assert "- model: tiny, float32" in page
     assert "- questions: 1 of toy" in page
     assert "- repairs: vision" in page
-    for table in analysis_report.tables(result):
+    for table in analysis_page.tables(result):
         assert f"## {table.title}" in page
         assert table.note in page
     for line in page.splitlines():
@@ -84,7 +84,7 @@ def test_the_page_has_every_table_and_figure(result):
 
 
 def test_what_is_written(result, tmp_path):
-    files = analysis_report.write(result, tmp_path / "new" / "folder")
+    files = analysis_page.write(result, tmp_path / "new" / "folder")
     assert sorted(file.name for file in files) == sorted(
         file.name for file in (tmp_path / "new" / "folder").iterdir()
     )
@@ -99,35 +99,35 @@ def test_what_is_written(result, tmp_path):
 @pytest.mark.parametrize("layers", [[3], list(range(3, 100, 5))])
 def test_one_layer_and_twenty(layers, tmp_path):
     result = result_of(layers)
-    assert len(analysis_report.write(result, tmp_path)) == 5
+    assert len(analysis_page.write(result, tmp_path)) == 5
     assert ("Agreement between layers" in tables(result)) == (len(layers) > 1)
 
 
 def test_bytes_alone(tmp_path):
     result = analysis.of_shape(SHAPE)
-    assert [file.name for file in analysis_report.write(result, tmp_path)] == [
+    assert [file.name for file in analysis_page.write(result, tmp_path)] == [
         *("analysis.json", "analysis.md", "memory.png"),
     ]
     assert list(tables(result)) == [f"KV bytes of {SHAPE.name}, computed"]
 
 
 def test_the_figures_draw_the_numbers(result):
-    plot = pyplot()
-    axes = analysis_report.draw_sparsity(result, plot).axes[0]
+    plot = pages.pyplot()
+    axes = analysis_page.draw_sparsity(result, plot).axes[0]
     heights = sorted(bar.get_height() for bar in axes.patches)
     assert heights == pytest.approx(sorted(100 * s for one in result["sparsity"] for s in one["together"].values()))
     dots = sorted(value for line in axes.lines for value in line.get_ydata())
     assert dots == pytest.approx(
         sorted(100 * s for one in result["sparsity"] for heads in one["heads"].values() for s in heads)
     )
-    overlap, correlation, held = analysis_report.draw_agreement(result, plot).axes[:3]
+    overlap, correlation, held = analysis_page.draw_agreement(result, plot).axes[:3]
     assert overlap.images[0].get_array().tolist() == result["agreement"]["overlap"]["0.1"]
     assert correlation.images[0].get_array().tolist() == result["agreement"]["rank_correlation"]
     (line,) = (line for line in held.lines if line.get_label() == "layer 13")
     assert list(line.get_ydata()) == [100 * setting["later"][1]["held"] for setting in result["first_layer"]]
     assert list(line.get_xdata()) == [100 * setting["kept"] for setting in result["first_layer"]]
     (untrimmed,) = (
-        line for line in analysis_report.draw_memory(result, plot).axes[0].lines if line.get_label() == "untrimmed"
+        line for line in analysis_page.draw_memory(result, plot).axes[0].lines if line.get_label() == "untrimmed"
     )
     assert list(untrimmed.get_ydata()) == [12.5078, 1.5635, 0.1954]
     plot.close("all")
@@ -135,8 +135,8 @@ def test_the_figures_draw_the_numbers(result):
 
 @pytest.mark.parametrize("layers", [[3], [3, 8, 13], list(range(3, 100, 5))], ids=len)
 def test_every_legend_is_on_the_page(layers):
-    plot, result = pyplot(), result_of(layers)
-    for draw in (analysis_report.draw_sparsity, analysis_report.draw_agreement, analysis_report.draw_memory):
+    plot, result = pages.pyplot(), result_of(layers)
+    for draw in (analysis_page.draw_sparsity, analysis_page.draw_agreement, analysis_page.draw_memory):
         assert legends_within(draw(result, plot)), draw.__name__
     plot.close("all")
 
@@ -144,7 +144,7 @@ def test_every_legend_is_on_the_page(layers):
 def test_where_nothing_can_be_written(result, tmp_path):
     (tmp_path / "file").write_text("here")
     with pytest.raises(ResultError, match=r"file cannot be written to: File exists"):
-        analysis_report.prepare(tmp_path / "file")
+        pages.prepare(tmp_path / "file")
 
 
 def test_without_matplotlib(result, tmp_path, monkeypatch):
@@ -157,5 +157,5 @@ def test_without_matplotlib(result, tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match=r"pip install 'crosstrim\[viz\]'"):
-        analysis_report.write(result, tmp_path / "new")
+        analysis_page.write(result, tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -1,24 +1,19 @@
-"""Rows that name a picture, from JSONL and Parquet: what evaluation and batch jobs read alike."""
+"""What a row of a file of questions calls its picture, or its pictures: paths, data: URIs, or the files' bytes."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import io
-import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from crosstrim.asking.images import open_image
-from crosstrim.errors import DatasetError, InputError, MissingExtraError
-
-IMAGE_TOKEN = "<|image|>"
-"""Stands for the picture in every Llama-3.2-Vision prompt, so no question may contain it."""
+from crosstrim.errors import InputError
 
 MAX_PICTURES = 8
 """About which one question may be."""
@@ -30,66 +25,6 @@ _DATA_URI = re.compile(r"data:image/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re
 
 Source = str | bytes
 """A picture: a path, or the bytes of its file."""
-
-
-def jsonl_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Every line that is not blank: its number from 1, where it begins in the file, and its content.
-
-    Raises:
-        DatasetError: the file cannot be read.
-    """
-    begins = 0
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, begins, line
-                begins += len(line)
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def parse_line(line: bytes) -> Any:
-    """What a line of JSONL says.
-
-    Raises:
-        InputError: it is no JSON.
-    """
-    try:
-        return json.loads(line.removeprefix(b"\xef\xbb\xbf"))
-    except UnicodeDecodeError as error:
-        raise InputError("the line is not UTF-8.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"the line is no JSON: {error}.") from error
-
-
-@contextlib.contextmanager
-def open_parquet(path: Path, required: Sequence[str]) -> Iterator[Any]:
-    """A `pyarrow.parquet.ParquetFile` that has the required columns.
-
-    Raises:
-        MissingExtraError: pyarrow is not installed.
-        DatasetError: the file cannot be read, here or later inside the block, or lacks a column.
-    """
-    try:
-        import pyarrow as arrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtraError(
-            f"reading {path} needs pyarrow, which is not installed: pip install 'crosstrim[eval]'."
-        ) from error
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = set(file.schema_arrow.names)
-            missing = [name for name in required if name not in names]
-            if missing:
-                raise DatasetError(
-                    f"{path} has no column {missing[0]!r}, only {', '.join(sorted(names))}; "
-                    f"needed are {', '.join(required)}."
-                )
-            yield file
-    except (OSError, arrow.ArrowException) as error:
-        raise DatasetError(f"{path} cannot be read as Parquet: {error}.") from error
 
 
 def picture_source(image: Any, folder: Path) -> Source:
@@ -190,12 +125,6 @@ def open_source(source: Source) -> Image.Image:
         InputError: there is none, or it is damaged or too large.
     """
     return open_image(io.BytesIO(source) if isinstance(source, bytes) else source)
-
-
-def type_name(value: Any) -> str:
-    """What kind of value JSON or Parquet gave, in words."""
-    names = {bool: "true or false", int: "a number", float: "a number", str: "a text", bytes: "bytes", list: "a list"}
-    return names.get(type(value), "nothing" if value is None else "an object")
 
 
 def _decoded(text: str) -> bytes:
