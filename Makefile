@@ -17,7 +17,7 @@ export PIP_NO_COMPILE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-ray test-oldest test-lmms test-kernels test-sglang test-gpu test-install \
+.PHONY: help environments demo test test-slow test-ray test-oldest test-lmms test-kernels test-sglang test-gpu test-install \
 	test-canary bench lint clean
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo "make test-canary  the model's and the server's tests and the demo, on the newest of everything"
 	@echo "make bench        time and memory against their bars, on a machine that does nothing else"
 	@echo "make lint         ruff, mypy, and which module may import which"
+	@echo "make environments what the other targets install when they need it, all at once"
 	@echo "make clean        remove what the other targets made"
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -92,6 +93,8 @@ CANARY := .venv-canary/bin
 		-e '.[dev,serve,ray]'
 	@touch $@
 
+environments: $(foreach name,oldest lmms triton sglang canary,.venv-$(name)/.installed)
+
 demo: .venv/.installed
 	@mkdir -p build
 	.venv/bin/crosstrim ask cat "What colour is the 2?" --k 0.05 --compare --overlay build/overlay.png
@@ -101,7 +104,7 @@ test: .venv/.installed
 	@.venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not ray" --cov --cov-report=term:skip-covered
 
 test-slow: .venv/.installed
-	@.venv/bin/python $(PYTEST) -m "slow and not ray"
+	@.venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) --dist loadfile -m "slow and not ray"
 
 test-ray: .venv/.installed
 	@.venv/bin/python $(PYTEST) -m ray
@@ -113,8 +116,8 @@ test-lmms: .venv-lmms/.installed
 	@PYTHONPATH=$(CURDIR)/tests/eval/lmms/shim .venv-lmms/bin/python $(PYTEST) --disable-warnings tests/eval/lmms
 
 test-kernels: .venv-triton/.installed
-	@PYTHONPATH=.venv-triton .venv/bin/python $(PYTEST) -m "not slow" tests/method/kernels
-	@PYTHONPATH=.venv-triton TRITON_INTERPRET=1 .venv/bin/python $(PYTEST) -m "not slow" tests/method/kernels
+	@PYTHONPATH=.venv-triton .venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) -m "not slow" tests/method/kernels
+	@PYTHONPATH=.venv-triton TRITON_INTERPRET=1 .venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) -m "not slow" tests/method/kernels
 
 test-sglang: .venv-sglang/.installed
 	@PYTHONPATH=tests/engines/sglang/shims .venv-sglang/bin/python $(PYTEST) --disable-warnings -m sglang tests/engines/sglang
