@@ -15,8 +15,7 @@ from crosstrim.errors import InputError
 from crosstrim.server import body, pictures, prompts
 from crosstrim.server.body import parse
 from crosstrim.server.settings import BESIDE_PICTURES, Settings
-from tests.engines.server.conftest import MODEL, asking, data_uri, png
-from tests.engines.server.test_server import until
+from tests.engines.server.conftest import MODEL, asking, data_uri, png, until
 
 
 def request(**fields):

@@ -22,8 +22,7 @@ from crosstrim.errors import EngineError, LoadError
 from crosstrim.server import generation, listening, local
 from crosstrim.server.chat import DeviceLostError
 from crosstrim.server.settings import Settings
-from tests.engines.server.conftest import asking, png
-from tests.engines.server.test_server import LONG, until
+from tests.engines.server.conftest import LONG, asking, png, until
 
 
 def run_in_thread(settings, ready):
