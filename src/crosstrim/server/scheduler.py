@@ -111,7 +111,7 @@ class Scheduler:
                 oldest = self._waiting[0]
                 batch = [chat for chat in self._waiting if chat.group == oldest.group][: self._max_batch]
                 left = oldest.arrived + self._max_wait - time.monotonic()
-                if len(batch) == self._max_batch or oldest.sampled or left <= 0:
+                if len(batch) == self._max_batch or left <= 0:
                     self._waiting = [chat for chat in self._waiting if chat not in batch]
                     return batch
                 self._changed.wait(left)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import threading
+import re
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2 as httpx
 import openai
@@ -76,23 +77,24 @@ def test_stop_strings(server):
         assert streamed == reply.choices[0].message.content
 
 
-def test_a_sampled_answer_depends_on_its_seed_and_on_nothing_else(server):
-    def draw(seed, **options):
-        reply = server.ask("what is it?", png(4), max_tokens=20, temperature=1.5, seed=seed, **options)
-        return reply.choices[0].message.content
+def test_a_sampled_answer_depends_on_its_seed_and_on_nothing_else(start):
+    def draw(seed, picture=4, **options):
+        options = {"temperature": 1.5, "max_tokens": 20, **options}
+        return server.ask("what is it?", png(picture), seed=seed, **options).choices[0].message.content
 
-    first = draw(1)
-    others = [
-        threading.Thread(target=server.ask, args=("else?", png(n)), kwargs={"max_tokens": 20}) for n in range(3)
-    ]
-    for one in others:
-        one.start()
-    assert draw(1) == first
-    for one in others:
-        one.join()
-    assert len({draw(seed) for seed in range(2, 6)} | {first}) > 1
-    greedy = server.ask("what is it?", png(4), max_tokens=20).choices[0].message.content
-    assert draw(3, top_p=1e-9) == greedy
+    with start(max_batch=4, max_wait_ms=500) as server:
+        first, cut = draw(1), draw(1, top_p=0.4)
+        greedy = draw(None, temperature=0)
+        assert draw(3, top_p=1e-9) == greedy
+        assert len({draw(seed) for seed in range(2, 6)} | {first}) > 1
+        assert len({draw(None) for _ in range(6)}) > 1
+        together = [((1,), {}), ((1,), {"top_p": 0.4}), ((None,), {"temperature": 0}), ((7, 5), {"max_tokens": 30})]
+        with ThreadPoolExecutor(4) as others:
+            answers = [other.result() for other in [others.submit(draw, *args, **more) for args, more in together]]
+        assert answers[:3] == [first, cut, greedy]
+        page = httpx.get(f"{server.url}/metrics").text
+        sizes = {bound: float(count) for bound, count in re.findall(r'batch_size_bucket{le="(.*)"} (.*)', page)}
+        assert sizes["4.0"] - sizes["2.0"] == 1
 
 
 def test_text_alone_several_pictures_and_earlier_turns(server):
