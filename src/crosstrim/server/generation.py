@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -45,10 +46,10 @@ class Generator:
         except torch.AcceleratorError as error:  # of CUDA; every later call in this process would fail likewise
             raise DeviceLostError from error
         except Exception as error:  # whatever the model raises is the request's, the server goes on
+            traceback.clear_frames(error.__traceback__)  # which hold the failed attempt's memory
             failure = error
         else:
             return
-        # Outside of the handler, so that the traceback no longer holds the failed attempt's memory.
         if len(chats) > 1 and not any(row.text.count for row in rows):
             for chat in chats:  # one of them may have spoilt it for all
                 self.answer([chat])

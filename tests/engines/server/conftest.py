@@ -18,7 +18,6 @@ import crosstrim
 from crosstrim import TrimConfig
 from crosstrim.asking import answering
 from crosstrim.server.app import build
-from crosstrim.server.pictures import open_picture
 from crosstrim.server.service import Service
 from crosstrim.server.settings import Settings
 
@@ -57,7 +56,7 @@ def with_part(part):
 
 def expected(loaded, question, file, config=None, max_new_tokens=6):
     """What `ask` answers."""
-    picture = open_picture(data_uri(file), Settings()).image
+    picture = Image.open(io.BytesIO(file))
     return answering.ask(*loaded, picture, question, config or TrimConfig(k=0.25), max_new_tokens=max_new_tokens)
 
 

@@ -51,7 +51,7 @@ def test_large_bodies_are_not_read(start):
 
 
 def test_a_key_is_asked_for(start):
-    with start(api_key="right") as server:
+    with start(api_keys=("right",)) as server:
         for key in ("wrong", "righ", "rightt"):
             with pytest.raises(openai.AuthenticationError):
                 server.client(key).models.list()
@@ -63,6 +63,25 @@ def test_a_key_is_asked_for(start):
         assert basic.status_code == 401
         assert httpx.get(f"{server.url}/health").status_code == 200
         assert [card.id for card in server.client("right").models.list()] == [MODEL]
+
+
+def test_while_keys_are_changed_both_are_taken(start):
+    with start(api_keys=("new", "old")) as server:
+        for key in ("new", "old"):
+            assert server.client(key).models.list()
+        for key in ("new old", "new,old", "ne"):
+            assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 401
+
+
+def test_the_schema_says_where_the_key_is_asked_for(start, server):
+    with start(api_keys=("right",)) as closed:
+        schema = httpx.get(f"{closed.url}/openapi.json").json()
+    assert schema["components"]["securitySchemes"] == {
+        "HTTPBearer": {"type": "http", "scheme": "bearer", "description": "The server's API key."}
+    }
+    asked = {path for path, operations in schema["paths"].items() for one in operations.values() if "security" in one}
+    assert asked == {"/v1/chat/completions", "/v1/models", "/v1/models/{name}", "/metrics"}
+    assert "securitySchemes" not in httpx.get(f"{server.url}/openapi.json").json()["components"]
 
 
 def test_a_full_queue_refuses_and_opens_again(start):

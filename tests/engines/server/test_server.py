@@ -6,6 +6,7 @@ import io
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2 as httpx
 import openai
@@ -176,7 +177,7 @@ def test_the_client_in_the_docs_runs_when_pasted(start, tmp_path, monkeypatch, c
     ((_, code),) = pages.snippets("docs/serving.md")
     Image.open(io.BytesIO(png(2))).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    with start(model="meta-llama/Llama-3.2-11B-Vision-Instruct", api_key="secret", max_new_tokens=6) as server:
+    with start(model="meta-llama/Llama-3.2-11B-Vision-Instruct", api_keys=("secret",), max_new_tokens=6) as server:
         exec(code.replace("http://127.0.0.1:8000", server.url), {})
     assert capsys.readouterr().out.strip().endswith("{'visible': 17, 'kept': 4}")
 
@@ -196,7 +197,18 @@ def test_metrics_count(start):
         'crosstrim_image_features_total{what="kept"} 9.0',
         "crosstrim_unfinished_requests 0.0",
         f"crosstrim_feature_cache_bytes {4 * 17 * 64 * 4:.1f}",
+        "crosstrim_time_to_first_token_seconds_count 1.0",
+        "crosstrim_decoded_pixels 0.0",
     } <= set(page)
+    values = dict(line.rsplit(" ", 1) for line in page if not line.startswith("#"))
+    assert (
+        0
+        < float(values["crosstrim_time_to_first_token_seconds_sum"])
+        <= float(values["crosstrim_request_seconds_sum"])
+    )
+    if Path("/proc/self/stat").exists():
+        assert float(values["process_resident_memory_bytes"]) > 1e8
+        assert {"process_cpu_seconds_total", "process_open_fds", "process_start_time_seconds"} <= set(values)
 
 
 def test_the_schema_names_what_is_ours(server):
