@@ -22,6 +22,9 @@ OPEN = ("/health", "/ready", "/openapi.json")
 RETRY = {"Retry-After": "1"}
 """The header of refusals that need not stay so."""
 
+SILENT_SECONDS = 30.0
+"""How long nothing of a body may come; a request has its place in the queue meanwhile."""
+
 BEGUN = "crosstrim.begun"
 """Where in a request's scope it stands when it began, by `time.monotonic`."""
 
@@ -120,7 +123,8 @@ class Gate:
             if whole:
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), max(0.001, deadline - time.monotonic()))
+                left = min(deadline - time.monotonic(), SILENT_SECONDS)
+                message = await asyncio.wait_for(receive(), max(0.001, left))
             except TimeoutError as error:
                 raise HTTPException(408, "the request's body did not arrive in time.") from error
             count += len(message.get("body", b""))

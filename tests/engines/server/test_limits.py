@@ -11,7 +11,7 @@ import openai
 import pytest
 from PIL import Image
 
-from crosstrim.server import generation
+from crosstrim.server import gate, generation
 from tests.engines.server.conftest import LONG, MODEL, answered, asking, expected, png, until, with_url
 
 
@@ -20,6 +20,7 @@ def test_pictures_are_limited_before_they_are_decoded(start, monkeypatch):
     Image.new("RGB", (400, 300)).save(large, "PNG")
     wide = io.BytesIO()
     Image.new("RGB", (398, 250)).save(wide, "PNG")
+    Image.init()  # it loads pictures of its own
     decoded = []
     load = Image.Image.load
     monkeypatch.setattr(Image.Image, "load", lambda self: decoded.append(self.size) or load(self))
@@ -205,6 +206,18 @@ def test_remote_pictures_are_fetched_where_allowed(start, monkeypatch):
         body = {"model": MODEL, **with_url("http://127.0.0.1:1/a.png")}
         refused = httpx.post(f"{server.url}/v1/chat/completions", json=body)
     assert (refused.status_code, "not on the public internet" in refused.text) == (400, True)
+
+
+def test_a_body_that_stays_away_is_left_and_gives_up_its_place(start, monkeypatch):
+    monkeypatch.setattr(gate, "SILENT_SECONDS", 0.3)
+    with start(queue_limit=1) as server:
+
+        def begun():
+            yield b"{"
+            time.sleep(2)
+
+        assert httpx.post(f"{server.url}/v1/chat/completions", content=begun()).status_code == 408
+        until(lambda: answered(server))
 
 
 def test_a_body_that_drips_is_left(start):
