@@ -102,29 +102,29 @@ test-ray: .venv/.installed
 	@.venv/bin/python $(PYTEST) -m ray
 
 test-oldest: .venv-oldest/.installed
-	@.venv-oldest/bin/python $(PYTEST) $(SIDE_BY_SIDE) --disable-warnings -m "not slow" tests/model
+	@.venv-oldest/bin/python $(PYTEST) $(SIDE_BY_SIDE) --disable-warnings -m "not slow" tests/models tests/trimming tests/asking
 
 test-lmms: .venv-lmms/.installed
-	@PYTHONPATH=$(CURDIR)/tests/lmms/shim .venv-lmms/bin/python $(PYTEST) --disable-warnings tests/lmms
+	@PYTHONPATH=$(CURDIR)/tests/eval/lmms/shim .venv-lmms/bin/python $(PYTEST) --disable-warnings tests/eval/lmms
 
 test-kernels: .venv-triton/.installed
-	@PYTHONPATH=.venv-triton .venv/bin/python $(PYTEST) -m "not slow" tests/kernels
-	@PYTHONPATH=.venv-triton TRITON_INTERPRET=1 .venv/bin/python $(PYTEST) -m "not slow" tests/kernels
+	@PYTHONPATH=.venv-triton .venv/bin/python $(PYTEST) -m "not slow" tests/method/kernels
+	@PYTHONPATH=.venv-triton TRITON_INTERPRET=1 .venv/bin/python $(PYTEST) -m "not slow" tests/method/kernels
 
 test-sglang: .venv-sglang/.installed
-	@PYTHONPATH=tests/engines/sglang_shims .venv-sglang/bin/python $(PYTEST) --disable-warnings tests/engines/test_sglang_*.py
+	@PYTHONPATH=tests/engines/sglang/shims .venv-sglang/bin/python $(PYTEST) --disable-warnings -m sglang tests/engines/sglang
 
 # In the environment that is active: it has torch for its GPU already, and this installs nothing.
 test-gpu:
 	@python $(PYTEST) --disable-warnings tests/gpu
 
 test-install: .venv/.installed
-	@TORCH="$(TORCH)" .venv/bin/python -m tests.docs.install
+	@TORCH="$(TORCH)" .venv/bin/python -m tests.support.docs.install
 
 test-canary: .venv-canary/.installed
 	@$(CANARY)/python -c 'from importlib.metadata import version as v; print("canary:", \
 		", ".join(f"{name} {v(name)}" for name in ("torch", "transformers", "ray", "fastapi", "typer", "pillow")))'
-	@$(CANARY)/python $(PYTEST) $(SIDE_BY_SIDE) --disable-warnings -q -m "not slow and not ray" tests/model tests/engines/server
+	@$(CANARY)/python $(PYTEST) $(SIDE_BY_SIDE) --disable-warnings -q -m "not slow and not ray" tests/models tests/trimming tests/asking tests/server
 	@$(CANARY)/crosstrim ask cat "What colour is the 2?" --k 0.05 --compare
 
 bench: .venv/.installed

@@ -9,7 +9,7 @@ import pytest
 import crosstrim
 from crosstrim.data import dataset
 from crosstrim.eval import analysis, defaults
-from tests import tiny
+from tests.support import tiny
 
 PARTS = {"format", "dataset", "model", "config", "layers", "visible_features", "sparsity", "agreement", "first_layer"}
 PARTS |= {"memory", "versions", "compat"}

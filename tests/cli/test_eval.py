@@ -86,6 +86,14 @@ def test_quick_asks_equally_of_every_kind_and_layout(evaluate, questions, monkey
     assert {cells.count(cell) for cell in cells} == {mini.QUICK}
 
 
+def test_layers_that_read_less_keep_less(evaluate, checkpoint, questions):
+    config = crosstrim.TrimConfig(keep=0.5, policy="pyramid:0.2")
+    kept = [answer.report.kept_fraction for answer in one_by_one(checkpoint, questions, config)]
+    found = evaluate("--keep", 0.5, "--policy", "pyramid:0.2", "--json").json
+    assert found["trimmed"]["kept_fraction"]["overall"] == pytest.approx(sum(kept) / len(kept), abs=1e-4)
+    assert found["trimmed"]["kept_fraction"]["overall"] < 0.45  # of 51.5 % that were chosen
+
+
 def test_lossless_loses_nothing(evaluate):
     found = evaluate("--lossless", "--json").json
     assert found["trimmed"]["accuracy"] == found["untrimmed"]["accuracy"]

@@ -7,12 +7,12 @@ import pytest
 import crosstrim
 from crosstrim.data import dataset
 from crosstrim.eval import provenance
-from tests.docs import pages, policies, results
+from tests.support.docs import pages, policies, results
 
 
 @pytest.mark.parametrize("name", results.PAGES)
 def test_what_is_shown_is_what_was_measured(name):
-    assert pages.text(name) == results.written(name), "run `python -m tests.docs.results`"
+    assert pages.text(name) == results.written(name), "run `python -m tests.support.docs.results`"
 
 
 def test_both_files_measured_the_same_model_on_the_same_questions():

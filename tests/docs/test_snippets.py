@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.docs import pages
+from tests.support.docs import pages
 
-# The client of docs/serving.md needs a server; tests/engines/server/test_server.py runs it.
+# The client of docs/serving.md needs a server; tests/server/test_server.py runs it.
 WITH_CODE = [name for name in pages.NAMES if pages.snippets(name) and name != "docs/serving.md"]
 
 

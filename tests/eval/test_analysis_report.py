@@ -14,7 +14,7 @@ from crosstrim.errors import MissingExtraError, ResultError
 from crosstrim.eval import analysis, analysis_report, kv_table
 from crosstrim.eval.report import pyplot
 from crosstrim.memory import SHAPES
-from tests.eval.figures import legends_within
+from tests.support.figures import legends_within
 
 SHAPE = SHAPES["11b"]
 

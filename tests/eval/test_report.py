@@ -11,7 +11,7 @@ from PIL import Image
 
 from crosstrim.errors import MissingExtraError, ResultError
 from crosstrim.eval import metrics, report, settings, summary
-from tests.eval.figures import legends_within
+from tests.support.figures import legends_within
 
 CHOSEN = settings.expand(["union", "random", "oracle"], keep=[0.25, 0.5], first_layer="both", seeds=2)
 

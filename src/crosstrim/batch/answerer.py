@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,15 +12,13 @@ import torch
 from PIL import Image
 
 from crosstrim.asking import answering
+from crosstrim.asking.batches import Encoder
 from crosstrim.asking.loading import load
 from crosstrim.batch.rows import Row, Rows, batches, writable
 from crosstrim.config import TrimConfig
 from crosstrim.data import tables
 from crosstrim.errors import CrosstrimError, InputError
-from crosstrim.eval.batches import Encoder
 from crosstrim.models.memory import bytes_per_sample
-from crosstrim.trimming.handle import trim
-from crosstrim.trimming.report import ImageReport
 
 PROMPT_TOKENS = 512
 """Of a question, where memory is planned."""
@@ -81,7 +78,6 @@ class Answerer:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._model, self._processor = load(job.model, dtype=job.dtype, device_map=job.device)
-        self._config = answering.for_tokenizer(job.config, self._processor.tokenizer)
         self._encoder = Encoder(self._model, self._processor)
         memory = _free_bytes(self._model.device) if job.memory is None else job.memory
         self.at_once = max(1, memory // bytes_per_sample(self._model, PROMPT_TOKENS + job.max_new_tokens))
@@ -131,26 +127,20 @@ class Answerer:
         return self._ask(samples[:middle]) + self._ask(samples[middle:])
 
     def _ask_together(self, samples: Sequence[_Sample]) -> list[Answered]:
-        names = [[_name(source) for source in row.sources] for row, _ in samples]
-        opened = (picture for _, pictures in samples for picture in pictures)
-        pictures = dict(zip((name for sample in names for name in sample), opened, strict=True))
-        questions, limit = [row.question for row, _ in samples], self._job.max_new_tokens
-        with (
-            self._encoder.inputs(names, questions, pictures.__getitem__, limit) as inputs,
-            trim(self._model, self._config) as handle,
-        ):
-            texts = answering.generate(self._model, self._processor, inputs, max_new_tokens=limit).texts
-            kept = handle.report().samples
+        pictures, questions = [pictures for _, pictures in samples], [row.question for row, _ in samples]
+        config, limit = self._job.config, self._job.max_new_tokens
+        with self._encoder.asked(pictures, questions, limit) as inputs:
+            found = answering.generate(self._model, self._processor, inputs, config=config, max_new_tokens=limit)
         return [
             {
                 "id": row.id,
                 "answer": text,
                 "visible": sum(image.visible for image in images),
                 "kept": sum(image.kept for image in images),
-                "kept_fraction": round(_kept_fraction(images), 6),
+                "kept_fraction": round(answering.kept_fraction(images), 6),
                 "error": None,
             }
-            for (row, _), text, images in zip(samples, texts, kept, strict=True)
+            for (row, _), text, images in zip(samples, found.texts, found.kept, strict=True)
         ]
 
 
@@ -172,21 +162,11 @@ def _failed(row: Row, error: str) -> Answered:
     }
 
 
-def _kept_fraction(images: Sequence[ImageReport]) -> float:
-    """Of all the visible features of a row's pictures."""
-    visible = sum(image.visible for image in images)
-    return sum(image.kept_fraction * image.visible for image in images) / visible
-
-
 def _words(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "the device ran out of memory on this row alone; take a smaller dtype or a larger device."
     lines = str(error).strip().splitlines() or [""]
     return " ".join(lines) if isinstance(error, CrosstrimError) else f"{type(error).__name__}: {lines[0]}"
-
-
-def _name(source: tables.Source) -> str:
-    return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else source
 
 
 def _free_bytes(device: torch.device) -> int:

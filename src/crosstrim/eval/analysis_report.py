@@ -10,6 +10,7 @@ from typing import Any
 
 from crosstrim.data.journal import write_whole
 from crosstrim.errors import ResultError
+from crosstrim.eval.report import prepare as prepare
 from crosstrim.eval.report import pyplot
 from crosstrim.trimming.report import format_bytes
 from crosstrim.wording import rounded
@@ -37,20 +38,6 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str
-
-
-def prepare(folder: Path) -> None:
-    """Make the folder, and refuse before any work is done what `write` could not do.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        ResultError: the folder cannot be made.
-    """
-    pyplot()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResultError(f"{folder} cannot be written to: {error.strerror}.") from error
 
 
 def write(result: Result, folder: Path) -> list[Path]:

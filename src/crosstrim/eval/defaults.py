@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from crosstrim.method.names import ORACLE as ORACLE
+
 POLICIES = ("union", "contribution", "grid", "random")
 """What runs when no policy is named: the paper's rule and ours, beside two that do not look at the question."""
 
@@ -10,9 +12,6 @@ KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5)
 
 SEEDS = 3
 """How often "random" draws."""
-
-ORACLE = "oracle"
-"""What a policy is called that looks ahead; only runs that compare know it."""
 
 HELDOUT_TOKENS = 12
 """Where answers to the embedded questions are cut off."""

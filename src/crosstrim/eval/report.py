@@ -20,6 +20,20 @@ FIGURES = {"accuracy": "accuracy", "unchanged": "answers unchanged by trimming"}
 _MARKERS = "osD^vP*X<>"
 
 
+def prepare(folder: Path) -> None:
+    """Make the folder, and refuse before any work is done what could not be written into it.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ResultError: the folder cannot be made.
+    """
+    pyplot()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultError(f"{folder} cannot be written to: {error.strerror}.") from error
+
+
 def write(result: Result, folder: Path) -> list[Path]:
     """Write report.md and its figures into a folder, which is made if there is none.
 
@@ -34,10 +48,9 @@ def write(result: Result, folder: Path) -> list[Path]:
         MissingExtraError: matplotlib is not installed.
         ResultError: a file cannot be written.
     """
-    plot = pyplot()
+    prepare(folder)
+    plot, files = pyplot(), []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        files = []
         for metric, name in FIGURES.items():
             figure = draw(result, metric, name, plot)
             files.append(folder / f"{metric}.png")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 
 from crosstrim.asking import answering
-from crosstrim.asking.features import FeatureCache
-from crosstrim.models import vision
+from crosstrim.asking.batches import Encoder
 from crosstrim.server.chat import Chat, Delta, DeviceLostError, Failed, Finished
 from crosstrim.server.text import GrowingText
 from crosstrim.trimming.handle import TrimHandle, trim
@@ -32,7 +30,8 @@ class Generator:
         self._processor = processor
         ends = model.generation_config.eos_token_id
         self._ends = frozenset([ends] if isinstance(ends, int) else ends or ())
-        self.cache = FeatureCache(feature_cache_bytes)
+        self._encoder = Encoder(model, processor, feature_cache_bytes)
+        self.cache = self._encoder.cache
 
     def answer(self, chats: Sequence[Chat]) -> None:
         """Answer requests of one group together; each is told its events, and nothing is raised for a request.
@@ -63,11 +62,13 @@ class Generator:
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
         pictures = [[picture.image for picture in chat.pictures] for chat in chats]
-        inputs = answering.encode_prompts(self._processor, pictures, [chat.prompt for chat in chats])
-        inputs = inputs.to(self._model.device)
-        lengths = inputs["attention_mask"].sum(-1).tolist()
+        digests = tuple(tuple(picture.digest for picture in chat.pictures) for chat in chats)
         config = answering.for_tokenizer(chats[0].config, self._processor.tokenizer)
-        with self._features(chats, inputs), trim(self._model, config) as handle:
+        with (
+            self._encoder.inputs(pictures, [chat.prompt for chat in chats], digests=digests) as inputs,
+            trim(self._model, config) as handle,
+        ):
+            lengths = inputs["attention_mask"].sum(-1).tolist()
             rows.extend(
                 _Row(chat, length, self._decode, self._ends) for chat, length in zip(chats, lengths, strict=True)
             )
@@ -78,15 +79,6 @@ class Generator:
                 logits_processor=LogitsProcessorList([_Draws(chats, self._model.device)]),
                 stopping_criteria=StoppingCriteriaList([_Watch(rows, handle)]),
             )
-
-    @contextlib.contextmanager
-    def _features(self, chats: Sequence[Chat], inputs: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        if not chats[0].pictures:
-            yield
-            return
-        pictures = tuple(tuple(picture.digest for picture in chat.pictures) for chat in chats)
-        with vision.given(self._model, self.cache.features(self._model, inputs, pictures)):
-            yield
 
     def _decode(self, tokens: list[int]) -> str:
         return str(self._processor.tokenizer.decode(tokens, skip_special_tokens=True))

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from crosstrim import mini
 from crosstrim.config import TrimConfig
-from crosstrim.engines.sglang.trimming import Settings
+from crosstrim.engines.sglang.settings import Settings
 from crosstrim.errors import EngineError, MissingExtraError
 
 PACKAGE = "crosstrim.engines.sglang"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from array import array
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,16 +21,55 @@ from sglang.srt.models import mllama as upstream
 from sglang.srt.runtime_context import get_parallel, get_server_args
 from sglang.srt.utils import add_prefix
 
+from crosstrim.engines.prompt import PromptTrim, attend, hidden_after
 from crosstrim.engines.sglang import slots
 from crosstrim.engines.sglang.launch import check_server
-from crosstrim.engines.sglang.trimming import Kept, Prompt, Settings, Trimming, attend
+from crosstrim.engines.sglang.settings import Settings
 from crosstrim.models import mllama
+
+
+@dataclass(frozen=True)
+class Retained:
+    """What a request keeps for as long as it lives; a request that is prefilled again keeps the same.
+
+    Attributes:
+        indices: [K] int64, ascending, over all features of the request's images, padding tiles counted.
+        prompt_rows: text rows of the prompt; rows after them were generated.
+        free_slots: whether image slots beyond K go back to the pool.
+    """
+
+    indices: torch.Tensor
+    prompt_rows: int
+    free_slots: bool
+
+
+@dataclass
+class Prompt:
+    """One request with images in a batch of prompts.
+
+    Attributes:
+        images: SGLang's record of its images, which lives as long as the request.
+        rows: its text rows among those of the batch.
+        token_ids: [T] of these rows.
+        features: [N, hidden] of its images, padding tiles included.
+        visible: [T, N] bool, what each row may see.
+        slots: [S] KV slots of its images, S >= K.
+        retained: what it keeps; None until the first cross-attention layer has chosen.
+    """
+
+    images: Any
+    rows: slice
+    token_ids: torch.Tensor
+    features: torch.Tensor
+    visible: torch.Tensor
+    slots: torch.Tensor
+    retained: Retained | None = None
 
 
 class TrimmedCrossAttention(upstream.MllamaTextCrossAttention):
     """Cross-attention that reads only what a request keeps."""
 
-    trimming: Trimming | None = None  # of the first cross-attention layer, which chooses
+    leads: tuple[PromptTrim, bool] | None = None  # the first one: how it chooses, and whether it gives slots back
 
     def forward(
         self,
@@ -57,24 +97,24 @@ class TrimmedCrossAttention(upstream.MllamaTextCrossAttention):
         return self.o_proj(output.flatten(1))[0]
 
     def _attend(self, queries: torch.Tensor, prompt: Prompt) -> torch.Tensor:
-        if self.trimming is not None:
-            return self._choose_and_attend(self.trimming, queries, prompt)
-        assert prompt.kept is not None  # the first cross-attention layer has chosen
-        indices = prompt.kept.indices
+        if self.leads is not None:
+            return self._choose_and_attend(*self.leads, queries, prompt)
+        assert prompt.retained is not None  # the first cross-attention layer has chosen
+        indices = prompt.retained.indices
         keys, values = self._project(prompt.features[indices])
         self._write(prompt, keys, values)
         return attend(queries, keys, values, prompt.visible[:, indices])
 
-    def _choose_and_attend(self, trimming: Trimming, queries: torch.Tensor, prompt: Prompt) -> torch.Tensor:
+    def _choose_and_attend(
+        self, trim: PromptTrim, free_slots: bool, queries: torch.Tensor, prompt: Prompt
+    ) -> torch.Tensor:
         keys, values = self._project(prompt.features)
-        if prompt.kept is None:
-            prompt.kept = trimming.choose(prompt, queries, keys, values, _all_heads)
-        kept = prompt.kept
-        self._write(prompt, keys[kept.indices], values[kept.indices])
-        # Rows that were generated before a retraction read what was kept then, and must do so again.
-        visible = prompt.visible.clone()
-        visible[kept.prompt_rows :] &= torch.zeros_like(visible[0]).index_fill_(0, kept.indices, True)
-        return attend(queries, keys, values, visible)
+        if prompt.retained is None:
+            kept = trim.choose(prompt.token_ids, prompt.visible, queries, keys, values, _all_heads)
+            prompt.retained = Retained(kept, len(prompt.token_ids), free_slots)
+        retained = prompt.retained
+        self._write(prompt, keys[retained.indices], values[retained.indices])
+        return attend(queries, keys, values, hidden_after(prompt.visible, retained.indices, retained.prompt_rows))
 
     def _project(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self._heads(features, 1, self.k_norm), self._heads(features, 2, None)
@@ -99,24 +139,25 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
         text = config.text_config
         settings = Settings.read(getattr(config, "crosstrim", None) or {}, os.environ)
         check_server(resolved_view(get_server_args()))
-        if settings.free_slots and settings.count_depends_on_prompt:
-            slots.check_hooked()
-        self.trimming = Trimming(
-            settings,
+        self.trim = PromptTrim(
+            settings.config,
             mllama.geometry_of(config),
             config.image_token_index,
             mllama.LLAMA_USER_TURN_IDS if text.vocab_size == mllama.LLAMA_VOCABULARY_SIZE else None,
         )
+        self._free_slots = settings.free_slots
+        if self._free_slots and self.trim.count_depends_on_prompt:
+            slots.check_hooked()
         for place, index in enumerate(sorted(text.cross_attention_layers)):
             layer = self.language_model.model.layers[index]
             name = add_prefix(f"language_model.model.layers.{index}.cross_attn", prefix)
             layer.cross_attn = TrimmedCrossAttention(text, index, quant_config=quant_config, prefix=name)
-            layer.cross_attn.trimming = self.trimming if place == 0 else None
+            layer.cross_attn.leads = (self.trim, settings.free_slots) if place == 0 else None
         self.vision_model.transformer.register_forward_hook(_AsManyStatesAsAskedFor())
 
     def pad_input_ids(self, input_ids: array[int], mm_inputs: Any) -> array[int]:
         """Put as many ids before the prompt as its images need KV slots; padding tiles need none."""
-        mm_inputs.num_image_tokens = self.trimming.slots(input_ids, _tiles(mm_inputs))
+        mm_inputs.num_image_tokens = self.trim.slots(input_ids, _tiles(mm_inputs))
         values = array("q", (item.pad_value for item in mm_inputs.mm_items))
         padding = values * (mm_inputs.num_image_tokens // len(values) + 1)
         return padding[: mm_inputs.num_image_tokens] + input_ids
@@ -140,7 +181,7 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
             skip_cross_attention=max(forward_batch.encoder_lens_cpu) == 0,
         )
         for prompt in prompts:
-            prompt.images.crosstrim_kept = prompt.kept
+            prompt.images.crosstrim_retained = prompt.retained
         return self.logits_processor(input_ids, hidden_states, self.language_model.lm_head, forward_batch)
 
     def _prompts(self, input_ids: torch.Tensor, forward_batch: Any) -> list[Prompt]:
@@ -158,7 +199,7 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
             if length == 0:  # text alone
                 continue
             rows = slice(start, start + count)
-            visible = self.trimming.visible(input_ids[rows].tolist(), _tiles(images))
+            visible = self.trim.visible(input_ids[rows].tolist(), _tiles(images))
             prompts.append(
                 Prompt(
                     images=images,
@@ -167,16 +208,16 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
                     features=next(features_of_each)[: visible.shape[1]],
                     visible=visible.to(input_ids.device),
                     slots=next(slots_of_each),
-                    kept=_kept(images),
+                    retained=_retained(images),
                 )
             )
         return prompts
 
     def _as_read(self, forward_batch: Any) -> Any:
         """The batch with as many slots a request as it keeps, where the others were not given back."""
-        if self.trimming.settings.free_slots:
+        if self._free_slots:
             return forward_batch
-        lengths = [0 if kept is None else len(kept.indices) for kept in map(_kept, forward_batch.mm_inputs)]
+        lengths = [0 if one is None else len(one.indices) for one in map(_retained, forward_batch.mm_inputs)]
         view = copy.copy(forward_batch)
         view.encoder_lens = torch.tensor(lengths).to(forward_batch.encoder_lens)
         return view
@@ -204,9 +245,9 @@ def _tiles(images: Any) -> list[int]:
     return [int(tiles) for mask in masks for tiles in mask.sum(-1)]
 
 
-def _kept(images: Any) -> Kept | None:
+def _retained(images: Any) -> Retained | None:
     """What a request that was a prompt before keeps."""
-    return None if images is None else getattr(images, "crosstrim_kept", None)
+    return None if images is None else getattr(images, "crosstrim_retained", None)
 
 
 EntryClass = MllamaForConditionalGeneration

@@ -75,16 +75,16 @@ def after_prompts(outcome: Any, processor: Any, batch: Any, result: Any) -> None
     """
     table = processor.req_to_token_pool.req_to_token
     for place, request in enumerate(batch.reqs):
-        kept = getattr(request.multimodal_inputs, "crosstrim_kept", None)
-        if kept is None or not kept.free_slots or not request.kv.holds_kv:  # text alone, or finished already
+        retained = getattr(request.multimodal_inputs, "crosstrim_retained", None)
+        if retained is None or not retained.free_slots or not request.kv.holds_kv:  # text alone, or finished already
             continue
-        held = request.multimodal_inputs.num_image_tokens
-        surplus = held - len(kept.indices)
+        held, kept = request.multimodal_inputs.num_image_tokens, len(retained.indices)
+        surplus = held - kept
         if surplus == 0:
             continue
-        processor.token_to_kv_pool_allocator.free(close_up(table, request.kv, len(kept.indices), held))
+        processor.token_to_kv_pool_allocator.free(close_up(table, request.kv, kept, held))
         _shorten(request, surplus)
-        batch.encoder_lens_cpu[place] = len(kept.indices)
+        batch.encoder_lens_cpu[place] = kept
     batch.encoder_lens = torch.tensor(batch.encoder_lens_cpu).to(batch.encoder_lens)
 
 
