@@ -65,6 +65,10 @@ class ResultError(CrosstrimError, OSError):
     """A result or the journal of a run cannot be read, written, or continued with what was given."""
 
 
+class UnwritableError(ResultError):
+    """A result or a journal cannot be written, as on a full disk; what was written of it before is kept."""
+
+
 class EngineError(CrosstrimError, RuntimeError):
     """Something that runs the model for others, such as a Ray cluster or SGLang, is set up wrongly or gave up."""
 

@@ -9,30 +9,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from crosstrim.errors import CrosstrimError, ResultError
+from crosstrim.errors import UnwritableError
 
 
 @contextlib.contextmanager
-def written_whole(path: Path, refuse: type[CrosstrimError] = ResultError) -> Iterator[Path]:
+def written_whole(path: Path) -> Iterator[Path]:
     """A file to write inside the block, which takes the place of `path` at its end, or not at all.
 
-    It lies in the same folder under a hidden name with the same ending, by which some writers know the format.
-
-    Args:
-        path: of the file.
-        refuse: the error to raise.
+    It lies in the same folder under a hidden name with the same ending, by which some writers know the format. A
+    link stays what it is: the file that it leads to is written.
 
     Raises:
-        CrosstrimError: of the type `refuse`; it cannot be written.
+        UnwritableError: it cannot be written.
     """
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    written = Path(os.path.realpath(path))
+    unfinished = written.with_name(f".{written.stem}.{os.getpid()}{written.suffix}")
     try:
         yield unfinished
         with unfinished.open("rb") as file:
             os.fsync(file.fileno())
-        unfinished.replace(path)
+        unfinished.replace(written)
     except OSError as error:
-        raise refuse(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise UnwritableError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -41,7 +39,7 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
     """Write JSON to a file, whole or not at all.
 
     Raises:
-        ResultError: it cannot be written.
+        UnwritableError: it cannot be written.
     """
     with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         json.dump(result, file)
@@ -52,7 +50,7 @@ def write_text(path: Path, text: str) -> None:
     """Write text to a file, whole or not at all.
 
     Raises:
-        ResultError: it cannot be written.
+        UnwritableError: it cannot be written.
     """
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")

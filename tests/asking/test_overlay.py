@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from crosstrim.asking import overlay as viz
-from crosstrim.errors import InputError
+from crosstrim.errors import InputError, UnwritableError
 from crosstrim.models.tiles import Tiling
 from crosstrim.trimming.report import ImageReport
 from tests.support import tiny
@@ -272,7 +272,7 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", half_written)
-    with pytest.raises(InputError, match="cannot be written: No space left on device"):
+    with pytest.raises(UnwritableError, match="cannot be written: No space left on device"):
         viz.save(noise((9, 9)), target)
     assert target.read_bytes() == written
     assert list(tmp_path.iterdir()) == [target]

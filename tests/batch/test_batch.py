@@ -287,7 +287,11 @@ def test_a_finished_job_is_not_run_again(job, tmp_path):
     assert "torch" in notes["versions"]
 
 
-@pytest.mark.parametrize(("name", "words"), [("a.csv", ".jsonl or .parquet"), ("no/a.jsonl", "does not exist")])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("a.csv", ".jsonl or .parquet"), ("no/a.jsonl", "does not exist"), ("dangling.jsonl", "create .*no first")],
+)
 def test_where_nothing_can_be_written_nothing_is_asked(job, tmp_path, name, words):
+    (tmp_path / "dangling.jsonl").symlink_to("no/a.jsonl")
     with pytest.raises(ResultError, match=words):
         batch.run(job(), tmp_path / name, None, source="rows")

@@ -58,17 +58,15 @@ def test_two_replicas_answer_as_ask_does(checkpoint, address):
     import openai
 
     from crosstrim import load
-    from crosstrim.asking import answering
-    from crosstrim.server.pictures import open_picture
     from crosstrim.server.ray import serve_on_ray
     from crosstrim.server.settings import Settings
-    from tests.server.conftest import asking, data_uri, png
+    from tests.server.conftest import asking, expected, png
 
     class EnoughError(Exception):
         """Ends the server, as Ctrl-C would."""
 
     urls, replies = [], []
-    settings = Settings(model=str(checkpoint), device="cpu", api_key="secret")
+    settings = Settings(model=str(checkpoint), device="cpu", api_keys=("secret",))
 
     def talk():
         client = openai.OpenAI(base_url=urls[0], api_key="secret", max_retries=0, timeout=60)
@@ -88,8 +86,7 @@ def test_two_replicas_answer_as_ask_does(checkpoint, address):
         serve_on_ray(settings, "127.0.0.1", 18765, urls.append, replicas=2, address=address, wait=talk)
     loaded = load(checkpoint)
     for seed, reply in enumerate(replies):
-        picture = open_picture(data_uri(png(seed)), settings).image
-        alone = answering.ask(*loaded, picture, "what is it?", settings.trim, max_new_tokens=8)
+        alone = expected(loaded, "what is it?", png(seed), max_new_tokens=8)
         assert reply.choices[0].message.content == alone.answer
         assert reply.usage.crosstrim == {"visible": alone.report.visible, "kept": alone.report.kept}
 

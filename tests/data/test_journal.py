@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from crosstrim.data.journal import Journal
-from crosstrim.errors import ResultError
+from crosstrim.errors import ResultError, UnwritableError
 from crosstrim.files import write_json
 
 HEADER = {"format": 1, "versions": {"torch": "2.12.0"}, "settings": ["a", "b"], "model": {"name": "mini"}}
@@ -112,3 +114,22 @@ def test_a_result_is_written_whole_or_not_at_all(tmp_path):
         write_json(path, {"a": object()})
     assert path.read_text() == '{"a": 1}\n'
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is played by /dev/full")
+def test_a_full_disk_is_told_with_the_path_and_leaves_what_was_written(path):
+    fill(path, {"a": 1})
+    with Path("/dev/full").open("ab") as full, Journal(path, HEADER) as journal:
+        with journal._file:
+            journal._file = full
+        with pytest.raises(UnwritableError, match=rf"{path} cannot be written: No space left"):
+            journal.append({"a": 2})
+    assert records(path) == [{"a": 1}]
+
+
+def test_a_result_is_written_where_a_link_leads(tmp_path):
+    (tmp_path / "link.json").symlink_to("there.json")
+    write_json(tmp_path / "link.json", {"a": 1})
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "there.json").read_text() == '{"a": 1}\n'
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["link.json", "there.json"]

@@ -5,6 +5,7 @@ import contextlib
 import io
 import socket
 import threading
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +15,14 @@ import uvicorn
 from PIL import Image
 
 import crosstrim
+from crosstrim import TrimConfig
+from crosstrim.asking import answering
 from crosstrim.server.app import build
 from crosstrim.server.service import Service
 from crosstrim.server.settings import Settings
 
 MODEL = "tiny"
+LONG = 450  # tokens, which take the tiny model seconds
 
 
 def png(seed=0, tiles=1):
@@ -37,6 +41,40 @@ def asking(question, *files):
     """The messages of one question about pictures."""
     pictures = [{"type": "image_url", "image_url": {"url": data_uri(file)}} for file in files]
     return [{"role": "user", "content": [*pictures, {"type": "text", "text": question}]}]
+
+
+def with_url(url):
+    """What asks about the picture at an address."""
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what?"}]
+    return {"messages": [{"role": "user", "content": parts}]}
+
+
+def with_part(part):
+    """What a user says in one part."""
+    return {"messages": [{"role": "user", "content": [part]}]}
+
+
+def expected(loaded, question, file, config=None, max_new_tokens=6):
+    """What `ask` answers."""
+    picture = Image.open(io.BytesIO(file))
+    return answering.ask(*loaded, picture, question, config or TrimConfig(k=0.25), max_new_tokens=max_new_tokens)
+
+
+def answered(server):
+    """Whether the server answers again."""
+    try:
+        return server.ask("still there?", png(), max_tokens=1).choices[0].finish_reason == "length"
+    except openai.RateLimitError:
+        return False
+
+
+def until(condition):
+    """Wait for what must come true."""
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("it never came true")
 
 
 @dataclass(frozen=True)

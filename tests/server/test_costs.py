@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2 as httpx
 import openai
 import pytest
 from starlette.exceptions import HTTPException
 
-from crosstrim.errors import InputError
-from crosstrim.server import body, pictures, prompts
+from crosstrim.server import body, generation, pictures, prompts
 from crosstrim.server.body import parse
-from crosstrim.server.settings import BESIDE_PICTURES, Settings
-from tests.server.conftest import MODEL, asking, data_uri, png
-from tests.server.test_server import until
+from crosstrim.server.pixels import Pixels
+from crosstrim.server.settings import BESIDE_PICTURES
+from tests.server.conftest import MODEL, asking, data_uri, png, until
 
 
 def request(**fields):
@@ -128,32 +129,84 @@ def test_an_image_token_of_two_parts_is_refused(server):
         assert (reply.status_code, "which stands for a picture" in reply.text) == (400, True), reply.text
 
 
-def test_few_pictures_are_decoded_at_once(monkeypatch):
-    inside, most, may, lock = [], [], threading.Event(), threading.Lock()
-    open_image = pictures.open_image
-
-    def slow(*given):
-        with lock:
-            inside.append(1)
-            most.append(len(inside))
-        assert may.wait(20)
-        with lock:
-            inside.pop()
-        return open_image(*given)
-
-    monkeypatch.setattr(pictures, "open_image", slow)
-    askers = [
-        threading.Thread(target=pictures.open_picture, args=(data_uri(png(seed)), Settings())) for seed in range(6)
-    ]
-    for one in askers:
-        one.start()
-    until(lambda: len(inside) == pictures.DECODERS)
+def test_pixels_are_taken_in_turn_and_given_back_with_the_last_reference():
+    pixels = Pixels(100)
+    first, second = pixels.take(60), pixels.take(40)
     with pytest.raises(TimeoutError):
-        pictures.open_picture(data_uri(png()), Settings(), deadline=0.0)
-    may.set()
-    for one in askers:
-        one.join(20)
-    assert max(most) == pictures.DECODERS
-    with pytest.raises(InputError):
-        pictures.open_picture("data:image/png;base64,AAAA", Settings())
-    assert pictures._DECODING._value == pictures.DECODERS
+        pixels.take(1, time.monotonic() - 1)
+    taken, begun = [], threading.Event()
+
+    def take(count):
+        begun.set()
+        taken.append(pixels.take(count, time.monotonic() + 20))
+
+    large = threading.Thread(target=take, args=(50,))
+    large.start()
+    assert begun.wait(20)
+    until(lambda: pixels.waiting == 1)
+    small = threading.Thread(target=take, args=(10,))
+    small.start()
+    until(lambda: pixels.waiting == 2)
+    del second  # 40 are free: enough for the small one, whose turn it is not
+    time.sleep(0.05)
+    assert taken == []
+    del first
+    large.join(20)
+    small.join(20)
+    assert pixels.in_use == 60
+    taken.clear()
+    assert pixels.in_use == 0
+    assert pixels.take(100)
+
+
+def test_who_gives_up_waiting_lets_the_next_one_pass():
+    pixels = Pixels(100)
+    held = pixels.take(80)
+    with pytest.raises(TimeoutError):
+        pixels.take(50, time.monotonic() + 0.05)
+    assert pixels.take(20, time.monotonic() + 20)
+    assert held
+
+
+def test_decoded_pictures_are_bounded_by_their_pixels(start, monkeypatch):
+    decoded, may = [], threading.Event()
+    as_rgb = pictures.as_rgb
+    monkeypatch.setattr(pictures, "as_rgb", lambda *given: decoded.append(given[0].size) or as_rgb(*given))
+    generate = generation.Generator._generate
+    monkeypatch.setattr(
+        generation.Generator, "_generate", lambda *given: generate(*given) if may.wait(20) else pytest.fail("late")
+    )
+    with start(max_pixels=28 * 28 * 2, max_wait_ms=0) as server:
+        budget = server.service.pixels
+        assert budget.limit == 28 * 28 * 4
+        with ThreadPoolExecutor(6) as askers:
+            asked = [askers.submit(server.ask, "what?", png(seed), png(seed + 10)) for seed in range(6)]
+            until(lambda: budget.waiting == 4)
+            assert len(decoded) == 4
+            assert budget.in_use == budget.limit
+            may.set()
+            assert all(one.result().choices for one in asked)
+        assert len(decoded) == 12
+        until(lambda: budget.in_use == 0)
+
+
+@pytest.mark.parametrize("ends", ["damaged", "fails", "leaves"])
+def test_pixels_come_back_however_a_request_ends(start, monkeypatch, ends):
+    may = threading.Event()
+    with start() as server:
+        if ends == "damaged":
+            with pytest.raises(openai.BadRequestError, match="damaged"):
+                server.ask("what?", png(1), png(2)[:-30])
+        elif ends == "fails":
+            monkeypatch.setattr(generation.Encoder, "inputs", lambda *_, **__: 1 / 0)
+            with pytest.raises(openai.InternalServerError):
+                server.ask("what?", png())
+        else:
+            monkeypatch.setattr(generation.Generator, "_generate", lambda *_: may.wait(20))
+            client = server.client().with_options(timeout=0.5)
+            for _ in range(2):  # the model has one of them, the other waits for it
+                with pytest.raises(openai.APITimeoutError):
+                    client.chat.completions.create(model=MODEL, messages=asking("what?", png()))
+            until(lambda: server.service.pixels.in_use == 28 * 28)
+            may.set()
+        until(lambda: server.service.pixels.in_use == 0)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,10 +21,9 @@ import pytest
 import crosstrim
 from crosstrim.errors import EngineError, LoadError
 from crosstrim.server import generation, listening, local
-from crosstrim.server.chat import DeviceLostError
+from crosstrim.server.chat import Delta, DeviceLostError, Finished
 from crosstrim.server.settings import Settings
-from tests.server.conftest import asking, png
-from tests.server.test_server import LONG, until
+from tests.server.conftest import LONG, asking, png, until
 
 
 def run_in_thread(settings, ready):
@@ -219,6 +219,36 @@ def test_a_silent_connection_is_closed(checkpoint, servers, monkeypatch):
             with contextlib.suppress(ConnectionError):
                 large.sendall(b"GET /health HTTP/1.1\r\nX: " + b"x" * 1_000_000)
             assert large.recv(1000).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_client_that_takes_nothing_of_its_stream_is_left(checkpoint, servers, monkeypatch, reads):
+    monkeypatch.setattr(listening, "SILENT_SECONDS", 1.0)
+    ended: list[bool] = []
+
+    def much(_, chats):
+        for _ in range(300):  # 30 MB, more than sockets buffer
+            chats[0].tell(Delta("x" * 100_000))
+        ended.append(chats[0].cancelled.wait(10))
+        chats[0].tell(Finished("stop", 1, 1, 0, 0))
+
+    monkeypatch.setattr(generation.Generator, "answer", much)
+    body = json.dumps({"model": str(checkpoint), "messages": asking("what?"), "stream": True})
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    with (
+        serving(checkpoint, servers) as url,
+        socket.create_connection(("127.0.0.1", httpx.URL(url).port), timeout=20) as reader,
+    ):
+        reader.sendall(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode())
+        received = reader.recv(1000)
+        assert received.startswith(b"HTTP/1.1 200")
+        if reads:  # slowly, for longer than one may be silent
+            while piece := reader.recv(1 << 20):
+                received = received[-100:] + piece
+                time.sleep(0.02)
+            assert b"[DONE]" in received
+        until(lambda: ended)
+    assert ended == [not reads]
 
 
 def test_a_replica_whose_model_works_no_more_is_not_well():

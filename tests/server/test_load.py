@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from crosstrim import TrimConfig
-from crosstrim.asking import answering
-from crosstrim.server.pictures import open_picture
-from crosstrim.server.settings import Settings
-from tests.server.conftest import asking, data_uri, png
+from tests.server.conftest import asking, expected, png
 
 REQUESTS, CLIENTS = 200, 32
 GROWTH_MIB = 30
+PEAK_MIB = 1_500  # of two pictures of 32 million pixels, which take 20 bytes a pixel while they are decoded
 
 
 @pytest.fixture
@@ -40,6 +41,11 @@ def program(checkpoint):
 def resident_mib(process):
     pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def peak_mib(process):
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 @pytest.mark.slow
@@ -67,11 +73,38 @@ def test_two_hundred_requests_of_thirty_two_clients(program, checkpoint, loaded)
         replies = list(clients.map(ask, range(REQUESTS)))
         after = resident_mib(process)
     for number in range(0, REQUESTS, 9):
-        picture = open_picture(data_uri(png(number % 80, tiles=1 + number % 2)), Settings()).image
-        config, length = trims[number % 2][1], 3 + number % 4
-        alone = answering.ask(*loaded, picture, f"what about {number % 7}?", config, max_new_tokens=length)
+        file = png(number % 80, tiles=1 + number % 2)
+        alone = expected(loaded, f"what about {number % 7}?", file, trims[number % 2][1], 3 + number % 4)
         kept = {"visible": alone.report.visible, "kept": alone.report.kept}
         assert replies[number] == (alone.answer, kept), number
     assert len(replies) == REQUESTS
     assert after - before < GROWTH_MIB, f"{before:.0f} MiB before, {after:.0f} after"
     print(f"memory: {before:.1f} MiB after warm-up, {after:.1f} MiB at the end")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_the_memory_of_large_pictures_is_bounded_and_given_back(program, checkpoint):
+    import openai
+
+    process, url = program
+    client = openai.OpenAI(base_url=url, api_key="secret", max_retries=0, timeout=600)
+
+    file = io.BytesIO()
+    Image.new("RGB", (6400, 5000)).save(file, "PNG")
+
+    def ask(number):
+        messages = asking(f"what about {number}?", file.getvalue())
+        assert client.chat.completions.create(model=str(checkpoint), messages=messages, max_tokens=2).choices
+
+    idle, after = peak_mib(process), []
+    with ThreadPoolExecutor(4) as clients:
+        for _ in range(5):
+            list(clients.map(ask, range(4)))
+            time.sleep(0.5)  # the last client has its answer before its pictures are let go
+            after.append(resident_mib(process))
+    peak = peak_mib(process) - idle
+    print(f"memory: {after} MiB after each round, at peak {peak:.0f} MiB beside the model")
+    assert after[-1] < 1.1 * after[0]
+    assert after[-1] < idle + GROWTH_MIB
+    assert peak < PEAK_MIB

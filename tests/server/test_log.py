@@ -11,8 +11,7 @@ import pytest
 
 from crosstrim.server import generation
 from crosstrim.server.log import lines
-from tests.server.conftest import MODEL, asking
-from tests.server.test_server import until
+from tests.server.conftest import MODEL, asking, until
 
 
 def test_every_answer_bears_the_request_s_name(server):

@@ -72,13 +72,13 @@ def test_those_of_a_group_run_together_up_to_the_limit_the_oldest_first(model, b
     assert model.batches[1:] == [["a1", "a2", "a3"], ["b1", "b2"], ["a4"]]
 
 
-def test_sampled_requests_run_alone(model, begin):
+def test_sampled_requests_run_with_others(model, begin):
     scheduler = begin()
     busy(scheduler, model)
     for name, temperature in [("a", 0.0), ("s1", 1.0), ("s2", 1.0), ("b", 0.0)]:
         scheduler.submit(chat(name, temperature=temperature))
-    go_on(model, 3)
-    assert model.batches[1:] == [["a", "b"], ["s1"], ["s2"]]
+    go_on(model, 2)
+    assert model.batches[1:] == [["a", "s1", "s2"], ["b"]]
 
 
 def test_the_oldest_waits_for_others_until_the_batch_is_full(model, begin):

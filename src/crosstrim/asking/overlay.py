@@ -140,10 +140,11 @@ def save(picture: Image.Image, path: Path) -> None:
     """Write a picture whole or not at all.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the path is none that a picture can be written to.
+        UnwritableError: it cannot be written.
     """
     check_path(path)
-    with written_whole(path, InputError) as unfinished:
+    with written_whole(path) as unfinished:
         picture.save(unfinished)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -95,8 +96,9 @@ def check_path(out: Path) -> None:
     """
     if out.suffix.lower() not in (".jsonl", ".parquet") or out.is_dir():
         raise ResultError(f"{out} cannot hold answers; give a file that ends in .jsonl or .parquet.")
-    if not out.parent.is_dir():
-        raise ResultError(f"{out} lies in a folder that does not exist; create {out.parent} first.")
+    folder = Path(os.path.realpath(out)).parent  # where a link leads
+    if not folder.is_dir():
+        raise ResultError(f"{out} lies in a folder that does not exist; create {folder} first.")
     if out.suffix.lower() == ".parquet":
         _pyarrow(out)
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from crosstrim.data import pages
-from crosstrim.errors import ConfigError, CrosstrimError
+from crosstrim.errors import ConfigError, CrosstrimError, UnwritableError
 
 Steps = Callable[[int, int | None], None]
 """Called with how much is done, and of how much where that is known."""
@@ -104,10 +104,10 @@ def progress(what: str) -> Iterator[Steps]:
 
 @contextlib.contextmanager
 def resumable(journal: Path, how: str) -> Iterator[None]:
-    """Say how to go on where the block was interrupted and left a journal."""
+    """Say how to go on where the block was interrupted, or the disk is full, and left a journal."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, UnwritableError):
         if journal.exists():
             say(f"interrupted; what is done is kept, and {how} goes on.")
         raise

@@ -53,23 +53,19 @@ Device = Annotated[
         help="cpu, cuda, cuda:1, ..., or auto to spread over all devices. Default: cuda if there is one, else cpu.",
     ),
 ]
-K = Annotated[
-    float | None,
-    typer.Option(
-        "--k",
-        metavar="SHARE",
-        help="Every head of the first cross-attention layer keeps this share of the image features, and the union "
-        f"over heads stays. Default: {DEFAULT_K}.",
-    ),
-]
+K_HELP = (
+    "Every head of the first cross-attention layer keeps this share of the image features, and the union over heads "
+    f"stays. Default: {DEFAULT_K}"
+)
+K = Annotated[float | None, typer.Option("--k", metavar="SHARE", help=f"{K_HELP}.")]
+KEEP_HELP = "Keep exactly this share (0.5, 1.0) or number (2048) of each image's visible features, in place of --k."
 Keep = Annotated[
     Any,
     typer.Option(
         "--keep",
         metavar="SHARE|COUNT",
         parser=parse_keep,
-        help="Keep exactly this share (0.5, 1.0) or number (2048) of each image's visible features, in place of --k. "
-        "1 is one feature, 1.0 all of them.",
+        help=f"{KEEP_HELP} 1 is one feature, 1.0 all of them.",
     ),
 ]
 Lossless = Annotated[
@@ -103,13 +99,14 @@ def parse_kv_dtype(text: str) -> str | None:
     return None if text == MODEL_DTYPE else text
 
 
+KV_DTYPE_HELP = "How the cache holds what is kept: as the model computes it, or in eight bits."
 KvDtype = Annotated[
     Any,
     typer.Option(
         "--kv-dtype",
         metavar="model|int8|fp8",
         parser=parse_kv_dtype,
-        help="How the cache holds what is kept: as the model computes it, or in eight bits.",
+        help=KV_DTYPE_HELP,
     ),
 ]
 TRIM: dict[str, tuple[Any, Any]] = {

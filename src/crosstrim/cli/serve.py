@@ -63,7 +63,8 @@ def serve(
             metavar="KEY",
             envvar="CROSSTRIM_API_KEY",
             show_envvar=True,
-            help="Ask every request for this key; other users may see it on a command line, so prefer the variable.",
+            help="Ask every request for this key, or one of several with spaces between; other users may see it on a "
+            "command line, so prefer the variable.",
         ),
     ] = None,
     allow_remote_images: Annotated[
@@ -123,8 +124,11 @@ def serve(
         raise typer.BadParameter("--tensor-parallel and options after -- go with --engine sglang.")
     if engine == "local" and (replicas != 1 or address is not None):
         raise typer.BadParameter("--replicas and --address go with --engine ray.")
-    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""):
-        raise typer.BadParameter("--api-key must be of printable ASCII characters, without white space around them.")
+    keys = tuple(api_key.split()) if api_key is not None else ()
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " ".join(keys) == api_key != ""):
+        raise typer.BadParameter(
+            "--api-key must be of printable ASCII characters, with one space between two keys and none around them."
+        )
     if log not in ("text", "json"):
         raise typer.BadParameter(f"--log {log} must be one of text, json.")
     settings = Settings(
@@ -137,7 +141,7 @@ def serve(
         queue_limit=queue_limit,
         timeout=timeout,
         max_new_tokens=max_new_tokens,
-        api_key=api_key,
+        api_keys=keys,
         allow_remote_images=allow_remote_images,
         max_image_bytes=max_image_bytes,
         max_pixels=max_pixels,

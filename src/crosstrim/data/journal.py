@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from crosstrim.errors import ResultError
+from crosstrim.errors import ResultError, UnwritableError
 
 Record = dict[str, Any]
 
@@ -79,13 +80,19 @@ class Journal:
         return found
 
     def append(self, record: Record) -> None:
-        """Write a record; when this returns, it is on disk."""
+        """Write a record; when this returns, it is on disk.
+
+        Raises:
+            UnwritableError: the system refused. The journal is closed, and a part of the line may be in it.
+        """
         try:
             self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise ResultError(f"{self.path} cannot be written: {error.strerror}.") from error
+            with contextlib.suppress(OSError):  # it would try to write the same again
+                self._file.close()
+            raise UnwritableError(f"{self.path} cannot be written: {error.strerror}.") from error
         self.records.append(record)
 
     def __enter__(self) -> Journal:
