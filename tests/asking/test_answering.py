@@ -117,7 +117,7 @@ def nothing_runs(monkeypatch, model):
 @pytest.mark.parametrize("config", [None, crosstrim.TrimConfig(k=0.5)])
 def test_a_prompt_that_does_not_fit_is_refused_before_anything_runs(loaded, monkeypatch, config):
     model, processor = loaded
-    question = "what? " * (room(model, processor, "") // 6)  # so that little room is left
+    question = "what? " * (room(model, processor, "?") // 6)  # so that little room is left
     left = room(model, processor, question)
     assert answering.ask(*loaded, PICTURE, question, config, max_new_tokens=left).tokens <= left < 10
     nothing_runs(monkeypatch, model)

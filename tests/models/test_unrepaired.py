@@ -32,10 +32,10 @@ def _unrepaired_is_known():
 
 
 def logits_of_text(model, mates, use_cache):
-    """Of a text in a batch of pictures, the prompt's and four tokens', when another sample speaks."""
+    """Of a text in a batch of pictures, the prompt's and two steps', when another sample speaks."""
     batch = tiny.inputs(TEXT, *mates, seeds=[0, *range(5, 5 + len(mates))])
     out = model.generate(
-        **batch, max_new_tokens=4, use_cache=use_cache, output_logits=True, return_dict_in_generate=True
+        **batch, max_new_tokens=3, use_cache=use_cache, output_logits=True, return_dict_in_generate=True
     )
     return torch.stack(out.logits, 1)[0]
 

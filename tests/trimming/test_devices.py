@@ -56,7 +56,7 @@ def moved(inputs):
 
 def outcome(model, inputs, options, **generation):
     with crosstrim.trim(model, **options) as trimmed:
-        output = model.generate(**inputs, max_new_tokens=4, **generation)
+        output = model.generate(**inputs, max_new_tokens=3, **generation)
         report = trimmed.report()
     kept = [[image.kept_indices for image in sample] for sample in report.samples]
     return output.tolist(), kept, report.kv_bytes

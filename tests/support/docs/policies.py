@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from statistics import mean
 from typing import Any
 
@@ -44,17 +45,17 @@ measured; the commands are below.
 
 def written() -> str:
     """The section, from the committed results."""
-    runs = [json.loads(pages.text(name)) for name in RESULTS]
+    runs = committed()
     untrimmed = runs[0]["summary"][0]["overall"]["accuracy"]["mean"]
-    found = {(row["policy"], row["keep"]): row for row in rows(runs, trim_first_layer=True)}
+    found = {(row["policy"], row["keep"]): row for row in rows(trim_first_layer=True)}
     fifth = found["contribution", 0.2]
     return _PART.format(
         count=runs[0]["dataset"]["questions"],
         policies=RESULTS[0],
         rivals=RESULTS[1],
         untrimmed=f"{100 * untrimmed:.1f}",
-        table=_table(runs, trim_first_layer=True),
-        whole=_table(runs[:1], trim_first_layer=False),
+        table=_table(trim_first_layer=True),
+        whole=_table(trim_first_layer=False),
         union_half=f"{-found['union', 0.5]['all']:.1f}",
         lookups=f"{abs(fifth['lookups']):.1f}",
         count_lost=f"{abs(fifth['count']):.1f}",
@@ -65,8 +66,16 @@ def written() -> str:
     )
 
 
-def rows(runs: list[dict[str, Any]], trim_first_layer: bool) -> list[dict[str, Any]]:
+@cache
+def committed() -> list[dict[str, Any]]:
+    """The results that are kept in the repository; nobody writes to them."""
+    return [json.loads(pages.text(name)) for name in RESULTS]
+
+
+@cache
+def rows(trim_first_layer: bool) -> list[dict[str, Any]]:
     """One row per setting with a budget, the smallest budget first; numbers in points."""
+    runs = committed()
     union = {
         setting["config"]["keep"]: _right(runs[0], [setting["label"]])
         for setting in runs[0]["settings"]
@@ -81,18 +90,22 @@ def rows(runs: list[dict[str, Any]], trim_first_layer: bool) -> list[dict[str, A
         for row in run["summary"]:
             if row["group"] in groups and groups[row["group"]][0]["label"] != "lossless":
                 found.append(_row(run, row, groups[row["group"]], union))
+    gains = [row for row in found if row["against"] is not None]
+    # All in one call, which draws its resamples once.
+    for row, band in zip(gains, metrics.bootstrap(np.stack([row["against"] for row in gains], 1)), strict=True):
+        row["against"] = tuple(100 * one for one in (band.mean, band.low, band.high))
     return sorted(found, key=lambda row: (row["keep"] is None, row["keep"] or row["kept"], -row["all"]))
 
 
 def _row(
     run: dict[str, Any], row: dict[str, Any], settings: list[dict[str, Any]], union: dict[float, np.ndarray]
 ) -> dict[str, Any]:
+    """One row; its `against` is still what each question gains."""
     config, change = settings[0]["config"], {name: cell["accuracy_change"] for name, cell in row["kinds"].items()}
     keep = config["keep"]
     against = None
     if keep in union and config["policy"] != "union":
-        right = _right(run, [setting["label"] for setting in settings])
-        against = metrics.bootstrap((right - union[keep])[:, None])[0]
+        against = _right(run, [setting["label"] for setting in settings]) - union[keep]
     return {
         "policy": config["policy"].partition(":")[0] if len(settings) > 1 else config["policy"],
         "keep": keep,
@@ -102,7 +115,7 @@ def _row(
         "band": tuple(100 * row["overall"]["accuracy_change"][name] for name in ("low", "high")),
         "lookups": 100 * mean(one["mean"] for name, one in change.items() if name not in WHOLE_OF_IT),
         **{name: 100 * change[name]["mean"] for name in WHOLE_OF_IT},
-        "against": None if against is None else tuple(100 * one for one in (against.mean, against.low, against.high)),
+        "against": against,
     }
 
 
@@ -111,10 +124,10 @@ def _right(run: dict[str, Any], labels: list[str]) -> np.ndarray:
     return np.mean([np.array(run["predictions"][label]["right"], dtype=float) for label in labels], axis=0)
 
 
-def _table(runs: list[dict[str, Any]], trim_first_layer: bool) -> str:
+def _table(trim_first_layer: bool) -> str:
     header = ["policy", "keep", "kept %", "all questions", "lookups", "count", "read", "against union"]
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
-    for row in rows(runs, trim_first_layer):
+    for row in rows(trim_first_layer):
         low, high = row["band"]
         against = row["against"]
         lines.append(
