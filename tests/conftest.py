@@ -23,6 +23,14 @@ def model():
 
 
 @pytest.fixture
+def shallow_model():
+    """A shallower Mllama, repaired likewise, for what is compiled."""
+    fresh = tiny.shallow()
+    compat.apply(fresh)
+    return fresh
+
+
+@pytest.fixture
 def raw_model():
     """The same Mllama as transformers runs it."""
     return tiny.build()

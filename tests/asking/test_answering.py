@@ -117,16 +117,17 @@ def nothing_runs(monkeypatch, model):
 @pytest.mark.parametrize("config", [None, crosstrim.TrimConfig(k=0.5)])
 def test_a_prompt_that_does_not_fit_is_refused_before_anything_runs(loaded, monkeypatch, config):
     model, processor = loaded
-    left = room(model, processor, "what?")
-    assert answering.ask(*loaded, PICTURE, "what?", config, max_new_tokens=left).tokens <= left
+    question = "what? " * (room(model, processor, "") // 6)  # so that little room is left
+    left = room(model, processor, question)
+    assert answering.ask(*loaded, PICTURE, question, config, max_new_tokens=left).tokens <= left < 10
     nothing_runs(monkeypatch, model)
     limit = mllama.max_tokens(model)
     words = (
         f"the prompt has {limit - left} tokens and the answer may have {left + 1}; together the model reads {limit}"
     )
     with pytest.raises(InputError, match=rf"{words}\. Shorten the prompt, or lower max_new_tokens\."):
-        answering.ask(*loaded, PICTURE, "what?", config, compare=config is not None, max_new_tokens=left + 1)
-    inputs = answering.encode(processor, [PICTURE, PICTURE], ["?", "what?"])
+        answering.ask(*loaded, PICTURE, question, config, compare=config is not None, max_new_tokens=left + 1)
+    inputs = answering.encode(processor, [PICTURE, PICTURE], ["?", question])
     with pytest.raises(InputError, match=words):
         answering.generate(model, processor, inputs, max_new_tokens=left + 1)
 

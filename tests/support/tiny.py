@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from transformers.models.mllama.configuration_mllama import MllamaConfig, MllamaTextConfig, MllamaVisionConfig
@@ -22,15 +24,17 @@ CROSS_LAYERS = (1, 3, 6)
 ASPECT_RATIO_ID = {1: 1, 2: 2, 3: 3, 4: 6}
 
 
-def config(dtype: torch.dtype = torch.float32) -> MllamaConfig:
+def config(
+    dtype: torch.dtype = torch.float32, layers: int = 8, cross_layers: tuple[int, ...] = CROSS_LAYERS
+) -> MllamaConfig:
     text = MllamaTextConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=8,
+        num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=4,
-        cross_attention_layers=list(CROSS_LAYERS),
+        cross_attention_layers=list(cross_layers),
         max_position_embeddings=512,
         bos_token_id=BOS,
         eos_token_id=EOS,
@@ -73,11 +77,25 @@ def build(
     seed: int = 0, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
 ) -> MllamaForConditionalGeneration:
     """A model in which trimming can be seen, that generates to the end."""
-    model = randomised(config(), seed, attention)
+    return copy.deepcopy(_built(seed, dtype, attention))
+
+
+@cache
+def _built(seed: int, dtype: torch.dtype, attention: str) -> MllamaForConditionalGeneration:
+    """Made once in a process, since a copy takes half the time; nobody writes to it."""
+    return _generating(randomised(config(), seed, attention)).to(dtype)
+
+
+def shallow() -> MllamaForConditionalGeneration:
+    """Half as deep, with one layer that chooses and one that obeys: for compilers, whose time is spent per layer."""
+    return _generating(randomised(config(layers=4, cross_layers=(1, 3))))
+
+
+def _generating(model: MllamaForConditionalGeneration) -> MllamaForConditionalGeneration:
     model.generation_config.eos_token_id = None  # generate to the end, so that every token is compared
     model.generation_config.pad_token_id = PAD
     model.generation_config.do_sample = False
-    return model.to(dtype).eval()
+    return model.eval()
 
 
 @dataclass(frozen=True)

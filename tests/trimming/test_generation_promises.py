@@ -156,11 +156,13 @@ def test_a_static_cache_decodes_as_a_dynamic_one(trimmed, num_beams):
 
 
 @needs_newer
-def test_a_static_cache_is_compiled_in_one_graph(trimmed):
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_static_cache_is_compiled_in_one_graph(shallow_model, tier):
     torch._dynamo.reset()
     batch = tiny.inputs(*SAMPLES)
-    got = run(trimmed, batch, cache_implementation="static", compile_config=compiled_config())
-    check_same(got, run(trimmed, batch))
+    with crosstrim.trim(shallow_model, **TIERS[tier]):
+        got = run(shallow_model, batch, cache_implementation="static", compile_config=compiled_config())
+        check_same(got, run(shallow_model, batch))
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=str)
