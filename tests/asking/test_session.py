@@ -91,7 +91,7 @@ def test_every_turn_of_a_chat_is_a_fresh_run_of_all_of_it(loaded, tower, options
 
 
 def test_what_one_question_dropped_comes_back_for_the_next(loaded):
-    session = Session(*loaded, PICTURE, keep=5)
+    session = Session(*loaded, PICTURE, keep=8)
     kept = [set(session.chat(one).report.samples[0][0].kept_indices) for one in QUESTIONS]
     assert kept[1] - kept[0]
     assert kept[0] - kept[1]
