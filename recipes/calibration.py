@@ -1,4 +1,4 @@
-"""Whether a calibration keeps its promise: `python -m recipes.calibration` splits mini's held-out questions at random.
+"""Whether a calibration keeps its promise, on random splits of mini's questions: `python -m recipes.calibration`.
 
 Reads every answer of evaluation/results/mini-policies.json, so that no model runs. Each split calibrates on some of
 the questions and looks at the others, of which it saw nothing. Writes evaluation/results/mini-calibration.json.

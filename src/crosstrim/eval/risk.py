@@ -73,7 +73,7 @@ def interval(fewest: int, most: int, count: int, confidence: float) -> tuple[flo
 
 
 def allowed(count: int, risk: float, confidence: float) -> int:
-    """The most changes with which `count` draws support that the risk is at most `risk`; -1 where none supports it."""
+    """The most changes with which `count` draws support that the risk is at most `risk`; -1 where none do."""
     changed = -1
     while tail(changed + 1, count, risk) <= 1 - confidence:
         changed += 1

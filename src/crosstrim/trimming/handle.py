@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Unpack
 
 from torch import nn
 
+from crosstrim.calibrated import CalibratedConfig
 from crosstrim.config import TrimConfig, TrimOptions, resolve
 from crosstrim.errors import AlreadyTrimmedError, CompatWarning, CrosstrimError
-from crosstrim.models import compat, mllama
+from crosstrim.models import compat, fingerprint, mllama
 from crosstrim.trimming.cache import ImageCache
 from crosstrim.trimming.hooks import TrimHooks
 from crosstrim.trimming.report import TrimReport, image_reports, versions
@@ -108,6 +110,7 @@ def trim(model: nn.Module, config: TrimConfig | None = None, **options: Unpack[T
         ConfigError: an option is out of range or unknown, or both `config` and options are given.
         UnsupportedModelError: the model has no cross-attention layers that crosstrim knows.
         AlreadyTrimmedError: the model is trimmed already.
+        CalibrationError: `config` is of a calibration that was made with another model, dtype or repairs.
 
     Warns:
         CompatWarning: the installed transformers departs from Meta's reference and the model was not repaired.
@@ -119,7 +122,12 @@ def trim(model: nn.Module, config: TrimConfig | None = None, **options: Unpack[T
             "on this error's `handle`, before trimming again.",
             handle,
         )
-    unrepaired = [finding.name for finding in compat.check(model) if finding.open]
+    findings = compat.check(model)
+    if isinstance(config, CalibratedConfig):
+        repairs = {finding.name: finding.repaired for finding in findings}
+        dtype = str(mllama.locate(model).model.dtype).removeprefix("torch.")
+        config.check(dtype, repairs, partial(fingerprint.of_weights_again, model))
+    unrepaired = [finding.name for finding in findings if finding.open]
     if unrepaired:
         warnings.warn(
             f"the installed transformers departs from Meta's Llama-3.2-Vision in {', '.join(unrepaired)} and this "
