@@ -7,6 +7,7 @@ number of changed answers is binomial. Everything here follows from that alone: 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import takewhile
 
 import numpy as np
@@ -72,6 +73,7 @@ def interval(fewest: int, most: int, count: int, confidence: float) -> tuple[flo
     return max(0.0, 1 - upper(count - fewest, count, error)), upper(most, count, error)
 
 
+@lru_cache(maxsize=64)
 def allowed(count: int, risk: float, confidence: float) -> int:
     """The most changes with which `count` draws support that the risk is at most `risk`; -1 where none do."""
     changed = -1
@@ -107,7 +109,7 @@ def needed_at(rate: float, risk: float, confidence: float) -> int | None:
 
 
 def certified(changes: Sequence[int], count: int, risk: float, confidence: float) -> int:
-    """Learn then test, by fixed-sequence testing (Angelopoulos et al., arXiv 2110.01052, section 4.2).
+    """Learn then test, by fixed-sequence testing (Angelopoulos et al., arXiv 2110.01052).
 
     Each hypothesis "the risk is above `risk`" is tested at the full error `1 - confidence`, in an order that was
     fixed beforehand, until one is not rejected. So the chance that any of those rejected is true is at most that

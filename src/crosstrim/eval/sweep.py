@@ -119,7 +119,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def without_answers(result: Mapping[str, Any]) -> dict[str, Any]:
     """A result's numbers and everything they depend on, which fits a screen."""
-    return {name: value for name, value in result.items() if name not in ("items", "predictions")}
+    return {name: value for name, value in result.items() if name not in ("items", "visible", "predictions")}
 
 
 def check_lengths(model: Any, processor: Any, dataset: Dataset, max_new_tokens: int) -> None:

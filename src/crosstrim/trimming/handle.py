@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, Unpack
 
 from torch import nn
 
-from crosstrim.calibrated import CalibratedConfig
 from crosstrim.config import TrimConfig, TrimOptions, resolve
 from crosstrim.errors import AlreadyTrimmedError, CompatWarning, CrosstrimError
-from crosstrim.models import compat, fingerprint, mllama
+from crosstrim.models import compat, mllama
 from crosstrim.trimming.cache import ImageCache
+from crosstrim.trimming.checks import check_calibrated
 from crosstrim.trimming.hooks import TrimHooks
 from crosstrim.trimming.report import TrimReport, image_reports, versions
 
@@ -122,12 +121,8 @@ def trim(model: nn.Module, config: TrimConfig | None = None, **options: Unpack[T
             "on this error's `handle`, before trimming again.",
             handle,
         )
-    findings = compat.check(model)
-    if isinstance(config, CalibratedConfig):
-        repairs = {finding.name: finding.repaired for finding in findings}
-        dtype = str(mllama.locate(model).model.dtype).removeprefix("torch.")
-        config.check(dtype, repairs, partial(fingerprint.of_weights_again, model))
-    unrepaired = [finding.name for finding in findings if finding.open]
+    check_calibrated(model, config)
+    unrepaired = [finding.name for finding in compat.check(model) if finding.open]
     if unrepaired:
         warnings.warn(
             f"the installed transformers departs from Meta's Llama-3.2-Vision in {', '.join(unrepaired)} and this "
