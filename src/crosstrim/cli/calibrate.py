@@ -182,9 +182,11 @@ def _draw(result: Path, folder: Path | None, json: bool) -> None:
 def _print(result: dict[str, Any]) -> None:
     table = console.grid("budget", "kept", "lost", "risk is at most", "certified")
     for row in result["curve"]:
-        lost = f"{row['lost']} of {row['asked']}"
-        bound = f"{percent(row['bound'], 2)}%"
-        table.add_row(row["label"], f"{row['kept_fraction']:.1%}", lost, bound, "yes" if row["certified"] else "no")
+        stopped = row["asked"] < row["questions"]
+        lost = f"{row['lost']} of {row['asked']}" + ", stopped" * stopped
+        bound = "" if stopped else f"{percent(row['bound'], 2)}%"
+        passed = "yes" if row["certified"] else "no"
+        table.add_row(row["label"], f"{row['kept_fraction']:.1%}", lost, bound, passed)
     console.print_rich(table)
     if result["chosen"] is not None:
         typer.echo(f"chosen: {result['chosen']['label']}")

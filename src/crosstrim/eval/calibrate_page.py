@@ -117,9 +117,9 @@ def draw(result: Result, plot: Any) -> Any:
         if points:
             style = {**pages.POINTS, "linestyle": "", "color": "tab:blue", "markerfacecolor": face}
             axes.plot(*zip(*points, strict=True), label=name, **style)
-    chosen = [row for row in curve if result["chosen"] and row["label"] == result["chosen"]["label"]]
-    for row in chosen:
-        axes.axvline(100 * row["kept_fraction"], color="tab:green", linewidth=1, label="chosen")
+    for x, y, row in zip(kept, rates, curve, strict=True):
+        if result["chosen"] is not None and row["label"] == result["chosen"]["label"]:
+            axes.plot([x], [y], "o", color="tab:green", markersize=10, fillstyle="none", label="chosen")
     pages.level(axes, 100 * levels["risk"], color="tab:red", label="risk allowed")
     # Intervals of what was stopped reach to the top and would squeeze the rest.
     most = max([3 * levels["risk"], *(row["high"] for row, done in zip(curve, whole, strict=True) if done)])
