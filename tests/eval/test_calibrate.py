@@ -189,6 +189,15 @@ def test_refusals_come_before_any_question_is_asked(run, said, tmp_path, options
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_of_pictures_needs_only_a_question(loaded, said, tmp_path):
+    write_pictures(tmp_path / "pictures")
+    options = {"keep": [1.0], "risk": 0.5, "confidence": 0.9, "question": "what is it?", "max_new_tokens": 2}
+    result = crosstrim.calibrate(*loaded, tmp_path / "pictures", tmp_path / "run.json", **options)
+    assert [item["question"] for item in result["items"]] == ["what is it?"] * 4
+    assert result["chosen"]["label"] == "contribution keep=1.0"
+    assert result["model"]["name"] == loaded[0].name_or_path
+
+
 def test_wrong_needs_answers(run, questions):
     bare = replace(questions, items=tuple(replace(item, answers=()) for item in questions.items))
     with pytest.raises(DatasetError, match="without answers, which loss='wrong' needs"):

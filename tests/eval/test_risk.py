@@ -78,9 +78,15 @@ def test_how_many_draws_a_claim_needs(level, changed, count):
     assert risk.allowed(count - 1, level, 0.95) == changed - 1
 
 
+def test_a_risk_near_zero_needs_more_draws_than_there_is_memory_for():
+    count = risk.needed(1e-12, 0.95)
+    assert count == pytest.approx(np.log(0.05) / np.log1p(-1e-12), rel=1e-9)
+
+
 def test_how_many_draws_a_rate_needs():
     assert risk.needed_at(0.05, 0.05, 0.95) is None
     assert risk.needed_at(0.0, 0.05, 0.95) == 59
+    assert risk.needed_at(0.04999, 0.05, 0.95) is None  # millions
     count = risk.needed_at(0.01, 0.02, 0.95)
     assert int(np.ceil(0.01 * count)) <= risk.allowed(count, 0.02, 0.95)
 

@@ -6,14 +6,18 @@ number of changed answers is binomial. Everything here follows from that alone: 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import takewhile
+from math import ceil, exp, log1p
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crosstrim.errors import ConfigError
+
+_MANY = 1_000_000
+"""Draws that nobody makes."""
 
 
 def tail(changed: int, count: int, risk: float) -> float:
@@ -30,6 +34,8 @@ def tail(changed: int, count: int, risk: float) -> float:
         return 1.0
     if risk == 1:
         return 0.0
+    if changed == 0:
+        return exp(count * log1p(-risk))  # also of more draws than there is memory for
     weights = _weights(count, risk)
     return float(weights[: changed + 1].sum() / weights.sum())
 
@@ -84,28 +90,28 @@ def allowed(count: int, risk: float, confidence: float) -> int:
 
 def needed(risk: float, confidence: float, changed: int = 0) -> int:
     """The fewest draws with which so many changes support the claim: 59 where none changed, at 0.05 and 0.95."""
-    enough = 1
-    while tail(changed, enough, risk) > 1 - confidence:
-        enough *= 2
-    too_few = enough // 2
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        too_few, enough = (too_few, middle) if tail(changed, middle, risk) <= 1 - confidence else (middle, enough)
-    return enough
+    return _fewest(lambda count: tail(changed, count, risk) <= 1 - confidence)
 
 
 def needed_at(rate: float, risk: float, confidence: float) -> int | None:
-    """About how many draws support the claim if changes go on at `rate`; None where none would.
+    """About how many draws support the claim if changes go on at `rate`; None where none do, or over a million."""
 
-    Returns:
-        A number at which the changes expected, rounded up, are few enough.
-    """
-    if rate >= risk:
-        return None
-    count = needed(risk, confidence)
-    while (more := needed(risk, confidence, int(np.ceil(rate * count)))) > count:
-        count = more
-    return count
+    def supports(count: int) -> bool:
+        return tail(ceil(rate * count), count, risk) <= 1 - confidence
+
+    return _fewest(supports) if rate < risk and supports(_MANY) else None
+
+
+def _fewest(enough: Callable[[int], bool]) -> int:
+    """The least number that is enough, where more always is; elsewhere one that is, just above one that is not."""
+    high = 1
+    while not enough(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 def certified(changes: Sequence[int], count: int, risk: float, confidence: float) -> int:
