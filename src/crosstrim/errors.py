@@ -69,6 +69,10 @@ class UnwritableError(ResultError):
     """A result or a journal cannot be written, as on a full disk; what was written of it before is kept."""
 
 
+class CalibrationError(CrosstrimError, ValueError):
+    """The questions support no budget at the wanted risk, or a calibration is used with what it was not made with."""
+
+
 class EngineError(CrosstrimError, RuntimeError):
     """Something that runs the model for others, such as a Ray cluster or SGLang, is set up wrongly or gave up."""
 

@@ -19,6 +19,7 @@ from crosstrim.data import sources
 from crosstrim.data.questions import Question, Questions, writable
 from crosstrim.errors import CrosstrimError, InputError
 from crosstrim.models.memory import bytes_per_sample
+from crosstrim.trimming.checks import check_calibrated
 
 PROMPT_TOKENS = 512
 """Of a question, where memory is planned."""
@@ -72,12 +73,13 @@ class Answerer:
         job: whose model to load.
 
     Raises:
-        CrosstrimError: the model cannot be loaded.
+        CrosstrimError: the model cannot be loaded, or is not the one that the config was calibrated with.
     """
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._model, self._processor = load(job.model, dtype=job.dtype, device_map=job.device)
+        check_calibrated(self._model, job.config)
         self._encoder = Encoder(self._model, self._processor)
         memory = _free_bytes(self._model.device) if job.memory is None else job.memory
         self.at_once = max(1, memory // bytes_per_sample(self._model, PROMPT_TOKENS + job.max_new_tokens))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
@@ -109,6 +110,14 @@ KvDtype = Annotated[
         help=KV_DTYPE_HELP,
     ),
 ]
+Calibrated = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibrated",
+        metavar="FILE.json",
+        help="Trim as `crosstrim calibrate` found, and refuse another model, dtype or repairs.",
+    ),
+]
 TRIM: dict[str, tuple[Any, Any]] = {
     "k": (K, None),
     "keep": (Keep, None),
@@ -118,6 +127,7 @@ TRIM: dict[str, tuple[Any, Any]] = {
     "k_base": (KBase, "visible"),
     "whole_first_layer": (WholeFirstLayer, False),
     "kv_dtype": (KvDtype, None),
+    "calibrated": (Calibrated, None),
 }
 """The options that say how to trim, each with its default."""
 
@@ -157,10 +167,26 @@ def trim_config(
     k_base: str,
     whole_first_layer: bool,
     kv_dtype: str | None,
+    calibrated: Path | None = None,
 ) -> TrimConfig:
     """The trimming that the options ask for; without --k, --keep and --lossless, the paper's rule at k=0.25."""
     from crosstrim.config import TrimConfig
 
+    if calibrated is not None:
+        beside = {
+            "--k": k is not None,
+            "--keep": keep is not None,
+            "--lossless": lossless,
+            "--policy": policy is not None,
+            "--rating-rows": rating_rows != "all",
+            "--k-base": k_base != "visible",
+            "--whole-first-layer": whole_first_layer,
+            "--kv-dtype": kv_dtype is not None,
+        }
+        for name, is_given in beside.items():
+            if is_given:
+                raise typer.BadParameter(f"{name} has no effect with --calibrated, which says it all; leave it out.")
+        return TrimConfig.from_calibration(calibrated)
     given = [
         name
         for name, is_given in (("--k", k is not None), ("--keep", keep is not None), ("--lossless", lossless))

@@ -10,7 +10,9 @@ import typer
 from crosstrim.cli import console, options
 from crosstrim.server.settings import Settings
 
-_SGLANG_TAKES = {"engine", "host", "port", "tensor_parallel", "model", "device", "sglang_options", *options.TRIM}
+_SGLANG_TAKES = {"engine", "host", "port", "tensor_parallel", "model", "device", "sglang_options", *options.TRIM} - {
+    "calibrated"
+}
 
 
 @options.with_trim

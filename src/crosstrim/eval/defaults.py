@@ -21,3 +21,15 @@ DATA_TOKENS = 32
 
 QUESTIONS = 128
 """How many questions an analysis reads."""
+
+RISK = 0.02
+"""How many of the answers may change, as a share, where a calibration is not told."""
+
+CONFIDENCE = 0.95
+"""How sure it is to be of that."""
+
+CALIBRATED_ON = 600
+"""How many questions it draws at most."""
+
+LOSSES = ("answer", "wrong")
+"""What it counts: answers that are not the untrimmed model's, or right ones that became wrong."""

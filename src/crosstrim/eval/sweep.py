@@ -68,19 +68,19 @@ def run(
         ResultError: `out` or its journal belongs to a run of something else, or cannot be written.
         InputError: a question does not fit into the model with its answer.
     """
-    header = _header(model, name, dataset, settings, batch_size, max_new_tokens)
+    run_of = header(model, name, dataset, settings, batch_size, max_new_tokens)
     journal_path = journal_of(out)
     if out.exists():
         result = read(out)
-        check_same(result, header, out)
+        check_same(result, run_of, out)
     else:
-        _check_lengths(model, processor, dataset, max_new_tokens)
-        with Journal(journal_path, header) as journal:
-            done = {record["first"]: _questions_of(record) for record in journal.distinct(_questions_of)}
+        check_lengths(model, processor, dataset, max_new_tokens)
+        with Journal(journal_path, run_of) as journal:
+            done = {record["first"]: questions_of(record) for record in journal.distinct(questions_of)}
             answerer = Answerer(model, processor, settings, max_new_tokens)
             for record in answerer.records(dataset, batch_size, done, progress):
                 journal.append(record)
-            result = _result(header, dataset, settings, journal.distinct(_questions_of))
+            result = _result(run_of, dataset, settings, journal.distinct(questions_of))
         write_json(out, result)
     journal_path.unlink(missing_ok=True)
     return result
@@ -119,10 +119,15 @@ def read(path: Path) -> dict[str, Any]:
 
 def without_answers(result: Mapping[str, Any]) -> dict[str, Any]:
     """A result's numbers and everything they depend on, which fits a screen."""
-    return {name: value for name, value in result.items() if name not in ("items", "predictions")}
+    return {name: value for name, value in result.items() if name not in ("items", "visible", "predictions")}
 
 
-def _check_lengths(model: Any, processor: Any, dataset: Dataset, max_new_tokens: int) -> None:
+def check_lengths(model: Any, processor: Any, dataset: Dataset, max_new_tokens: int) -> None:
+    """Refuse questions of which one does not fit into the model with its answer.
+
+    Raises:
+        InputError: it names the question.
+    """
     for item in dataset.items:
         try:
             answering.check_question(model, processor, item.question, max_new_tokens)
@@ -138,13 +143,16 @@ class Answerer:
         processor: of `crosstrim.load`.
         settings: of `settings.expand`.
         max_new_tokens: where to cut answers off.
+
+    Attributes:
+        settings: that the next batch is asked under; who needs no more of one takes it out.
     """
 
     def __init__(self, model: Any, processor: Any, settings: Sequence[Setting], max_new_tokens: int) -> None:
         self._model = model
         self._processor = processor
         self._encoder = Encoder(model, processor)
-        self._settings = settings
+        self.settings = settings
         self._max_new_tokens = max_new_tokens
 
     def records(
@@ -167,13 +175,14 @@ class Answerer:
             label `seconds` and `predictions`: `answer`, and but for the untrimmed model `kept`, `kl`, and `layers`
             where the policy makes later layers read less.
         """
-        models = 1 + len(self._settings)
+        models = 1 + len(self.settings)
         told, total = sum(done.values()) * models, len(dataset.items) * models
         progress(told, total)
         for first in range(0, len(dataset.items), batch_size):
             if first in done:
                 continue
             batch = dataset.items[first : first + batch_size]
+            told += len(batch) * (models - 1 - len(self.settings))  # of settings that were taken out
             record: Record = {"first": first, "visible": [], "seconds": {}, "predictions": {}}
             for label, found, columns in self.answer(batch):
                 record["predictions"][label] = {"answer": found.texts, **columns}
@@ -189,9 +198,9 @@ class Answerer:
             untrimmed = self._generate(inputs)
             yield UNTRIMMED, untrimmed, {}
             votes = None
-            if any(setting.policy == ORACLE for setting in self._settings):
+            if any(setting.policy == ORACLE for setting in self.settings):
                 votes = oracle.votes(self._model, inputs, untrimmed.tokens)
-            for setting in self._settings:
+            for setting in self.settings:
                 config = setting.config
                 if setting.policy == ORACLE and votes is not None:
                     config = replace(config, policy=Given(votes))
@@ -209,11 +218,12 @@ class Answerer:
         return answering.generate(self._model, self._processor, inputs, config=config, max_new_tokens=limit)
 
 
-def _questions_of(record: Record) -> int:
+def questions_of(record: Record) -> int:
+    """How many questions a record of `Answerer.records` is of."""
     return len(record["predictions"][UNTRIMMED]["answer"])
 
 
-def _header(
+def header(
     model: Any, name: str, dataset: Dataset, settings: Sequence[Setting], batch_size: int, max_new_tokens: int
 ) -> dict[str, Any]:
     """Everything the answers depend on."""

@@ -21,6 +21,7 @@ from crosstrim.server.pixels import Pixels
 from crosstrim.server.prompts import Prompts
 from crosstrim.server.scheduler import Scheduler
 from crosstrim.server.settings import Settings
+from crosstrim.trimming.checks import check_calibrated
 
 _LARGEST = 2  # requests of the largest pictures whose pictures may be decoded at once: one runs, one comes
 _LOOK_UP = 0.1  # seconds between two looks whether the client is still there
@@ -46,6 +47,9 @@ class Service:
         processor: of `crosstrim.load`.
         settings: how to serve it.
 
+    Raises:
+        CalibrationError: the trim was calibrated with another model.
+
     Attributes:
         metrics: what Prometheus is told.
         draining: whether new requests are refused, because the server is going down.
@@ -54,6 +58,7 @@ class Service:
     """
 
     def __init__(self, model: Any, processor: Any, settings: Settings) -> None:
+        check_calibrated(model, settings.trim)
         self.draining = False
         self.unfinished = 0
         self.pixels = Pixels(_LARGEST * settings.max_pixels)

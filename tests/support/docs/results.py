@@ -13,7 +13,7 @@ from typing import Any
 from crosstrim.data.pages import Table
 from crosstrim.eval import analysis_page, kv_table
 from crosstrim.memory import SHAPES
-from tests.support.docs import bench, capacity, pages, policies
+from tests.support.docs import bench, calibration, capacity, pages, policies
 
 HELDOUT = "evaluation/results/mini-heldout.json"
 SWEEP = "evaluation/results/mini-sweep.jsonl"
@@ -23,6 +23,7 @@ PAGES = (
     "README.md",
     "docs/compat.md",
     "docs/analysis.md",
+    "docs/calibration.md",
     "docs/evaluation.md",
     "docs/performance.md",
     "docs/scaling.md",
@@ -224,6 +225,8 @@ def written(name: str) -> str:
         part = _README.format(table=_table(rows_of_the_readme(report["results"]), with_kept=True), **facts)
     elif name == "docs/evaluation.md":
         part = policies.written()
+    elif name == "docs/calibration.md":
+        part = calibration.part()
     elif name == "docs/analysis.md":
         part = part_of_analysis(json.loads(pages.text(ANALYSIS)))
     elif name == "docs/performance.md":
