@@ -1,7 +1,7 @@
-"""A plugin that brings Llama-3.2-Vision ("Mllama") back to vLLM, trimmed.
+"""A plugin that brings Llama-3.2-Vision ("Mllama") back to vLLM, trimmed: `pip install crosstrim` beside vLLM is all.
 
-vLLM finds `register` by the entry point `crosstrim` of the group `vllm.general_plugins`. Only the other modules here
-need vLLM to be imported.
+vLLM finds `register` by the entry point `crosstrim` of its group `vllm.general_plugins`. `launch` and `settings` can
+be imported without vLLM.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ ARCHITECTURE = "MllamaForConditionalGeneration"
 
 
 def register() -> None:
-    """Make the architecture known; vLLM calls this in every process, maybe more than once."""
+    """Make the architecture known. vLLM calls this in every process, whatever model it runs there."""
+    import vllm
     from vllm import ModelRegistry
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    from crosstrim.engines.vllm.settings import ModelSettings
+    from crosstrim.engines.vllm import launch
 
     ModelRegistry.register_model(ARCHITECTURE, f"crosstrim.engines.vllm.model:{ARCHITECTURE}")
-    MODELS_CONFIG_MAP[ARCHITECTURE] = ModelSettings
+    if not launch.is_tested(vllm.__version__):
+        return  # the model says so once it is asked for
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    MODELS_CONFIG_MAP[ARCHITECTURE] = launch.EngineSettings

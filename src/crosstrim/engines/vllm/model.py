@@ -1,13 +1,18 @@
-"""Mllama of vLLM's layers, with trimmed image features."""
+"""Mllama, made of vLLM's layers, with trimmed image features.
+
+The first cross-attention layer attends to all visible features of a new prompt beside vLLM's cache, chooses, and
+writes what stays; the later layers project, write and read nothing else. Decoding is vLLM's own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import vllm
 from torch import nn
 from transformers.models.mllama.modeling_mllama import MllamaVisionModel
 from vllm.config import VllmConfig
@@ -24,16 +29,31 @@ from vllm.model_executor.models.llama import LlamaMLP
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.platforms import current_platform
+from vllm.utils.math_utils import cdiv
+from vllm.v1.kv_cache_interface import CrossAttentionSpec
 
 from crosstrim.engines.prompt import PromptTrim, attend, hidden_after
+from crosstrim.engines.vllm import launch, settings
 from crosstrim.engines.vllm.processing import DummyInputs, Info, Processor
-from crosstrim.engines.vllm.settings import trim_of
+from crosstrim.errors import EngineError
 from crosstrim.models import compat
+
+launch.check_version(vllm.__version__)
 
 
 @dataclass
 class Prompt:
-    """One request with images whose prompt is computed in this step."""
+    """One request with images whose prompt is computed in this step.
+
+    Attributes:
+        rows: its text rows among those of the batch.
+        token_ids: [T] of these rows.
+        features: [N, hidden] of its images, padding tiles included.
+        visible: [T, N] bool, what each row may see.
+        prompt_rows: rows of the prompt; those after it were generated before the request lost its memory.
+        trim: what it keeps.
+        kept: [K] int64, what the first cross-attention layer has chosen.
+    """
 
     rows: slice
     token_ids: torch.Tensor
@@ -46,43 +66,74 @@ class Prompt:
 
 @dataclass
 class Step:
-    """sees: [rows, 1] bool"""
+    """What cross-attention does in one forward pass.
+
+    Attributes:
+        sees: [rows, 1] bool, whether the row sees any image.
+        prompts: requests with images among the new ones; none when decoding.
+    """
 
     sees: torch.Tensor
     prompts: list[Prompt]
 
 
+@dataclass(frozen=True)
+class KeptSpec(CrossAttentionSpec):  # type: ignore[misc]
+    """vLLM's record of what a cross-attention layer caches, with the length that a request can have.
+
+    Attributes:
+        kept: features that a request keeps of its images at most.
+    """
+
+    kept: int = 0
+
+    def max_memory_usage_bytes(self, vllm_config: Any) -> int:
+        """Bytes of one request; vLLM itself would take the whole step's budget for one."""
+        return int(cdiv(self.kept, self.block_size) * self.page_size_bytes)
+
+
+class KeptAttention(CrossAttention):
+    """vLLM's cross-attention."""
+
+    kept = 0
+
+    def get_kv_cache_spec(self, vllm_config: Any) -> KeptSpec:
+        """What vLLM's cache manager is told."""
+        stock = super().get_kv_cache_spec(vllm_config)
+        return KeptSpec(**{field.name: getattr(stock, field.name) for field in fields(stock)}, kept=self.kept)
+
+
 class Heads(nn.Module):
-    """vLLM's attention, for heads of any size: its CPU kernels know a few sizes, and others get zeros at their end."""
+    """vLLM's attention for heads of any size: its CPU kernels know a few, and others get zeros at their end."""
 
     def __init__(self, kind: type[Attention], config: Any, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
         ranks = get_tensor_model_parallel_world_size()
-        self.size = config.hidden_size // config.num_attention_heads
+        self.size = padded = config.hidden_size // config.num_attention_heads
         self.queries, self.keys = config.num_attention_heads // ranks, config.num_key_value_heads // ranks
-        padded = self.size
         if current_platform.is_cpu():
             from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
             padded = min(size for size in CPUAttentionBackend.get_supported_head_sizes() if size >= self.size)
         self.missing = padded - self.size
-        self.attn = kind(
-            self.queries,
-            padded,
-            self.size**-0.5,
-            num_kv_heads=self.keys,
-            cache_config=vllm_config.cache_config,
-            prefix=prefix,
-        )
+        options = {"num_kv_heads": self.keys, "cache_config": vllm_config.cache_config, "prefix": prefix}
+        self.attn = kind(self.queries, padded, self.size**-0.5, **options)
+        backend = self.attn.attn_backend
+        if not vllm_config.use_v2_model_runner and backend.get_builder_cls().reorder_batch_threshold is not None:
+            raise EngineError(
+                f"the attention backend {backend.get_name()} sorts the batch anew, and vLLM's V1 model runner would "
+                "give requests the pictures of others; start it with --attention-backend FLASH_ATTN."
+            )
 
-    def forward(
-        self, queries: torch.Tensor, keys: torch.Tensor | None, values: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(self, queries: torch.Tensor, keys: Any, values: Any) -> torch.Tensor:
+        """[rows, heads, D] of queries, and keys and values to write, or None; returns what queries'."""
         padded = [None if heads is None else F.pad(heads, (0, self.missing)) for heads in (queries, keys, values)]
         return self.attn(*padded).view_as(padded[0])[..., : self.size]
 
 
 class SelfAttention(nn.Module):
+    """Attention of text to text, as in Llama."""
+
     def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
         hidden, heads = config.hidden_size, config.num_attention_heads
@@ -97,20 +148,32 @@ class SelfAttention(nn.Module):
         )
 
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
-        heads, (rows, _) = self.heads, hidden.shape
-        parts = [heads.queries * heads.size, heads.keys * heads.size, heads.keys * heads.size]
+        """[rows, hidden] to the same."""
+        heads = self.heads
+        parts = [count * heads.size for count in (heads.queries, heads.keys, heads.keys)]
         queries, keys, values = self.qkv_proj(hidden)[0].split(parts, dim=-1)
         queries, keys = self.rotary(positions, queries, keys)
-        queries, keys, values = (part.reshape(rows, -1, heads.size) for part in (queries, keys, values))
-        return self.o_proj(heads(queries, keys, values).flatten(1))[0]
+        split = [part.reshape(len(hidden), -1, heads.size) for part in (queries, keys, values)]
+        return self.o_proj(heads(*split).flatten(1))[0]
 
 
 class TrimmedCrossAttention(nn.Module):
-    def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str, leads: bool) -> None:
+    """Attention of text to what is kept of the images.
+
+    Args:
+        config: of the text model.
+        vllm_config: vLLM's whole configuration.
+        prefix: name of the module.
+        leads: whether it is the first one, which sees all and chooses.
+        kept: features that a request keeps at most.
+    """
+
+    def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str, leads: bool, kept: int) -> None:
         super().__init__()
         hidden, heads = config.hidden_size, config.num_attention_heads
         self.leads = leads
-        self.heads = Heads(CrossAttention, config, vllm_config, f"{prefix}.attn")
+        self.heads = Heads(KeptAttention, config, vllm_config, f"{prefix}.attn")
+        self.heads.attn.kept = kept
         size = self.heads.size
 
         def project(name: str, count: int) -> ColumnParallelLinear:
@@ -123,72 +186,71 @@ class TrimmedCrossAttention(nn.Module):
         self.q_norm, self.k_norm = (RMSNorm(size, eps=config.rms_norm_eps) for _ in range(2))
 
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
+        """[rows, hidden] to the same; rows that see nothing get zeros."""
         queries = self._split(self.q_proj, hidden, self.q_norm)
-        written = [self._prompt(queries[prompt.rows], prompt) for prompt in step.prompts]
-        if written:
-            keys, values, attended = zip(*written, strict=True)
-            output = self.heads(queries, torch.cat(keys), torch.cat(values))
-            for prompt, own in zip(step.prompts, attended, strict=True):
-                output[prompt.rows] = own
-        else:
-            output = self.heads(queries, None, None)
-        output = torch.where(step.sees.unsqueeze(-1), output, 0)
-        return self.o_proj(output.flatten(1))[0]
+        new = [self._prompt(queries[prompt.rows], prompt) for prompt in step.prompts]
+        keys, values, own = ([part[place] for part in new] for place in range(3))
+        output = self.heads(queries, torch.cat(keys) if new else None, torch.cat(values) if new else None)
+        for prompt, attended in zip(step.prompts, own, strict=True):
+            output[prompt.rows] = attended
+        return self.o_proj(torch.where(step.sees.unsqueeze(-1), output, 0).flatten(1))[0]
 
     def _prompt(self, queries: torch.Tensor, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if self.leads:
-            keys, values = self._project(prompt.features)
-            mine = slice(prompt.prompt_rows)
-            kept = prompt.kept = prompt.trim.choose(
-                prompt.token_ids[mine], prompt.visible[mine], queries[mine], keys, values, _all_heads
-            )
-            visible = hidden_after(prompt.visible, kept, prompt.prompt_rows)
-            return keys[kept], values[kept], attend(queries, keys, values, visible)
-        kept = prompt.kept
-        keys, values = self._project(prompt.features[kept])
-        return keys, values, attend(queries, keys, values, prompt.visible[:, kept])
+        """Keys and values that stay, and the attention of a new prompt's rows, which is computed beside the cache."""
+        if not self.leads:
+            keys, values = self._project(prompt.features[prompt.kept])
+            return keys, values, attend(queries, keys, values, prompt.visible[:, prompt.kept])
+        keys, values = self._project(prompt.features)
+        asked = slice(prompt.prompt_rows)
+        kept = prompt.kept = prompt.trim.choose(
+            prompt.token_ids[asked], prompt.visible[asked], queries[asked], keys, values, _all_heads
+        )
+        visible = hidden_after(prompt.visible, kept, prompt.prompt_rows)
+        return keys[kept], values[kept], attend(queries, keys, values, visible)
 
     def _project(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self._split(self.k_proj, features, self.k_norm), self._split(self.v_proj, features, None)
 
     def _split(self, projection: nn.Module, states: torch.Tensor, norm: Any) -> torch.Tensor:
-        heads = projection(states)[0].reshape(len(states), -1, self.heads.size)
-        return heads if norm is None else norm(heads.contiguous())
+        """[rows, heads of this rank, D]."""
+        heads = projection(states)[0].view(len(states), -1, self.heads.size)
+        return heads if norm is None else norm(heads)
 
 
 class DecoderLayer(nn.Module):
-    """A layer of the decoder; one that crosses to the images weighs what it adds by gates."""
+    """A layer of the decoder. One that looks at images weighs what it adds by gates, and adds it where it sees any."""
 
-    def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str, index: int) -> None:
+    def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str, index: int, kept: int) -> None:
         super().__init__()
-        crossing = sorted(config.cross_attention_layers)
+        first, *_ = crossing = sorted(config.cross_attention_layers)
         self.crosses = index in crossing
         if self.crosses:
             self.cross_attn = TrimmedCrossAttention(
-                config, vllm_config, f"{prefix}.cross_attn", leads=index == crossing[0]
+                config, vllm_config, f"{prefix}.cross_attn", index == first, kept
             )
             self.cross_attn_attn_gate = nn.Parameter(torch.zeros(1))
             self.cross_attn_mlp_gate = nn.Parameter(torch.zeros(1))
         else:
             self.self_attn = SelfAttention(config, vllm_config, f"{prefix}.self_attn")
-        self.mlp = LlamaMLP(
-            config.hidden_size, config.intermediate_size, config.hidden_act, prefix=f"{prefix}.mlp"
-        )
+        sizes = config.hidden_size, config.intermediate_size
+        self.mlp = LlamaMLP(*sizes, config.hidden_act, prefix=f"{prefix}.mlp")
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
+        """[rows, hidden] to the same."""
         attention = self.cross_attn if self.crosses else self.self_attn
         attended = attention(self.input_layernorm(hidden), positions, step)
-        if not self.crosses:
-            hidden = hidden + attended
-            return hidden + self.mlp(self.post_attention_layernorm(hidden))
-        hidden = hidden + self.cross_attn_attn_gate.tanh() * attended
-        added = torch.where(step.sees, self.mlp(self.post_attention_layernorm(hidden)), 0)
-        return hidden + self.cross_attn_mlp_gate.tanh() * added
+        hidden = hidden + (self.cross_attn_attn_gate.tanh() * attended if self.crosses else attended)
+        added = self.mlp(self.post_attention_layernorm(hidden))
+        if self.crosses:
+            added = self.cross_attn_mlp_gate.tanh() * torch.where(step.sees, added, 0)
+        return hidden + added
 
 
 class TextModel(nn.Module):
+    """The decoder."""
+
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_stacked={
             ".self_attn.q_proj": (".self_attn.qkv_proj", "q"),
@@ -199,35 +261,39 @@ class TextModel(nn.Module):
         }
     )
 
-    def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str) -> None:
+    def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str, kept: int) -> None:
         super().__init__()
-        self.embed_tokens = VocabParallelEmbedding(config.vocab_size + 8, config.hidden_size)
+        self.embed_tokens = VocabParallelEmbedding(config.vocab_size + 8, config.hidden_size)  # `<|image|>` among them
         self.layers = nn.ModuleList(
-            DecoderLayer(config, vllm_config, f"{prefix}.layers.{index}", index)
+            DecoderLayer(config, vllm_config, f"{prefix}.layers.{index}", index, kept)
             for index in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
+        """[rows] token ids to [rows, hidden]."""
         hidden = self.embed_tokens(input_ids)
         for layer in self.layers:
             hidden = layer(hidden, positions, step)
         return self.norm(hidden)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Take the weights under the checkpoint's names."""
         return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
 
 
 class LanguageModel(nn.Module):
-    def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str) -> None:
+    """The decoder and the head, named as in checkpoints."""
+
+    def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str, kept: int) -> None:
         super().__init__()
-        self.model = TextModel(config, vllm_config, f"{prefix}.model")
+        self.model = TextModel(config, vllm_config, f"{prefix}.model", kept)
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=f"{prefix}.lm_head")
 
 
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=DummyInputs)
 class MllamaForConditionalGeneration(nn.Module, SupportsMultiModal):
-    """Llama-3.2-Vision."""
+    """Llama-3.2-Vision, trimmed."""
 
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_prefix={
@@ -240,36 +306,47 @@ class MllamaForConditionalGeneration(nn.Module, SupportsMultiModal):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        config = vllm_config.model_config.hf_config
-        self.trim = trim_of(config)
+        model = vllm_config.model_config
+        config, text = model.hf_config, model.hf_config.text_config
+        self.trim = settings.trim_of(config)
+        kept = settings.largest(self.trim, settings.pictures_planned(model.multimodal_config))
         self.vision_model = MllamaVisionModel._from_config(config.vision_config)
         compat.repair_vision_tower(self.vision_model)
-        self.multi_modal_projector = nn.Linear(
-            config.vision_config.vision_output_dim, config.text_config.hidden_size, bias=True
-        )
-        self.language_model = LanguageModel(config.text_config, vllm_config, f"{prefix}.language_model".strip("."))
-        self.logits_processor = LogitsProcessor(config.text_config.vocab_size)
+        self.multi_modal_projector = nn.Linear(config.vision_config.vision_output_dim, text.hidden_size)
+        self.language_model = LanguageModel(text, vllm_config, f"{prefix}.language_model".lstrip("."), kept)
+        self.logits_processor = LogitsProcessor(text.vocab_size)
+        self._crossing = [layer.cross_attn for layer in self.language_model.model.layers if layer.crosses]
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
+        """What stands for a picture in a prompt."""
         return "<|image|>" if modality == "image" else None
 
-    def embed_multimodal(self, **inputs: Any) -> Sequence[torch.Tensor]:
-        names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask", "prompt_ids", "keep")
-        outputs = []
-        for pixels, ids, mask, prompt_ids, keep in zip(*(inputs[name] for name in names), strict=True):
-            states = self.vision_model(pixels.unsqueeze(0), ids.unsqueeze(0), mask.unsqueeze(0)).last_hidden_state
-            features = self.multi_modal_projector(states).flatten(0, 3)
-            amount, counts = keep.tolist()
-            config = replace(self.trim.config, keep=(int(amount) if counts else amount) or None)
-            features.crosstrim = (
-                replace(self.trim, config=config), prompt_ids.tolist(), mask.sum(-1).tolist()
-            )
-            outputs.append(features)
-        return outputs
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Take the weights under the checkpoint's names, transformers' new ones as well."""
+        return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
 
-    def embed_input_ids(self, input_ids: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+    def embed_input_ids(self, input_ids: torch.Tensor, *images: Any, **options: Any) -> torch.Tensor:
+        """[rows] to [rows, hidden]; images are read elsewhere."""
         return self.language_model.model.embed_tokens(input_ids)
+
+    def embed_multimodal(self, **inputs: Any) -> list[torch.Tensor]:
+        """Encode pictures, one request after the other, so that one at a time takes memory.
+
+        Returns:
+            [N, hidden] a request, padding tiles included. Each carries, as an attribute, what `forward` needs to know
+            of its request: the trim, the prompt's ids, and the real tiles of its pictures.
+        """
+        names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask", "prompt_ids", "keep")
+        encoded = []
+        for pixels, ratios, mask, ids, (amount, counts) in zip(*(inputs[name] for name in names), strict=True):
+            batch = [part.unsqueeze(0) for part in (pixels, ratios, mask.to(ratios.device))]
+            features = self.multi_modal_projector(self.vision_model(*batch).last_hidden_state).flatten(0, 3)
+            keep = (int(amount) if counts else float(amount)) or None
+            trim = settings.for_request(self.trim, {"keep": keep})
+            features.crosstrim = trim, ids.tolist(), mask.sum(-1).tolist()
+            encoded.append(features)
+        return encoded
 
     def forward(
         self,
@@ -277,38 +354,68 @@ class MllamaForConditionalGeneration(nn.Module, SupportsMultiModal):
         positions: torch.Tensor,
         intermediate_tensors: Any = None,
         inputs_embeds: Any = None,
-        encoder_outputs: Sequence[torch.Tensor] = (),
+        encoder_outputs: Sequence[Any] = (),
     ) -> torch.Tensor:
-        return self.language_model.model(input_ids, positions, self._step(input_ids, positions, encoder_outputs))
+        """One step: new prompts, and one more token of each running request.
+
+        Args:
+            input_ids: [rows] of all requests.
+            positions: [rows].
+            intermediate_tensors: None; the model is in one piece.
+            inputs_embeds: None; ids are given.
+            encoder_outputs: of `embed_multimodal`, for the new requests with pictures in the batch's order.
+        """
+        metadata = get_forward_context().attn_metadata
+        if metadata is None:  # vLLM measures memory
+            step = Step(torch.zeros_like(input_ids, dtype=torch.bool).unsqueeze(-1), [])
+        else:
+            step = step_of(metadata[self._crossing[0].heads.attn.layer_name], input_ids, positions, encoder_outputs)
+        return self.language_model.model(input_ids, positions, step)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[rows, hidden] to [rows, vocabulary]."""
         return self.logits_processor(self.language_model.lm_head, hidden_states)
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
 
-    def _step(self, input_ids: torch.Tensor, positions: torch.Tensor, images: Sequence[torch.Tensor]) -> Step:
-        metadata = get_forward_context().attn_metadata
-        if metadata is None:
-            return Step(torch.zeros_like(input_ids, dtype=torch.bool).unsqueeze(-1), [])
-        first = next(layer for layer in self.language_model.model.layers if layer.crosses)
-        metadata = metadata[first.cross_attn.heads.attn.layer_name]
-        starts, lengths = metadata.query_start_loc, metadata.seq_lens
-        rows = torch.arange(len(input_ids), device=starts.device, dtype=starts.dtype)
-        request = torch.searchsorted(starts[1:], rows, right=True).clamp(max=len(lengths) - 1)
-        sees = (lengths > 0)[request]
-        prompts = []
-        if images:
-            bounds = torch.stack([starts[:-1], starts[1:], lengths, positions[starts[:-1].clamp(max=len(input_ids) - 1)]]).T.tolist()
-            spans = [(start, end, length) for start, end, length, position in bounds if position == 0 and length > 0]
-            for (start, end, length), features in zip(spans, images, strict=True):
-                trim, ids, tiles = features.crosstrim
-                visible = trim.visible(ids, tiles)
-                visible = torch.cat([visible, visible[-1:].expand(end - start - len(ids), -1)])
-                sees[start:end] = visible.any(-1).to(sees.device)
-                prompts.append(Prompt(slice(start, end), input_ids[start:end], features, visible.to(features.device), len(ids), trim))
-        return Step(sees.unsqueeze(-1), prompts)
+def step_of(metadata: Any, input_ids: torch.Tensor, positions: torch.Tensor, images: Sequence[Any]) -> Step:
+    """What cross-attention is to do. Without images it is tensors alone, which CUDA graphs can hold.
+
+    Args:
+        metadata: vLLM's, of a cross-attention layer; its `seq_lens` are the slots that requests read.
+        input_ids: [rows] of all requests.
+        positions: [rows].
+        images: of the new requests that have any, in the batch's order.
+
+    Raises:
+        EngineError: there are not as many images as new requests that want some.
+    """
+    starts, slots = metadata.query_start_loc, metadata.seq_lens
+    rows = torch.arange(len(input_ids), dtype=starts.dtype, device=starts.device)
+    request = torch.searchsorted(starts[1:], rows, right=True).clamp(max=len(slots) - 1)
+    sees = (slots > 0)[request]
+    if not images:
+        return Step(sees.unsqueeze(-1), [])
+    first = positions[starts[:-1].clamp(max=len(input_ids) - 1)]
+    bounds = torch.stack([starts[:-1], starts[1:], slots, first]).T.tolist()  # the one look at the host
+    new = [(start, end, count) for start, end, count, position in bounds if position == 0 and count > 0]
+    if len(new) != len(images):
+        raise EngineError(f"vLLM gave {len(images)} requests' pictures to {len(new)} new requests that have some.")
+    prompts = [_prompt(slice(start, end), count, input_ids, image) for (start, end, count), image in zip(new, images, strict=True)]
+    for prompt in prompts:
+        sees[prompt.rows] = prompt.visible.any(-1)
+    return Step(sees.unsqueeze(-1), prompts)
+
+
+def _prompt(rows: slice, slots: int, input_ids: torch.Tensor, features: Any) -> Prompt:
+    trim, ids, tiles = features.crosstrim
+    if trim.slots(ids, tiles) != slots or rows.stop - rows.start < len(ids):
+        raise EngineError("vLLM gave a request the pictures of another one.")
+    visible = trim.visible(ids, tiles)
+    generated = visible[-1:].expand(rows.stop - rows.start - len(ids), -1)  # sees what the last row sees
+    visible = torch.cat([visible, generated]).to(features.device)
+    return Prompt(rows, input_ids[rows], features, visible, len(ids), trim)
 
 
 def _all_heads(tensor: torch.Tensor) -> torch.Tensor:
+    """[1, heads of this rank, ...] of every tensor-parallel rank, side by side."""
     return tensor_model_parallel_all_gather(tensor.contiguous(), dim=1)

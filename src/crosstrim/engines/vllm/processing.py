@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -14,8 +13,8 @@ from vllm.inputs import mm_enc_dec_input, mm_input
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems, PlaceholderRange
 from vllm.multimodal.processing import BaseDummyInputsBuilder, BaseProcessingInfo, EncDecMultiModalProcessor
 
-from crosstrim.engines.prompt import PromptTrim
-from crosstrim.engines.vllm.settings import trim_of
+from crosstrim.engines.vllm import settings
+from crosstrim.errors import ConfigError, InputError
 
 
 class Info(BaseProcessingInfo):
@@ -23,91 +22,108 @@ class Info(BaseProcessingInfo):
 
     def __init__(self, ctx: Any) -> None:
         super().__init__(ctx)
-        self.trim = trim_of(self.get_hf_config())
+        self.trim = settings.trim_of(self.get_hf_config())
+        self.pictures = settings.pictures_planned(ctx.get_mm_config())
 
     @property
     def skip_prompt_length_check(self) -> bool:
-        """The encoder's prompt is of our own making; how many slots it takes is checked elsewhere."""
+        """The encoder's prompt stands for slots, and slots are counted where pictures are."""
         return True
 
-    @property
-    def pictures(self) -> int:
-        """Pictures of one request that memory is planned for."""
-        limits = self.ctx.get_mm_config().limit_per_prompt
-        return self.allowed_mm_limits["image"] if "image" in limits else 1
-
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        """Any number of pictures."""
+        """As many pictures as one likes."""
         return {"image": None}
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
-        """KV slots of a request whose pictures fill all tiles: what is kept of them."""
-        ids = [self.trim.image_token_id] * self.pictures
-        return {"image": self.trim.slots(ids, [self.trim.geometry.tiles_per_image] * self.pictures)}
+        """KV slots of the pictures of one request: of what is kept, not of what is seen."""
+        return {"image": settings.largest(self.trim, self.pictures)}
 
     def image_processor(self) -> MllamaImageProcessorPil:
-        """That of the checkpoint, with Pillow: torchvision's pixels differ slightly."""
+        """The checkpoint's, with Pillow as in `crosstrim.load`: torchvision's pixels differ slightly."""
         found = self.get_hf_processor().image_processor
-        if isinstance(found, MllamaImageProcessorPil):
-            return found
-        return MllamaImageProcessorPil.from_dict(found.to_dict())
+        return found if isinstance(found, MllamaImageProcessorPil) else MllamaImageProcessorPil(**found.to_dict())
 
 
 class DummyInputs(BaseDummyInputsBuilder[Info]):
-    """The largest request, for vLLM to measure memory with."""
+    """The largest request that memory is planned for; vLLM measures with it."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
-        """One `<|image|>` a picture."""
+        """One image token a picture."""
         return "<|image|>" * self.info.pictures
 
     def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> dict[str, Any]:
-        """Pictures of all tiles."""
-        side = self.info.get_hf_config().vision_config.image_size * 2
-        return {"image": self._get_dummy_images(width=side, height=side, num_images=self.info.pictures)}
+        """Pictures that fill all tiles."""
+        vision = self.info.get_hf_config().vision_config
+        width = vision.image_size * vision.max_num_tiles
+        return {"image": self._get_dummy_images(width=width, height=vision.image_size, num_images=self.info.pictures)}
 
 
 class Processor(EncDecMultiModalProcessor[Info]):
-    """Makes of all pictures of a request one item, with a placeholder as long as what will be kept."""
+    """Makes one item of all pictures of a request, and its placeholder as long as what will be kept of them.
+
+    vLLM takes the placeholder's length for the number of encoder tokens: so many slots it allocates, in the group of
+    the cross-attention layers alone, and so many it reads.
+    """
 
     skip_decoder_start_token = True
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
-        """Prepare a request that brings pictures."""
-        ids, pictures = list(inputs.prompt), inputs.mm_data_items["image"].get_all()
-        trim = self._trim(inputs.hf_processor_mm_kwargs)
+        """Prepare a request.
+
+        Args:
+            inputs: vLLM's `ProcessorInputs`: the prompt's ids, the pictures, and `mm_processor_kwargs`.
+            timing_ctx: of vLLM.
+
+        Raises:
+            ConfigError: the request asks for a trim that it cannot have.
+            InputError: the pictures do not fit the prompt, or cannot be read.
+        """
+        ids, items = list(inputs.prompt), inputs.mm_data_items.get("image")
+        pictures = items.get_all() if items else []
+        trim = settings.for_request(self.info.trim, self._options(inputs.hf_processor_mm_kwargs))
+        settings.check_pictures(trim, ids, len(pictures))
+        if not pictures:
+            return mm_enc_dec_input(mm_input([], MultiModalKwargsItems({}), {}, {}), ids)
         with timing_ctx.record("apply_hf_processor"):
-            prepared = self.info.image_processor()(images=[pictures], return_tensors="pt")
+            prepared = self._prepare(pictures)
         tiles = prepared["aspect_ratio_mask"][0].sum(-1).tolist()
-        keep = trim.config.keep
-        kept = trim.slots(ids, tiles)
-        prepared = {
-            "pixel_values": prepared["pixel_values"].to(self.info.ctx.model_config.dtype),
-            "aspect_ratio_ids": prepared["aspect_ratio_ids"],
-            "aspect_ratio_mask": prepared["aspect_ratio_mask"],
-            "prompt_ids": torch.tensor([ids]),
-            "keep": torch.tensor([[0.0 if keep is None else keep, isinstance(keep, int)]], dtype=torch.float64),
-        }
-        fields = {
-            name: MultiModalFieldConfig.batched("image", keep_on_cpu=name in ("prompt_ids", "keep"))
-            for name in prepared
-        }
-        encoder = mm_input(
-            prompt_token_ids=[0] * kept,
-            mm_kwargs=MultiModalKwargsItems.from_hf_inputs(BatchFeature(prepared), fields),
-            mm_hashes={"image": [uuid4().hex]},
-            mm_placeholders={"image": [PlaceholderRange(offset=0, length=kept)]},
-        )
+        keep, kept = trim.config.keep, trim.slots(ids, tiles)
+        prepared["prompt_ids"] = torch.tensor([ids])
+        prepared["keep"] = torch.tensor([[keep or 0, isinstance(keep, int)]], dtype=torch.float64)
+        items = MultiModalKwargsItems.from_hf_inputs(prepared, self._get_mm_fields_config(prepared, {}))
+        placeholders = {"image": [PlaceholderRange(offset=0, length=kept)]}
+        # What is kept depends on the question too, so that nothing may ever be taken for the same.
+        encoder = mm_input([0] * kept, items, {"image": [uuid4().hex]}, placeholders)
         return mm_enc_dec_input(encoder, ids)
 
-    def _trim(self, options: Mapping[str, Any]) -> PromptTrim:
-        asked = self.info.ctx.get_merged_mm_kwargs(options).get("crosstrim") or {}
-        return replace(self.info.trim, config=replace(self.info.trim.config, **asked))
+    def _options(self, options: Mapping[str, Any]) -> Any:
+        merged = self.info.ctx.get_merged_mm_kwargs(options)
+        others = sorted(set(merged) - {"crosstrim"})
+        if others:
+            raise ConfigError(
+                f"mm_processor_kwargs has {others[0]!r}, which would change the picture's tiles; it takes "
+                '"crosstrim" alone.'
+            )
+        return merged.get("crosstrim")
+
+    def _prepare(self, pictures: list[Any]) -> BatchFeature:
+        try:
+            prepared = self.info.image_processor()(images=[pictures], return_tensors="pt")
+        except Exception as error:  # whatever transformers and Pillow have against a picture
+            raise InputError(f"a picture could not be read: {type(error).__name__}: {error}") from error
+        prepared["pixel_values"] = prepared["pixel_values"].to(self.info.ctx.model_config.dtype)
+        return prepared
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> dict[str, Any]:
+        """All pictures of the request are one item."""
+        there, here = ("pixel_values", "aspect_ratio_ids"), ("aspect_ratio_mask", "prompt_ids", "keep")
+        return {
+            name: MultiModalFieldConfig.batched("image", keep_on_cpu=name in here) for name in (*there, *here)
+        }
 
     def create_encoder_prompt(self, prompt: Any, mm_items: Any) -> Any:
+        """Not called: `apply` does all."""
         raise NotImplementedError
 
-    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
-        raise NotImplementedError
-
-    def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Any:
+    def _get_prompt_updates(self, *args: Any, **options: Any) -> Any:
         raise NotImplementedError

@@ -1,31 +1,75 @@
-"""Hand pictures to the model in the order in which it meets their requests."""
+"""vLLM's schedulers, which give pictures to the model in the order in which it meets their requests."""
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
+from vllm.utils.math_utils import cdiv
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_cache_interface import CrossAttentionSpec
+
+from crosstrim.engines.vllm import settings
 
 
-class _InBatchOrder:
+class _WithPictures(Scheduler):
+    """What both have in common."""
+
     def schedule(self, *args: Any, **options: Any) -> Any:
+        """One step. The worker's batch has new requests first and resumed ones then; so must its pictures be.
+
+        vLLM's own order is that of admission, which differs where a resumed request was admitted before a new one:
+        each would read the other's picture.
+        """
         output = super().schedule(*args, **options)
-        inputs = output.scheduled_encoder_inputs
-        order = [*(new.req_id for new in output.scheduled_new_reqs), *output.scheduled_cached_reqs.req_ids]
-        output.scheduled_encoder_inputs = {name: inputs[name] for name in order if name in inputs}
+        pictures = output.scheduled_encoder_inputs
+        batch = [*(new.req_id for new in output.scheduled_new_reqs), *output.scheduled_cached_reqs.req_ids]
+        output.scheduled_encoder_inputs = {name: pictures[name] for name in batch if name in pictures}
         return output
 
+    def _try_schedule_encoder_inputs(
+        self, request: Any, num_computed_tokens: int, num_new_tokens: int, budget: int, **options: Any
+    ) -> tuple[list[int], int, int, list[int], list[int]]:
+        """Whether a request's pictures can be encoded in this step, and what of the step's budget is left."""
+        if num_computed_tokens == 0 and self._needs(request) >= self.kv_cache_config.num_blocks:  # one holds nothing
+            self.encoder_cache_mismatch_reqs.add(request.request_id)  # which vLLM ends with an error
+            return [], 0, budget, [], []
+        inputs, new_tokens, left, *others = super()._try_schedule_encoder_inputs(
+            request, num_computed_tokens, num_new_tokens, budget, **options
+        )
+        # However little is kept of a picture, all of it is encoded: no more in a step than memory was measured for.
+        left = min(left, budget - len(inputs) * self._largest)
+        return inputs, new_tokens, left, *others
 
-class _Sync(_InBatchOrder, Scheduler):
-    pass
+    @cached_property
+    def _largest(self) -> int:
+        model = self.vllm_config.model_config
+        pictures = settings.pictures_planned(model.multimodal_config)
+        return settings.largest(settings.trim_of(model.hf_config), pictures)
+
+    def _needs(self, request: Any) -> int:
+        """Blocks that a request with pictures fills at its end; no wait would ever give it more than there are."""
+        slots = sum(request.get_num_encoder_embeds(place) for place in range(request.num_encoder_inputs))
+        tokens = min(request.num_prompt_tokens + request.max_tokens, self.max_model_len)
+        specs = [group.kv_cache_spec for group in self.kv_cache_config.kv_cache_groups]
+        return sum(cdiv(slots if isinstance(spec, CrossAttentionSpec) else tokens, spec.block_size) for spec in specs)
 
 
-class _Async(_InBatchOrder, AsyncScheduler):
-    pass
-
-
-def scheduler(vllm_config: Any, *args: Any, **options: Any) -> Any:
+class _Sync(_WithPictures):
     """vLLM's scheduler."""
-    chosen = _Async if vllm_config.scheduler_config.async_scheduling else _Sync
-    return chosen(vllm_config, *args, **options)
+
+
+class _Async(_WithPictures, AsyncScheduler):
+    """vLLM's scheduler of steps that overlap."""
+
+
+def scheduler(*, vllm_config: Any, **options: Any) -> Scheduler:
+    """The scheduler that fits how vLLM was started.
+
+    Args:
+        vllm_config: vLLM's whole configuration.
+        options: what else vLLM gives its scheduler.
+    """
+    kind = _Async if vllm_config.scheduler_config.async_scheduling else _Sync
+    return kind(vllm_config=vllm_config, **options)
