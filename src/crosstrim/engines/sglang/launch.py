@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
-from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from crosstrim import mini
 from crosstrim.config import TrimConfig
+from crosstrim.engines import process
+from crosstrim.engines.settings import check_values, given
 from crosstrim.engines.sglang.settings import Settings
-from crosstrim.errors import EngineError, MissingExtraError
 
 PACKAGE = "crosstrim.engines.sglang"
 
@@ -44,10 +42,7 @@ def check_server(server_args: Any) -> None:
     Raises:
         EngineError: an argument has another value than the one that was tested.
     """
-    for name, (required, remedy) in _REQUIRED.items():
-        found = getattr(server_args, name)
-        if found != required:
-            raise EngineError(f"crosstrim in SGLang was not made for {name}={found!r}; start it with {remedy}.")
+    check_values("SGLang", server_args, _REQUIRED)
 
 
 def command(
@@ -77,8 +72,7 @@ def command(
     Raises:
         ConfigError: SGLang cannot have that trimming.
     """
-    defaults = {field.name: field.default for field in fields(TrimConfig)}
-    values = {name: value for name, value in config.to_dict().items() if value != defaults.get(name)}
+    values = given(config)
     Settings.read(values, {})
     arguments = [sys.executable, "-m", "sglang.launch_server"]
     arguments += ["--model-path", str(mini.path()) if model == "mini" else model]
@@ -97,13 +91,10 @@ def command(
 
 
 def serve(model: str, config: TrimConfig, **options: Any) -> NoReturn:
-    """Become SGLang's server. Takes what `command` takes, and does not return.
+    """Print the command and become SGLang's server. Takes what `command` takes, and does not return.
 
     Raises:
         MissingExtraError: SGLang is not installed.
         ConfigError: SGLang cannot have that trimming.
     """
-    arguments, environment = command(model, config, **options)
-    if find_spec("sglang") is None:
-        raise MissingExtraError("SGLang is not installed in this Python; docs/sglang.md says which version, and how.")
-    os.execve(arguments[0], arguments, {**os.environ, **environment})
+    process.become("SGLang", *command(model, config, **options))

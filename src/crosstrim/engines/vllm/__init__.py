@@ -1,8 +1,4 @@
-"""A plugin that brings Llama-3.2-Vision ("Mllama") back to vLLM, trimmed: `pip install crosstrim` beside vLLM is all.
-
-vLLM finds `register` by the entry point `crosstrim` of its group `vllm.general_plugins`. `launch` and `settings` can
-be imported without vLLM.
-"""
+"""A plugin that brings Llama-3.2-Vision ("Mllama") back to vLLM, trimmed. `pip install crosstrim` beside vLLM is all."""
 
 from __future__ import annotations
 
@@ -17,8 +13,7 @@ def register() -> None:
     from crosstrim.engines.vllm import launch
 
     ModelRegistry.register_model(ARCHITECTURE, f"crosstrim.engines.vllm.model:{ARCHITECTURE}")
-    if not launch.is_tested(vllm.__version__):
-        return  # the model says so once it is asked for
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    if launch.is_tested(vllm.__version__):  # in another version the model says so, once it is asked for
+        from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-    MODELS_CONFIG_MAP[ARCHITECTURE] = launch.EngineSettings
+        MODELS_CONFIG_MAP[ARCHITECTURE] = launch.EngineSettings

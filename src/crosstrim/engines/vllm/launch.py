@@ -1,12 +1,12 @@
-"""Start vLLM's server with trimming, and refuse what trimming was not tested with."""
+"""What vLLM has to be told for a trimmed Mllama, what is refused, and the command that starts its server."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any, NoReturn
 
 from packaging.version import Version
@@ -14,18 +14,15 @@ from packaging.version import Version
 from crosstrim import mini
 from crosstrim.config import TrimConfig
 from crosstrim.engines import process
-from crosstrim.engines.settings import config_for
-from crosstrim.engines.vllm import settings
+from crosstrim.engines.prompt import PromptTrim
+from crosstrim.engines.settings import check_values, config_for, given, read_options
 from crosstrim.errors import CrosstrimWarning, EngineError
 
 TESTED = "0.32"
 SCHEDULER = "crosstrim.engines.vllm.scheduler.scheduler"
+_ALLOW = "allow_untested"
 
-# What vLLM's configuration must say, and what makes it say it. The first group can be tried at one's own risk.
-_TESTED = {
-    "use_v2_model_runner": (False, "VLLM_USE_V2_MODEL_RUNNER=0 in the environment"),
-    "cache_config.cache_dtype": ("auto", "no --kv-cache-dtype"),
-}
+# What vLLM's configuration must say, and what makes it say it.
 _REQUIRED = {
     "model_config.quantization": (None, "the checkpoint as it was before it was quantised, and no --quantization"),
     "speculative_config": (None, "no --speculative-config"),
@@ -35,10 +32,15 @@ _REQUIRED = {
     "parallel_config.decode_context_parallel_size": (1, "--decode-context-parallel-size 1"),
     "parallel_config.use_ubatching": (False, "no --enable-dbo"),
 }
+# The same, of what should work as well and could not be tried.
+_TRIED = {
+    "use_v2_model_runner": (False, "VLLM_USE_V2_MODEL_RUNNER=0 in the environment"),
+    "cache_config.cache_dtype": ("auto", "no --kv-cache-dtype"),
+}
 
 
 def is_tested(version: str) -> bool:
-    """Whether this version of vLLM is one that the plugin was tested with."""
+    """Whether the plugin was tested with this version of vLLM."""
     return Version(version).release[:2] == Version(TESTED).release
 
 
@@ -50,70 +52,76 @@ def check_version(version: str) -> None:
     """
     if not is_tested(version):
         raise EngineError(
-            f"crosstrim's Mllama was tested with vLLM {TESTED} and not with {version}; install vllm=={TESTED}.*."
+            f"crosstrim was tested with vLLM {TESTED}, and this is {version}; install vllm~={TESTED}.0."
         )
 
 
+def trim_of(model: Any) -> PromptTrim:
+    """The trim of requests that do not bring their own: "crosstrim" in the model's config, or the environment.
+
+    Args:
+        model: an `MllamaConfig`.
+
+    Raises:
+        ConfigError: an option is unknown, out of range, given twice, or cannot be had in vLLM.
+    """
+    options = _options(model)
+    options.pop(_ALLOW, None)
+    return PromptTrim.of(config_for("vLLM", options, count_beforehand=True), model)
+
+
+def images_planned(multimodal_config: Any) -> int:
+    """Images of one request that memory is planned for: what --limit-mm-per-prompt says, or one."""
+    given_by_user = "image" in multimodal_config.limit_per_prompt
+    return int(multimodal_config.get_limit_per_prompt("image")) if given_by_user else 1
+
+
 class EngineSettings:
-    """What vLLM asks about an architecture before it builds anything; it knows these two names."""
+    """What vLLM asks about an architecture before it builds anything, under these two names."""
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        """Check the trim, and say that pictures are read through cross-attention.
+        """Check the trim, and say that images are read by cross-attention.
 
         Raises:
-            ConfigError: an option is unknown or out of range, or cannot be had in vLLM.
+            ConfigError: as `trim_of`.
         """
-        settings.trim_of(model_config.hf_config)
+        trim_of(model_config.hf_config)
         model_config.hf_config.is_encoder_decoder = True
         model_config.__dict__.pop("is_encoder_decoder", None)  # vLLM has asked before, and remembers
         model_config.multimodal_config.mm_processor_cache_gb = 0  # a picture goes with its question, never alone
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
-        """Check the rest, and take the scheduler that keeps pictures in order.
+        """Check the rest, and take the scheduler that keeps images in order.
 
         Raises:
-            EngineError: something has another value than the one that was tested.
+            EngineError: something is set in a way that trimming was not made for, or not tested with.
         """
-        allowed = bool(settings.options_of(vllm_config.model_config.hf_config).get(settings.ALLOW_UNTESTED))
-        check_engine(vllm_config, allow_untested=allowed)
-        scheduling = vllm_config.scheduler_config
+        check_values("vLLM", vllm_config, _REQUIRED)
+        model, scheduling = vllm_config.model_config.hf_config, vllm_config.scheduler_config
+        try:
+            check_values("vLLM", vllm_config, _TRIED)
+        except EngineError as error:
+            if not _options(model).get(_ALLOW):
+                remedy = f'To try it all the same, add "{_ALLOW}": true to the options of crosstrim.'
+                raise EngineError(f"{error} {remedy}") from None
+            warnings.warn(str(error), CrosstrimWarning, stacklevel=2)
+        if scheduling.scheduler_cls not in (None, SCHEDULER):
+            raise EngineError(
+                f"scheduler_cls={scheduling.scheduler_cls!r} is in the place of crosstrim's; leave it out."
+            )
+        heads, ranks = model.text_config.num_key_value_heads, vllm_config.parallel_config.tensor_parallel_size
+        if heads % ranks:
+            raise EngineError(
+                f"{heads} key/value heads cannot be divided over {ranks} ranks; take a divisor of {heads}."
+            )
         scheduling.scheduler_cls = SCHEDULER
-        # The longest that CUDA graphs must reach to.
-        vllm_config.model_config.hf_config.max_source_positions = scheduling.max_num_encoder_input_tokens
+        model.max_source_positions = scheduling.max_num_encoder_input_tokens  # as far as CUDA graphs must reach
 
 
-def check_engine(vllm_config: Any, *, allow_untested: bool) -> None:
-    """Refuse what trimming was not made for or, without `allow_untested`, was not tested with.
-
-    Args:
-        vllm_config: vLLM's whole configuration.
-        allow_untested: only warn of what was not tested.
-
-    Raises:
-        EngineError: something has another value than the one that was tested.
-    """
-    for name, (required, remedy) in {**_TESTED, **_REQUIRED}.items():
-        found: Any = vllm_config
-        for part in name.split("."):
-            found = getattr(found, part)
-        if found == required:
-            continue
-        problem = f"crosstrim in vLLM was tested with {name}={required!r} only, and this is {found!r}"
-        if name in _REQUIRED or not allow_untested:
-            own_risk = "" if name in _REQUIRED else f', or try it with {{"crosstrim": {{"{settings.ALLOW_UNTESTED}": true}}}}'
-            raise EngineError(f"{problem}; start it with {remedy}{own_risk}.")
-        warnings.warn(f"{problem}.", CrosstrimWarning, stacklevel=2)
-    if vllm_config.scheduler_config.scheduler_cls not in (None, SCHEDULER):
-        raise EngineError(
-            f"crosstrim in vLLM needs a scheduler of its own, and {vllm_config.scheduler_config.scheduler_cls!r} was "
-            "given; leave --scheduler-cls out."
-        )
-    ranks = vllm_config.parallel_config.tensor_parallel_size
-    heads = vllm_config.model_config.hf_config.text_config.num_key_value_heads
-    if heads % ranks:
-        raise EngineError(f"{heads} key/value heads cannot be shared by {ranks} ranks; take a divisor of {heads}.")
+def _options(model: Any) -> dict[str, Any]:
+    return read_options(getattr(model, "crosstrim", None) or {}, os.environ, [_ALLOW])
 
 
 def command(
@@ -141,15 +149,13 @@ def command(
     Raises:
         ConfigError: vLLM cannot have that trimming.
     """
-    defaults = {field.name: field.default for field in fields(TrimConfig)}
-    values = {name: value for name, value in config.to_dict().items() if value != defaults.get(name)}
-    settings.checked(config_for("vLLM", values))
+    values = given(config)
+    config_for("vLLM", values, count_beforehand=True)
     arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     arguments += ["--model", str(mini.path()) if model == "mini" else model, "--served-model-name", model]
     arguments += ["--host", host, "--port", str(port), "--tensor-parallel-size", str(tensor_parallel)]
     arguments += ["--hf-overrides", json.dumps({"crosstrim": values})]
-    if model == "mini":
-        arguments += ["--dtype", "float32"]
+    arguments += ["--dtype", "float32"] if model == "mini" else []
     return [*arguments, *options], {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 
 
@@ -160,4 +166,4 @@ def serve(model: str, config: TrimConfig, **options: Any) -> NoReturn:
         MissingExtraError: vLLM is not installed.
         ConfigError: vLLM cannot have that trimming.
     """
-    process.become("vllm", *command(model, config, **options))
+    process.become("vLLM", *command(model, config, **options))

@@ -7,7 +7,7 @@ writes what stays; the later layers project, write and read nothing else. Decodi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -32,36 +32,13 @@ from vllm.platforms import current_platform
 from vllm.utils.math_utils import cdiv
 from vllm.v1.kv_cache_interface import CrossAttentionSpec
 
-from crosstrim.engines.prompt import PromptTrim, attend, hidden_after
-from crosstrim.engines.vllm import launch, settings
+from crosstrim.engines.prompt import Prompt
+from crosstrim.engines.vllm import launch
 from crosstrim.engines.vllm.processing import DummyInputs, Info, Processor
 from crosstrim.errors import EngineError
 from crosstrim.models import compat
 
 launch.check_version(vllm.__version__)
-
-
-@dataclass
-class Prompt:
-    """One request with images whose prompt is computed in this step.
-
-    Attributes:
-        rows: its text rows among those of the batch.
-        token_ids: [T] of these rows.
-        features: [N, hidden] of its images, padding tiles included.
-        visible: [T, N] bool, what each row may see.
-        prompt_rows: rows of the prompt; those after it were generated before the request lost its memory.
-        trim: what it keeps.
-        kept: [K] int64, what the first cross-attention layer has chosen.
-    """
-
-    rows: slice
-    token_ids: torch.Tensor
-    features: torch.Tensor
-    visible: torch.Tensor
-    prompt_rows: int
-    trim: PromptTrim
-    kept: torch.Tensor | None = None
 
 
 @dataclass
@@ -78,32 +55,23 @@ class Step:
 
 
 @dataclass(frozen=True)
-class KeptSpec(CrossAttentionSpec):  # type: ignore[misc]
-    """vLLM's record of what a cross-attention layer caches, with the length that a request can have.
-
-    Attributes:
-        kept: features that a request keeps of its images at most.
-    """
-
+class _KeptSpec(CrossAttentionSpec):  # type: ignore[misc]
     kept: int = 0
 
     def max_memory_usage_bytes(self, vllm_config: Any) -> int:
-        """Bytes of one request; vLLM itself would take the whole step's budget for one."""
+        """Of one request; vLLM would take the images of a whole step for one request's."""
         return int(cdiv(self.kept, self.block_size) * self.page_size_bytes)
 
 
-class KeptAttention(CrossAttention):
-    """vLLM's cross-attention."""
+class _KeptAttention(CrossAttention):
+    kept = 0  # features that a request keeps at most
 
-    kept = 0
-
-    def get_kv_cache_spec(self, vllm_config: Any) -> KeptSpec:
-        """What vLLM's cache manager is told."""
+    def get_kv_cache_spec(self, vllm_config: Any) -> _KeptSpec:
         stock = super().get_kv_cache_spec(vllm_config)
-        return KeptSpec(**{field.name: getattr(stock, field.name) for field in fields(stock)}, kept=self.kept)
+        return _KeptSpec(**{field.name: getattr(stock, field.name) for field in fields(stock)}, kept=self.kept)
 
 
-class Heads(nn.Module):
+class _Heads(nn.Module):
     """vLLM's attention for heads of any size: its CPU kernels know a few, and others get zeros at their end."""
 
     def __init__(self, kind: type[Attention], config: Any, vllm_config: VllmConfig, prefix: str) -> None:
@@ -122,22 +90,20 @@ class Heads(nn.Module):
         if not vllm_config.use_v2_model_runner and backend.get_builder_cls().reorder_batch_threshold is not None:
             raise EngineError(
                 f"the attention backend {backend.get_name()} sorts the batch anew, and vLLM's V1 model runner would "
-                "give requests the pictures of others; start it with --attention-backend FLASH_ATTN."
+                "give requests the images of others; start it with --attention-backend FLASH_ATTN."
             )
 
     def forward(self, queries: torch.Tensor, keys: Any, values: Any) -> torch.Tensor:
-        """[rows, heads, D] of queries, and keys and values to write, or None; returns what queries'."""
+        """Queries [rows, heads, D] to the same; keys and values are to be written, or None."""
         padded = [None if heads is None else F.pad(heads, (0, self.missing)) for heads in (queries, keys, values)]
         return self.attn(*padded).view_as(padded[0])[..., : self.size]
 
 
-class SelfAttention(nn.Module):
-    """Attention of text to text, as in Llama."""
-
+class _SelfAttention(nn.Module):
     def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
         hidden, heads = config.hidden_size, config.num_attention_heads
-        self.heads = Heads(Attention, config, vllm_config, f"{prefix}.attn")
+        self.heads = _Heads(Attention, config, vllm_config, f"{prefix}.attn")
         size = self.heads.size
         self.qkv_proj = QKVParallelLinear(
             hidden, size, heads, config.num_key_value_heads, bias=False, prefix=f"{prefix}.qkv_proj"
@@ -148,13 +114,11 @@ class SelfAttention(nn.Module):
         )
 
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
-        """[rows, hidden] to the same."""
-        heads = self.heads
-        parts = [count * heads.size for count in (heads.queries, heads.keys, heads.keys)]
+        parts = [count * self.heads.size for count in (self.heads.queries, self.heads.keys, self.heads.keys)]
         queries, keys, values = self.qkv_proj(hidden)[0].split(parts, dim=-1)
         queries, keys = self.rotary(positions, queries, keys)
-        split = [part.reshape(len(hidden), -1, heads.size) for part in (queries, keys, values)]
-        return self.o_proj(heads(*split).flatten(1))[0]
+        split = [part.reshape(len(hidden), -1, self.heads.size) for part in (queries, keys, values)]
+        return self.o_proj(self.heads(*split).flatten(1))[0]
 
 
 class TrimmedCrossAttention(nn.Module):
@@ -170,24 +134,20 @@ class TrimmedCrossAttention(nn.Module):
 
     def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str, leads: bool, kept: int) -> None:
         super().__init__()
-        hidden, heads = config.hidden_size, config.num_attention_heads
+        hidden, heads, keys = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
         self.leads = leads
-        self.heads = Heads(KeptAttention, config, vllm_config, f"{prefix}.attn")
+        self.heads = _Heads(_KeptAttention, config, vllm_config, f"{prefix}.attn")
         self.heads.attn.kept = kept
         size = self.heads.size
-
-        def project(name: str, count: int) -> ColumnParallelLinear:
-            return ColumnParallelLinear(hidden, count * size, bias=False, prefix=f"{prefix}.{name}")
-
-        self.q_proj = project("q_proj", heads)
-        self.k_proj = project("k_proj", config.num_key_value_heads)
-        self.v_proj = project("v_proj", config.num_key_value_heads)
+        for name, count in (("q_proj", heads), ("k_proj", keys), ("v_proj", keys)):
+            part = ColumnParallelLinear(hidden, count * size, bias=False, prefix=f"{prefix}.{name}")
+            setattr(self, name, part)
         self.o_proj = RowParallelLinear(heads * size, hidden, bias=False, prefix=f"{prefix}.o_proj")
         self.q_norm, self.k_norm = (RMSNorm(size, eps=config.rms_norm_eps) for _ in range(2))
 
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
         """[rows, hidden] to the same; rows that see nothing get zeros."""
-        queries = self._split(self.q_proj, hidden, self.q_norm)
+        queries = self.q_norm(self._split(self.q_proj, hidden))
         new = [self._prompt(queries[prompt.rows], prompt) for prompt in step.prompts]
         keys, values, own = ([part[place] for part in new] for place in range(3))
         output = self.heads(queries, torch.cat(keys) if new else None, torch.cat(values) if new else None)
@@ -199,58 +159,49 @@ class TrimmedCrossAttention(nn.Module):
         """Keys and values that stay, and the attention of a new prompt's rows, which is computed beside the cache."""
         if not self.leads:
             keys, values = self._project(prompt.features[prompt.kept])
-            return keys, values, attend(queries, keys, values, prompt.visible[:, prompt.kept])
+            return keys, values, prompt.follow(queries, keys, values)
         keys, values = self._project(prompt.features)
-        asked = slice(prompt.prompt_rows)
-        kept = prompt.kept = prompt.trim.choose(
-            prompt.token_ids[asked], prompt.visible[asked], queries[asked], keys, values, _all_heads
-        )
-        visible = hidden_after(prompt.visible, kept, prompt.prompt_rows)
-        return keys[kept], values[kept], attend(queries, keys, values, visible)
+        output = prompt.lead(queries, keys, values, _all_heads)
+        return keys[prompt.kept], values[prompt.kept], output
 
     def _project(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._split(self.k_proj, features, self.k_norm), self._split(self.v_proj, features, None)
+        return self.k_norm(self._split(self.k_proj, features)), self._split(self.v_proj, features)
 
-    def _split(self, projection: nn.Module, states: torch.Tensor, norm: Any) -> torch.Tensor:
+    def _split(self, projection: nn.Module, states: torch.Tensor) -> torch.Tensor:
         """[rows, heads of this rank, D]."""
-        heads = projection(states)[0].view(len(states), -1, self.heads.size)
-        return heads if norm is None else norm(heads)
+        return projection(states)[0].view(len(states), -1, self.heads.size)
 
 
-class DecoderLayer(nn.Module):
-    """A layer of the decoder. One that looks at images weighs what it adds by gates, and adds it where it sees any."""
+class _Layer(nn.Module):
+    """One that looks at images weighs what it adds by gates, and adds it to rows that see any."""
 
     def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str, index: int, kept: int) -> None:
         super().__init__()
-        first, *_ = crossing = sorted(config.cross_attention_layers)
+        crossing = sorted(config.cross_attention_layers)
         self.crosses = index in crossing
         if self.crosses:
-            self.cross_attn = TrimmedCrossAttention(
-                config, vllm_config, f"{prefix}.cross_attn", index == first, kept
-            )
+            leads, name = index == crossing[0], f"{prefix}.cross_attn"
+            self.cross_attn = TrimmedCrossAttention(config, vllm_config, name, leads, kept)
             self.cross_attn_attn_gate = nn.Parameter(torch.zeros(1))
             self.cross_attn_mlp_gate = nn.Parameter(torch.zeros(1))
         else:
-            self.self_attn = SelfAttention(config, vllm_config, f"{prefix}.self_attn")
+            self.self_attn = _SelfAttention(config, vllm_config, f"{prefix}.self_attn")
         sizes = config.hidden_size, config.intermediate_size
         self.mlp = LlamaMLP(*sizes, config.hidden_act, prefix=f"{prefix}.mlp")
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
-        """[rows, hidden] to the same."""
         attention = self.cross_attn if self.crosses else self.self_attn
         attended = attention(self.input_layernorm(hidden), positions, step)
         hidden = hidden + (self.cross_attn_attn_gate.tanh() * attended if self.crosses else attended)
         added = self.mlp(self.post_attention_layernorm(hidden))
-        if self.crosses:
-            added = self.cross_attn_mlp_gate.tanh() * torch.where(step.sees, added, 0)
-        return hidden + added
+        return hidden + (
+            self.cross_attn_mlp_gate.tanh() * torch.where(step.sees, added, 0) if self.crosses else added
+        )
 
 
-class TextModel(nn.Module):
-    """The decoder."""
-
+class _TextModel(nn.Module):
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_stacked={
             ".self_attn.q_proj": (".self_attn.qkv_proj", "q"),
@@ -263,31 +214,27 @@ class TextModel(nn.Module):
 
     def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str, kept: int) -> None:
         super().__init__()
-        self.embed_tokens = VocabParallelEmbedding(config.vocab_size + 8, config.hidden_size)  # `<|image|>` among them
+        self.embed_tokens = VocabParallelEmbedding(config.vocab_size + 8, config.hidden_size)  # with `<|image|>`
+        names = [f"{prefix}.layers.{index}" for index in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList(
-            DecoderLayer(config, vllm_config, f"{prefix}.layers.{index}", index, kept)
-            for index in range(config.num_hidden_layers)
+            _Layer(config, vllm_config, name, index, kept) for index, name in enumerate(names)
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
-        """[rows] token ids to [rows, hidden]."""
         hidden = self.embed_tokens(input_ids)
         for layer in self.layers:
             hidden = layer(hidden, positions, step)
         return self.norm(hidden)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Take the weights under the checkpoint's names."""
         return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
 
 
-class LanguageModel(nn.Module):
-    """The decoder and the head, named as in checkpoints."""
-
+class _LanguageModel(nn.Module):
     def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str, kept: int) -> None:
         super().__init__()
-        self.model = TextModel(config, vllm_config, f"{prefix}.model", kept)
+        self.model = _TextModel(config, vllm_config, f"{prefix}.model", kept)
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=f"{prefix}.lm_head")
 
 
@@ -308,18 +255,18 @@ class MllamaForConditionalGeneration(nn.Module, SupportsMultiModal):
         super().__init__()
         model = vllm_config.model_config
         config, text = model.hf_config, model.hf_config.text_config
-        self.trim = settings.trim_of(config)
-        kept = settings.largest(self.trim, settings.pictures_planned(model.multimodal_config))
+        self.trim = launch.trim_of(config)
+        kept = self.trim.largest(launch.images_planned(model.multimodal_config))
         self.vision_model = MllamaVisionModel._from_config(config.vision_config)
         compat.repair_vision_tower(self.vision_model)
         self.multi_modal_projector = nn.Linear(config.vision_config.vision_output_dim, text.hidden_size)
-        self.language_model = LanguageModel(text, vllm_config, f"{prefix}.language_model".lstrip("."), kept)
+        self.language_model = _LanguageModel(text, vllm_config, f"{prefix}.language_model".lstrip("."), kept)
         self.logits_processor = LogitsProcessor(text.vocab_size)
         self._crossing = [layer.cross_attn for layer in self.language_model.model.layers if layer.crosses]
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        """What stands for a picture in a prompt."""
+        """What stands for an image in a prompt."""
         return "<|image|>" if modality == "image" else None
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
@@ -331,19 +278,19 @@ class MllamaForConditionalGeneration(nn.Module, SupportsMultiModal):
         return self.language_model.model.embed_tokens(input_ids)
 
     def embed_multimodal(self, **inputs: Any) -> list[torch.Tensor]:
-        """Encode pictures, one request after the other, so that one at a time takes memory.
+        """Encode images, those of one request at a time.
 
         Returns:
-            [N, hidden] a request, padding tiles included. Each carries, as an attribute, what `forward` needs to know
-            of its request: the trim, the prompt's ids, and the real tiles of its pictures.
+            [N, hidden] a request, padding tiles included. Each carries, as an attribute, what `step_of` needs to know
+            of its request: the trim, the prompt's ids, and the real tiles of its images.
         """
         names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask", "prompt_ids", "keep")
         encoded = []
-        for pixels, ratios, mask, ids, (amount, counts) in zip(*(inputs[name] for name in names), strict=True):
+        for pixels, ratios, mask, ids, keep in zip(*(inputs[name] for name in names), strict=True):
             batch = [part.unsqueeze(0) for part in (pixels, ratios, mask.to(ratios.device))]
             features = self.multi_modal_projector(self.vision_model(*batch).last_hidden_state).flatten(0, 3)
-            keep = (int(amount) if counts else float(amount)) or None
-            trim = settings.for_request(self.trim, {"keep": keep})
+            amount, is_count = keep.tolist()
+            trim = self.trim.with_keep((int(amount) if is_count else amount) or None)
             features.crosstrim = trim, ids.tolist(), mask.sum(-1).tolist()
             encoded.append(features)
         return encoded
@@ -352,8 +299,8 @@ class MllamaForConditionalGeneration(nn.Module, SupportsMultiModal):
         self,
         input_ids: torch.Tensor,
         positions: torch.Tensor,
-        intermediate_tensors: Any = None,
-        inputs_embeds: Any = None,
+        intermediate_tensors: None = None,
+        inputs_embeds: None = None,
         encoder_outputs: Sequence[Any] = (),
     ) -> torch.Tensor:
         """One step: new prompts, and one more token of each running request.
@@ -361,9 +308,9 @@ class MllamaForConditionalGeneration(nn.Module, SupportsMultiModal):
         Args:
             input_ids: [rows] of all requests.
             positions: [rows].
-            intermediate_tensors: None; the model is in one piece.
-            inputs_embeds: None; ids are given.
-            encoder_outputs: of `embed_multimodal`, for the new requests with pictures in the batch's order.
+            intermediate_tensors: not used; the model is in one piece.
+            inputs_embeds: not used.
+            encoder_outputs: of `embed_multimodal`, for the new requests with images in the batch's order.
         """
         metadata = get_forward_context().attn_metadata
         if metadata is None:  # vLLM measures memory
@@ -387,7 +334,7 @@ def step_of(metadata: Any, input_ids: torch.Tensor, positions: torch.Tensor, ima
         images: of the new requests that have any, in the batch's order.
 
     Raises:
-        EngineError: there are not as many images as new requests that want some.
+        EngineError: images and requests do not belong together.
     """
     starts, slots = metadata.query_start_loc, metadata.seq_lens
     rows = torch.arange(len(input_ids), dtype=starts.dtype, device=starts.device)
@@ -397,23 +344,15 @@ def step_of(metadata: Any, input_ids: torch.Tensor, positions: torch.Tensor, ima
         return Step(sees.unsqueeze(-1), [])
     first = positions[starts[:-1].clamp(max=len(input_ids) - 1)]
     bounds = torch.stack([starts[:-1], starts[1:], slots, first]).T.tolist()  # the one look at the host
-    new = [(start, end, count) for start, end, count, position in bounds if position == 0 and count > 0]
-    if len(new) != len(images):
-        raise EngineError(f"vLLM gave {len(images)} requests' pictures to {len(new)} new requests that have some.")
-    prompts = [_prompt(slice(start, end), count, input_ids, image) for (start, end, count), image in zip(new, images, strict=True)]
-    for prompt in prompts:
-        sees[prompt.rows] = prompt.visible.any(-1)
+    new = [(slice(start, end), count) for start, end, count, position in bounds if position == 0 and count > 0]
+    prompts = []
+    for (place, count), features in zip(new, images, strict=True):
+        trim, ids, tiles = features.crosstrim
+        if trim.slots(ids, tiles) != count or place.stop - place.start < len(ids):
+            raise EngineError("vLLM gave a request the images of another one.")
+        prompts.append(Prompt(trim, ids, tiles, place, input_ids[place], features))
+        sees[place] = prompts[-1].sees
     return Step(sees.unsqueeze(-1), prompts)
-
-
-def _prompt(rows: slice, slots: int, input_ids: torch.Tensor, features: Any) -> Prompt:
-    trim, ids, tiles = features.crosstrim
-    if trim.slots(ids, tiles) != slots or rows.stop - rows.start < len(ids):
-        raise EngineError("vLLM gave a request the pictures of another one.")
-    visible = trim.visible(ids, tiles)
-    generated = visible[-1:].expand(rows.stop - rows.start - len(ids), -1)  # sees what the last row sees
-    visible = torch.cat([visible, generated]).to(features.device)
-    return Prompt(rows, input_ids[rows], features, visible, len(ids), trim)
 
 
 def _all_heads(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""vLLM's schedulers, which give pictures to the model in the order in which it meets their requests."""
+"""vLLM's schedulers, which give images to the model in the order in which it meets their requests."""
 
 from __future__ import annotations
 
@@ -10,58 +10,49 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import CrossAttentionSpec
 
-from crosstrim.engines.vllm import settings
+from crosstrim.engines.vllm import launch
 
 
-class _WithPictures(Scheduler):
-    """What both have in common."""
-
+class _Sync(Scheduler):
     def schedule(self, *args: Any, **options: Any) -> Any:
-        """One step. The worker's batch has new requests first and resumed ones then; so must its pictures be.
+        """One step. The worker's batch has new requests first and resumed ones then, and so must its images be.
 
         vLLM's own order is that of admission, which differs where a resumed request was admitted before a new one:
-        each would read the other's picture.
+        each would then read the other's image.
         """
         output = super().schedule(*args, **options)
-        pictures = output.scheduled_encoder_inputs
+        images = output.scheduled_encoder_inputs
         batch = [*(new.req_id for new in output.scheduled_new_reqs), *output.scheduled_cached_reqs.req_ids]
-        output.scheduled_encoder_inputs = {name: pictures[name] for name in batch if name in pictures}
+        output.scheduled_encoder_inputs = {name: images[name] for name in batch if name in images}
         return output
 
     def _try_schedule_encoder_inputs(
         self, request: Any, num_computed_tokens: int, num_new_tokens: int, budget: int, **options: Any
     ) -> tuple[list[int], int, int, list[int], list[int]]:
-        """Whether a request's pictures can be encoded in this step, and what of the step's budget is left."""
-        if num_computed_tokens == 0 and self._needs(request) >= self.kv_cache_config.num_blocks:  # one holds nothing
-            self.encoder_cache_mismatch_reqs.add(request.request_id)  # which vLLM ends with an error
+        if num_computed_tokens == 0 and self._blocks(request) >= self.kv_cache_config.num_blocks:  # one holds nothing
+            self.encoder_cache_mismatch_reqs.add(request.request_id)  # by which vLLM ends a request with an error
             return [], 0, budget, [], []
-        inputs, new_tokens, left, *others = super()._try_schedule_encoder_inputs(
+        inputs, tokens, left, *others = super()._try_schedule_encoder_inputs(
             request, num_computed_tokens, num_new_tokens, budget, **options
         )
-        # However little is kept of a picture, all of it is encoded: no more in a step than memory was measured for.
-        left = min(left, budget - len(inputs) * self._largest)
-        return inputs, new_tokens, left, *others
+        # However little stays of an image, all of it is encoded: no more in a step than memory was measured for.
+        return inputs, tokens, min(left, budget - len(inputs) * self._largest), *others
 
     @cached_property
     def _largest(self) -> int:
         model = self.vllm_config.model_config
-        pictures = settings.pictures_planned(model.multimodal_config)
-        return settings.largest(settings.trim_of(model.hf_config), pictures)
+        return launch.trim_of(model.hf_config).largest(launch.images_planned(model.multimodal_config))
 
-    def _needs(self, request: Any) -> int:
-        """Blocks that a request with pictures fills at its end; no wait would ever give it more than there are."""
+    def _blocks(self, request: Any) -> int:
+        """What a request with images fills at its end; if there are not so many, waiting for them would be in vain."""
         slots = sum(request.get_num_encoder_embeds(place) for place in range(request.num_encoder_inputs))
         tokens = min(request.num_prompt_tokens + request.max_tokens, self.max_model_len)
         specs = [group.kv_cache_spec for group in self.kv_cache_config.kv_cache_groups]
         return sum(cdiv(slots if isinstance(spec, CrossAttentionSpec) else tokens, spec.block_size) for spec in specs)
 
 
-class _Sync(_WithPictures):
-    """vLLM's scheduler."""
-
-
-class _Async(_WithPictures, AsyncScheduler):
-    """vLLM's scheduler of steps that overlap."""
+class _Async(_Sync, AsyncScheduler):
+    """For steps that overlap."""
 
 
 def scheduler(*, vllm_config: Any, **options: Any) -> Scheduler:
