@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from crosstrim import mini
 from crosstrim.config import TrimConfig
-from crosstrim.engines import process
-from crosstrim.engines.settings import check_values, given
+from crosstrim.engines.process import Server
+from crosstrim.engines.settings import check_values
 from crosstrim.engines.sglang.settings import Settings
 
 PACKAGE = "crosstrim.engines.sglang"
@@ -45,15 +42,23 @@ def check_server(server_args: Any) -> None:
     check_values("SGLang", server_args, _REQUIRED)
 
 
+_SERVER = Server(
+    engine="SGLang",
+    module="sglang.launch_server",
+    model_option="--model-path",
+    ranks_option="--tp-size",
+    overrides_option="--json-model-override-args",
+    check=lambda options: Settings.read(options, {}),
+    options=(
+        *("--attention-backend", "torch_native", "--disable-radix-cache"),
+        *("--page-size", "1", "--disable-overlap-schedule"),
+    ),
+    environment={"SGLANG_EXTERNAL_MODEL_PACKAGE": PACKAGE},
+)
+
+
 def command(
-    model: str,
-    config: TrimConfig,
-    *,
-    device: str | None = None,
-    host: str = "127.0.0.1",
-    port: int = 30000,
-    tensor_parallel: int = 1,
-    options: Sequence[str] = (),
+    model: str, config: TrimConfig, *, device: str | None = None, options: Sequence[str] = (), **where: Any
 ) -> tuple[list[str], dict[str, str]]:
     """The command line that starts SGLang's OpenAI-compatible server with trimming, and its environment.
 
@@ -61,10 +66,8 @@ def command(
         model: "mini", a folder, or a Hub id.
         config: what to trim.
         device: "cpu", "cuda" and so on; None lets SGLang choose.
-        host: to listen on.
-        port: to listen on.
-        tensor_parallel: ranks to spread the model over.
         options: further options of `sglang.launch_server`, appended as they are.
+        where: host, port and tensor_parallel, as for `Server.command`.
 
     Returns:
         The arguments, the interpreter first, and what to add to the environment.
@@ -72,22 +75,9 @@ def command(
     Raises:
         ConfigError: SGLang cannot have that trimming.
     """
-    values = given(config)
-    Settings.read(values, {})
-    arguments = [sys.executable, "-m", "sglang.launch_server"]
-    arguments += ["--model-path", str(mini.path()) if model == "mini" else model]
-    arguments += ["--served-model-name", model]
-    arguments += ["--host", host, "--port", str(port), "--tp-size", str(tensor_parallel)]
-    arguments += ["--json-model-override-args", json.dumps({"crosstrim": values})]
-    arguments += ["--attention-backend", "torch_native", "--disable-radix-cache", "--page-size", "1"]
-    arguments += ["--disable-overlap-schedule"]
-    if model == "mini":
-        arguments += ["--dtype", "float32"]
-    environment = {"SGLANG_EXTERNAL_MODEL_PACKAGE": PACKAGE}
-    if device is not None:
-        arguments += ["--device", device]
-        environment |= {"SGLANG_USE_CPU_ENGINE": "1"} if device == "cpu" else {}
-    return [*arguments, *options], environment
+    placed = [] if device is None else ["--device", device]
+    arguments, environment = _SERVER.command(model, config, options=[*placed, *options], **where)
+    return arguments, environment | ({"SGLANG_USE_CPU_ENGINE": "1"} if device == "cpu" else {})
 
 
 def serve(model: str, config: TrimConfig, **options: Any) -> NoReturn:
@@ -97,4 +87,4 @@ def serve(model: str, config: TrimConfig, **options: Any) -> NoReturn:
         MissingExtraError: SGLang is not installed.
         ConfigError: SGLang cannot have that trimming.
     """
-    process.become("SGLang", *command(model, config, **options))
+    _SERVER.become(*command(model, config, **options))

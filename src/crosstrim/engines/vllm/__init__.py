@@ -1,4 +1,4 @@
-"""A plugin that brings Llama-3.2-Vision ("Mllama") back to vLLM, trimmed. `pip install crosstrim` beside vLLM is all."""
+"""A plugin that brings Llama-3.2-Vision ("Mllama") back to vLLM, trimmed; installing crosstrim beside vLLM is all."""
 
 from __future__ import annotations
 

@@ -42,16 +42,9 @@ launch.check_version(vllm.__version__)
 
 
 @dataclass
-class Step:
-    """What cross-attention does in one forward pass.
-
-    Attributes:
-        sees: [rows, 1] bool, whether the row sees any image.
-        prompts: requests with images among the new ones; none when decoding.
-    """
-
-    sees: torch.Tensor
-    prompts: list[Prompt]
+class _Step:
+    sees: torch.Tensor  # [rows, 1] bool, whether the row sees any image
+    prompts: list[Prompt]  # the requests with images among the new ones
 
 
 @dataclass(frozen=True)
@@ -113,7 +106,7 @@ class _SelfAttention(nn.Module):
             size, max_position=config.max_position_embeddings, rope_parameters=config.rope_parameters
         )
 
-    def forward(self, hidden: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, positions: torch.Tensor, step: _Step) -> torch.Tensor:
         parts = [count * self.heads.size for count in (self.heads.queries, self.heads.keys, self.heads.keys)]
         queries, keys, values = self.qkv_proj(hidden)[0].split(parts, dim=-1)
         queries, keys = self.rotary(positions, queries, keys)
@@ -121,17 +114,7 @@ class _SelfAttention(nn.Module):
         return self.o_proj(self.heads(*split).flatten(1))[0]
 
 
-class TrimmedCrossAttention(nn.Module):
-    """Attention of text to what is kept of the images.
-
-    Args:
-        config: of the text model.
-        vllm_config: vLLM's whole configuration.
-        prefix: name of the module.
-        leads: whether it is the first one, which sees all and chooses.
-        kept: features that a request keeps at most.
-    """
-
+class _CrossAttention(nn.Module):
     def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str, leads: bool, kept: int) -> None:
         super().__init__()
         hidden, heads, keys = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
@@ -145,8 +128,7 @@ class TrimmedCrossAttention(nn.Module):
         self.o_proj = RowParallelLinear(heads * size, hidden, bias=False, prefix=f"{prefix}.o_proj")
         self.q_norm, self.k_norm = (RMSNorm(size, eps=config.rms_norm_eps) for _ in range(2))
 
-    def forward(self, hidden: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
-        """[rows, hidden] to the same; rows that see nothing get zeros."""
+    def forward(self, hidden: torch.Tensor, positions: torch.Tensor, step: _Step) -> torch.Tensor:
         queries = self.q_norm(self._split(self.q_proj, hidden))
         new = [self._prompt(queries[prompt.rows], prompt) for prompt in step.prompts]
         keys, values, own = ([part[place] for part in new] for place in range(3))
@@ -181,7 +163,7 @@ class _Layer(nn.Module):
         self.crosses = index in crossing
         if self.crosses:
             leads, name = index == crossing[0], f"{prefix}.cross_attn"
-            self.cross_attn = TrimmedCrossAttention(config, vllm_config, name, leads, kept)
+            self.cross_attn = _CrossAttention(config, vllm_config, name, leads, kept)
             self.cross_attn_attn_gate = nn.Parameter(torch.zeros(1))
             self.cross_attn_mlp_gate = nn.Parameter(torch.zeros(1))
         else:
@@ -191,7 +173,7 @@ class _Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, hidden: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, positions: torch.Tensor, step: _Step) -> torch.Tensor:
         attention = self.cross_attn if self.crosses else self.self_attn
         attended = attention(self.input_layernorm(hidden), positions, step)
         hidden = hidden + (self.cross_attn_attn_gate.tanh() * attended if self.crosses else attended)
@@ -221,7 +203,7 @@ class _TextModel(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, step: Step) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, step: _Step) -> torch.Tensor:
         hidden = self.embed_tokens(input_ids)
         for layer in self.layers:
             hidden = layer(hidden, positions, step)
@@ -231,25 +213,9 @@ class _TextModel(nn.Module):
         return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
 
 
-class _LanguageModel(nn.Module):
-    def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str, kept: int) -> None:
-        super().__init__()
-        self.model = _TextModel(config, vllm_config, f"{prefix}.model", kept)
-        self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=f"{prefix}.lm_head")
-
-
 @MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=DummyInputs)
 class MllamaForConditionalGeneration(nn.Module, SupportsMultiModal):
     """Llama-3.2-Vision, trimmed."""
-
-    hf_to_vllm_mapper = WeightsMapper(
-        orig_to_new_prefix={
-            "model.language_model.": "language_model.model.",
-            "model.vision_model.": "vision_model.",
-            "model.multi_modal_projector.": "multi_modal_projector.",
-            "lm_head.": "language_model.lm_head.",
-        }
-    )
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -260,9 +226,12 @@ class MllamaForConditionalGeneration(nn.Module, SupportsMultiModal):
         self.vision_model = MllamaVisionModel._from_config(config.vision_config)
         compat.repair_vision_tower(self.vision_model)
         self.multi_modal_projector = nn.Linear(config.vision_config.vision_output_dim, text.hidden_size)
-        self.language_model = _LanguageModel(text, vllm_config, f"{prefix}.language_model".lstrip("."), kept)
+        name = f"{prefix}.language_model".lstrip(".")
+        head = ParallelLMHead(text.vocab_size, text.hidden_size, prefix=f"{name}.lm_head")
+        decoder = _TextModel(text, vllm_config, f"{name}.model", kept)
+        self.language_model = nn.ModuleDict({"model": decoder, "lm_head": head})
         self.logits_processor = LogitsProcessor(text.vocab_size)
-        self._crossing = [layer.cross_attn for layer in self.language_model.model.layers if layer.crosses]
+        self._reads = next(layer.cross_attn.heads.attn.layer_name for layer in decoder.layers if layer.crosses)
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
@@ -270,19 +239,17 @@ class MllamaForConditionalGeneration(nn.Module, SupportsMultiModal):
         return "<|image|>" if modality == "image" else None
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Take the weights under the checkpoint's names, transformers' new ones as well."""
-        return AutoWeightsLoader(self).load_weights(weights, mapper=self.hf_to_vllm_mapper)
+        """Take the weights under the checkpoint's names."""
+        return AutoWeightsLoader(self).load_weights(weights)
 
     def embed_input_ids(self, input_ids: torch.Tensor, *images: Any, **options: Any) -> torch.Tensor:
         """[rows] to [rows, hidden]; images are read elsewhere."""
-        return self.language_model.model.embed_tokens(input_ids)
+        return self.language_model["model"].embed_tokens(input_ids)
 
     def embed_multimodal(self, **inputs: Any) -> list[torch.Tensor]:
-        """Encode images, those of one request at a time.
+        """Encode images, those of one request at a time: [N, hidden] a request, padding tiles included.
 
-        Returns:
-            [N, hidden] a request, padding tiles included. Each carries, as an attribute, what `step_of` needs to know
-            of its request: the trim, the prompt's ids, and the real tiles of its images.
+        Each carries what `forward` needs to know of its request: the trim, the prompt's ids, the images' real tiles.
         """
         names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask", "prompt_ids", "keep")
         encoded = []
@@ -308,40 +275,33 @@ class MllamaForConditionalGeneration(nn.Module, SupportsMultiModal):
         Args:
             input_ids: [rows] of all requests.
             positions: [rows].
-            intermediate_tensors: not used; the model is in one piece.
-            inputs_embeds: not used.
+            intermediate_tensors: of another stage; there is none.
+            inputs_embeds: none either.
             encoder_outputs: of `embed_multimodal`, for the new requests with images in the batch's order.
         """
         metadata = get_forward_context().attn_metadata
         if metadata is None:  # vLLM measures memory
-            step = Step(torch.zeros_like(input_ids, dtype=torch.bool).unsqueeze(-1), [])
+            step = _Step(torch.zeros_like(input_ids, dtype=torch.bool).unsqueeze(-1), [])
         else:
-            step = step_of(metadata[self._crossing[0].heads.attn.layer_name], input_ids, positions, encoder_outputs)
-        return self.language_model.model(input_ids, positions, step)
+            step = _step_of(metadata[self._reads], input_ids, positions, encoder_outputs)
+        return self.language_model["model"](input_ids, positions, step)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[rows, hidden] to [rows, vocabulary]."""
-        return self.logits_processor(self.language_model.lm_head, hidden_states)
+        return self.logits_processor(self.language_model["lm_head"], hidden_states)
 
 
-def step_of(metadata: Any, input_ids: torch.Tensor, positions: torch.Tensor, images: Sequence[Any]) -> Step:
-    """What cross-attention is to do. Without images it is tensors alone, which CUDA graphs can hold.
+def _step_of(metadata: Any, input_ids: torch.Tensor, positions: torch.Tensor, images: Sequence[Any]) -> _Step:
+    """What cross-attention is to do. Without images of new requests it is tensors alone, as CUDA graphs need it.
 
-    Args:
-        metadata: vLLM's, of a cross-attention layer; its `seq_lens` are the slots that requests read.
-        input_ids: [rows] of all requests.
-        positions: [rows].
-        images: of the new requests that have any, in the batch's order.
-
-    Raises:
-        EngineError: images and requests do not belong together.
+    The `seq_lens` of a cross-attention layer's metadata are the slots that each request reads.
     """
     starts, slots = metadata.query_start_loc, metadata.seq_lens
     rows = torch.arange(len(input_ids), dtype=starts.dtype, device=starts.device)
     request = torch.searchsorted(starts[1:], rows, right=True).clamp(max=len(slots) - 1)
     sees = (slots > 0)[request]
     if not images:
-        return Step(sees.unsqueeze(-1), [])
+        return _Step(sees.unsqueeze(-1), [])
     first = positions[starts[:-1].clamp(max=len(input_ids) - 1)]
     bounds = torch.stack([starts[:-1], starts[1:], slots, first]).T.tolist()  # the one look at the host
     new = [(slice(start, end), count) for start, end, count, position in bounds if position == 0 and count > 0]
@@ -352,7 +312,7 @@ def step_of(metadata: Any, input_ids: torch.Tensor, positions: torch.Tensor, ima
             raise EngineError("vLLM gave a request the images of another one.")
         prompts.append(Prompt(trim, ids, tiles, place, input_ids[place], features))
         sees[place] = prompts[-1].sees
-    return Step(sees.unsqueeze(-1), prompts)
+    return _Step(sees.unsqueeze(-1), prompts)
 
 
 def _all_heads(tensor: torch.Tensor) -> torch.Tensor:

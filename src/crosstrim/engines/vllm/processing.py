@@ -99,8 +99,8 @@ class Processor(EncDecMultiModalProcessor[Info]):
         asked = options.get("crosstrim")
         if set(options) != {"crosstrim"} or not isinstance(asked, Mapping) or set(asked) != {"keep"}:
             raise ConfigError(
-                f'mm_processor_kwargs={dict(options)!r} must be of the form {{"crosstrim": {{"keep": 0.5}}}}; all else '
-                "is set when the engine starts."
+                f'mm_processor_kwargs={dict(options)!r} must be of the form {{"crosstrim": {{"keep": 0.5}}}}; all '
+                "else is set when the engine starts."
             )
         return self.info.trim.with_keep(asked["keep"])
 

@@ -44,11 +44,12 @@ class _Sync(Scheduler):
         return launch.trim_of(model.hf_config).largest(launch.images_planned(model.multimodal_config))
 
     def _blocks(self, request: Any) -> int:
-        """What a request with images fills at its end; if there are not so many, waiting for them would be in vain."""
+        """What a request with images fills at its end. If there are not so many, it would wait for ever."""
         slots = sum(request.get_num_encoder_embeds(place) for place in range(request.num_encoder_inputs))
         tokens = min(request.num_prompt_tokens + request.max_tokens, self.max_model_len)
         specs = [group.kv_cache_spec for group in self.kv_cache_config.kv_cache_groups]
-        return sum(cdiv(slots if isinstance(spec, CrossAttentionSpec) else tokens, spec.block_size) for spec in specs)
+        held = [slots if isinstance(spec, CrossAttentionSpec) else tokens for spec in specs]
+        return sum(cdiv(count, spec.block_size) for count, spec in zip(held, specs, strict=True))
 
 
 class _Async(_Sync, AsyncScheduler):

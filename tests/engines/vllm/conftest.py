@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+
+collect_ignore_glob = [] if importlib.util.find_spec("vllm") else ["test_*.py"]
+
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process, where its scheduler can be looked at
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+import crosstrim
+from crosstrim import mini
+from tests.engines.vllm import runs
+
+
+@pytest.fixture(scope="session")
+def model():
+    return crosstrim.load("mini")[0]
+
+
+@pytest.fixture(scope="session")
+def processor():
+    return crosstrim.load("mini")[1]
+
+
+@pytest.fixture(scope="session")
+def mixed(processor):
+    """Four tiles, one tile, two tiles, text alone in turn, and two pictures at the end."""
+    return runs.mixed(processor)
+
+
+@pytest.fixture(scope="session")
+def expected(model, processor, mixed):
+    """What crosstrim on transformers answers under a trim; asked once a trim."""
+    known = {}
+
+    def answers(**options):
+        key = repr(sorted(options.items()))
+        if key not in known:
+            known[key] = runs.reference(model, processor, mixed, **options)
+        return known[key]
+
+    return answers
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Starts engines, of which only the latest lives."""
+    with runs.one_engine_at_a_time() as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of_mini():
+    return mini.path()
