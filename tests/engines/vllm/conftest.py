@@ -15,7 +15,6 @@ os.environ |= {
 }
 
 import crosstrim
-from crosstrim import mini
 from tests.engines.vllm import runs
 
 
@@ -40,11 +39,12 @@ def expected(model, processor, mixed):
     """What crosstrim on transformers answers under a trim; asked once a trim."""
     known = {}
 
-    def answers(**options):
-        key = repr(sorted(options.items()))
-        if key not in known:
-            known[key] = runs.reference(model, processor, mixed, **options)
-        return known[key]
+    def answers(requests=mixed, **options):
+        for request in requests:
+            key = id(request), repr(options)
+            if key not in known:
+                known[key] = runs.reference(model, processor, [request], **options)[0]
+        return [known[id(request), repr(options)] for request in requests]
 
     return answers
 
@@ -54,8 +54,3 @@ def start():
     """Starts engines, of which only the latest lives."""
     with runs.one_engine_at_a_time() as start:
         yield start
-
-
-@pytest.fixture(scope="session")
-def checkpoint_of_mini():
-    return mini.path()

@@ -16,6 +16,7 @@ import crosstrim
 from crosstrim import mini
 
 BLOCK = 32
+TIE = 1e-4  # in logits; below it the last bits of a sum decide
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,14 @@ def reference(model: Any, processor: Any, requests: Sequence[Request], **options
             images = [Image.open(path).convert("RGB") for path in one.images]
             inputs = processor(images=images or None, text=text, add_special_tokens=False, return_tensors="pt")
             assert inputs["input_ids"][0].tolist() == one.ids
-            output = model.generate(**inputs, max_new_tokens=one.tokens, do_sample=False)
-            answers.append(output[0, len(one.ids) :].tolist())
+            output = model.generate(
+                **inputs,
+                max_new_tokens=one.tokens,
+                do_sample=False,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            best, second = torch.cat(output.logits).topk(2).values.unbind(-1)
+            assert (best - second).min() > TIE, f"two tokens are as good as one another: ask something else than {text!r}"
+            answers.append(output.sequences[0, len(one.ids) :].tolist())
     return answers

@@ -109,7 +109,8 @@ class _SelfAttention(nn.Module):
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, step: _Step) -> torch.Tensor:
         parts = [count * self.heads.size for count in (self.heads.queries, self.heads.keys, self.heads.keys)]
         queries, keys, values = self.qkv_proj(hidden)[0].split(parts, dim=-1)
-        queries, keys = self.rotary(positions, queries, keys)
+        rotate = self.rotary.forward_native if self.heads.missing else self.rotary  # kernels know the same few sizes
+        queries, keys = rotate(positions, queries, keys)
         split = [part.reshape(len(hidden), -1, self.heads.size) for part in (queries, keys, values)]
         return self.o_proj(self.heads(*split).flatten(1))[0]
 
