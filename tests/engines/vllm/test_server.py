@@ -16,6 +16,7 @@ import pytest
 
 from crosstrim import TrimConfig
 from crosstrim.engines.vllm import launch
+from tests.docs import pages
 from tests.engines.vllm import runs
 
 pytestmark = pytest.mark.vllm
@@ -127,6 +128,14 @@ def test_a_budget_of_its_own(client, answers):
     for keep in (40, None):
         given = ask(client, content_of(row), {"mm_processor_kwargs": {"crosstrim": {"keep": keep}}})
         assert [given.choices[0].message.content] == answers(rows, keep=keep)
+
+
+def test_the_client_of_the_docs(client, capsys):
+    line, code = pages.snippets("docs/vllm.md")[1]
+    code = code.replace("http://127.0.0.1:8000/v1", str(client.base_url))
+    names = {"__name__": "__main__"}
+    exec(compile("\n" * (line - 1) + code, pages.ROOT / "docs/vllm.md", "exec"), names)
+    assert any(answer in capsys.readouterr().out for answer in names["example"]["questions"][0]["answers"])
 
 
 def test_text_alone(client, model, processor):
