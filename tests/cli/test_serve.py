@@ -85,6 +85,7 @@ def test_sglang_gets_the_trim_and_its_own_options(run, monkeypatch):
     arguments = ["--engine", "sglang", "--keep", 0.5, "--port", 31000, "--device", "cpu", "--tensor-parallel", 2]
     run("serve", *arguments, "--", "--mem-fraction-static", "0.7")
     expected = {"device": "cpu", "host": "127.0.0.1", "port": 31000, "tensor_parallel": 2}
+    expected |= {"allow_untested_backend": False}
     assert seen == [(("mini", TrimConfig(keep=0.5)), {**expected, "options": ["--mem-fraction-static", "0.7"]})]
 
 
@@ -132,6 +133,7 @@ def test_limits_of_our_server_do_not_seem_to_limit_sglangs(run, monkeypatch, giv
 def test_sglangs_options_go_with_sglang(run, served):
     assert run("serve", "--tensor-parallel", 2).code == 2
     assert run("serve", "--", "--tp-size", "2").code == 2
+    assert run("serve", "--allow-untested-backend").code == 2
     assert served == []
 
 

@@ -15,7 +15,7 @@ from crosstrim import TrimConfig, mini
 from crosstrim.engines.prompt import Prompt, PromptTrim, attend
 from crosstrim.engines.sglang import launch, slots
 from crosstrim.engines.sglang.settings import Settings
-from crosstrim.errors import ConfigError, EngineError, InputError
+from crosstrim.errors import ConfigError, CrosstrimWarning, EngineError, InputError
 from crosstrim.method.geometry import Geometry
 
 IMAGE = 9
@@ -283,10 +283,33 @@ class TestLaunch:
     )
     def test_a_server_set_up_otherwise_is_refused(self, name, value, remedy):
         tested = SimpleNamespace(**{name: required for name, (required, _) in launch._REQUIRED.items()})
-        launch.check_server(tested)
+        settings = Settings(TrimConfig(keep=0.5))
+        launch.check_server(tested, settings)
         setattr(tested, name, value)
         with pytest.raises(EngineError, match=f"{name}={value!r}; start it with {remedy}"):
-            launch.check_server(tested)
+            launch.check_server(tested, settings)
+
+    @pytest.mark.parametrize("backend", ["fa3", "flashinfer"])
+    def test_backends_that_plan_ahead(self, backend):
+        server = SimpleNamespace(**{name: required for name, (required, _) in launch._REQUIRED.items()})
+        server.attention_backend = backend
+        for options in ({"keep": 0.5}, {}):
+            allowed = Settings.read({**options, "allow_untested_backend": True}, {})
+            with pytest.warns(CrosstrimWarning, match=f"tested with .* torch_native alone, not with {backend}"):
+                launch.check_server(server, allowed)
+            with pytest.raises(EngineError, match=f"or try {backend} with --allow-untested-backend"):
+                launch.check_server(server, Settings.read(options, {}))
+        for options in ({"k": 0.5}, {"policy": "mass:0.9"}):
+            with pytest.raises(EngineError, match="give keep= in place of k"):
+                launch.check_server(server, Settings.read({**options, "allow_untested_backend": True}, {}))
+
+    def test_the_command_allows_them(self):
+        options = ["--attention-backend", "fa3"]
+        arguments, environment = launch.command(
+            "mini", TrimConfig(keep=0.5), allow_untested_backend=True, options=options
+        )
+        assert arguments[-2:] == options
+        assert environment["CROSSTRIM_ALLOW_UNTESTED_BACKEND"] == "true"
 
 
 def test_the_command_can_be_built_where_sglang_is_not():

@@ -39,7 +39,7 @@ def test_the_command_is_printed_and_becomes_the_process(monkeypatch, capsys):
     monkeypatch.setattr(process, "find_spec", lambda name: name == "vllm")
     monkeypatch.setattr(process.os, "execve", lambda *arguments: became.append(arguments))
     launch.serve("mini", TrimConfig(keep=0.5))
-    ((path, arguments, environment),) = became
+    ((path, _, environment),) = became
     assert (path, environment["VLLM_USE_V2_MODEL_RUNNER"]) == (sys.executable, "0")
     printed = capsys.readouterr().err
     assert printed.startswith(f"VLLM_USE_V2_MODEL_RUNNER=0 {sys.executable} -m vllm.entrypoints.openai.api_server")

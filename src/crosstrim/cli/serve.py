@@ -13,7 +13,7 @@ from crosstrim.server.settings import Settings
 # Engines that bring a server of their own, and what of the options they take.
 _BOTH_TAKE = {"engine", "host", "port", "tensor_parallel", "model", "engine_options"}
 _BOTH_TAKE |= {"k", "keep", "lossless", "policy", "rating_rows", "k_base", "whole_first_layer", "kv_dtype"}
-_ENGINES = {"sglang": ("SGLang", _BOTH_TAKE | {"device"}), "vllm": ("vLLM", _BOTH_TAKE)}
+_ENGINES = {"sglang": ("SGLang", _BOTH_TAKE | {"device", "allow_untested_backend"}), "vllm": ("vLLM", _BOTH_TAKE)}
 
 
 def serve(
@@ -105,6 +105,10 @@ def serve(
     tensor_parallel: Annotated[
         int, typer.Option("--tensor-parallel", metavar="COUNT", min=1, help="Ranks; with --engine sglang or vllm.")
     ] = 1,
+    allow_untested_backend: Annotated[
+        bool,
+        typer.Option("--allow-untested-backend", help="Let SGLang run with fa3 or flashinfer; not with --k."),
+    ] = False,
     model: options.Model = "mini",
     dtype: options.Dtype = None,
     device: options.Device = None,
@@ -136,8 +140,10 @@ def serve(
         where: dict[str, Any] = {"host": host, "port": port, "tensor_parallel": tensor_parallel}
         where["options"] = engine_options or ()
         if engine == "sglang":
-            sglang.serve(model, trim, device=device, **where)
+            sglang.serve(model, trim, device=device, allow_untested_backend=allow_untested_backend, **where)
         vllm.serve(model, trim, **where)
+    if allow_untested_backend:
+        raise typer.BadParameter("--allow-untested-backend goes with --engine sglang.")
     if engine_options or tensor_parallel != 1:
         raise typer.BadParameter("--tensor-parallel and options after -- go with --engine sglang or vllm.")
     if engine == "local" and (replicas != 1 or address is not None):

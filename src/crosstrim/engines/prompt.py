@@ -254,7 +254,7 @@ class Prompt:
             [T, Hq, D].
         """
         output, seeing = torch.zeros_like(queries), slice(self._first, None)
-        visible = None if self._alike else self._visible[seeing].index_select(1, self.kept)
+        visible = None if self._alike else self._visible[seeing][:, self.kept]
         output[seeing] = attend(queries[seeing], keys, values, visible)
         return output
 

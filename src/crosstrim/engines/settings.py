@@ -64,8 +64,8 @@ def config_for(engine: str, options: Mapping[str, Any], *, count_beforehand: boo
     if count_beforehand and not config.lossless and config.keep is None:
         given = f"policy={config.policy!r}" if config.k is None else f"k={config.k!r}"
         raise ConfigError(
-            f"{given} lets the prompt decide how much stays, and {engine} must know it before, when it gives a request "
-            "its memory; give keep=, such as keep=0.5. `crosstrim calibrate` finds one for your questions."
+            f"{given} lets the prompt decide how much stays, and {engine} must know it before, to give a request its "
+            "memory; give keep=, such as keep=0.5. `crosstrim calibrate` finds one for your questions."
         )
     return config
 

@@ -14,8 +14,8 @@ os.environ |= {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 
-import crosstrim
-from tests.engines.vllm import runs
+import crosstrim  # noqa: E402 - vLLM reads the environment when it is imported
+from tests.engines.vllm import runs  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -176,6 +176,6 @@ def reference(model: Any, processor: Any, requests: Sequence[Request], **options
                 return_dict_in_generate=True,
             )
             best, second = torch.cat(output.logits).topk(2).values.unbind(-1)
-            assert (best - second).min() > TIE, f"two tokens are as good as one another: ask something else than {text!r}"
+            assert (best - second).min() > TIE, f"two tokens are equally good: ask something else than {text!r}"
             answers.append(output.sequences[0, len(one.ids) :].tolist())
     return answers

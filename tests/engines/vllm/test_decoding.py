@@ -36,7 +36,12 @@ def count_lists(monkeypatch):
     calls = []
     for name in ("tolist", "item"):
         stock = getattr(torch.Tensor, name)
-        monkeypatch.setattr(torch.Tensor, name, lambda tensor, stock=stock, name=name: calls.append(name) or stock(tensor))
+
+        def counted(tensor, stock=stock, name=name):
+            calls.append(name)
+            return stock(tensor)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
     return calls
 
 

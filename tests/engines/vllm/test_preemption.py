@@ -1,7 +1,7 @@
 """A request that loses its blocks is computed again, with what it had generated, and answers the same.
 
-vLLM 0.32 (V1 model runner) gives pictures to the model in the order in which requests were admitted, but its batch has
-new requests before resumed ones. Where both come in one step, each would read the other's picture.
+vLLM 0.32 (V1 model runner) gives pictures to the model in the order in which requests were admitted, but its batch
+has new requests before resumed ones. Where both come in one step, each would read the other's picture.
 """
 
 from __future__ import annotations

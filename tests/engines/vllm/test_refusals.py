@@ -17,7 +17,7 @@ pytestmark = pytest.mark.vllm
 @pytest.mark.parametrize(
     ("trim", "message"),
     [
-        ({"k": 0.25}, r"k=0\.25 lets the prompt decide .* vLLM must know it before.* give keep=.*crosstrim calibrate"),
+        ({"k": 0.25}, r"k=0\.25 lets the prompt decide .* vLLM must know it before.* keep=.*crosstrim calibrate"),
         ({"policy": "mass:0.9"}, "policy='mass:0.9' lets the prompt decide"),
         ({"keep": 0.5, "policy": "pyramid"}, "policy='pyramid' keeps less from layer to layer"),
         ({"keep": 0.5, "trim_first_layer": False}, "trim_first_layer=False"),
@@ -36,7 +36,7 @@ def test_at_the_start_options(start, trim, message):
     ("options", "message"),
     [
         ({"tensor_parallel_size": 3}, "3 ranks cannot share 4 key/value heads"),
-        ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "scheduler_cls=.*start it with no --scheduler-cls"),
+        ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "scheduler_cls=.* no --scheduler-cls"),
         ({"kv_cache_dtype": "fp8"}, "cache_dtype='fp8'; start it with no --kv-cache-dtype"),
         ({"quantization": "fp8"}, "quantization='fp8'; start it with the checkpoint as it was"),
     ],

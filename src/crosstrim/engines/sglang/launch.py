@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -9,6 +10,7 @@ from crosstrim.config import TrimConfig
 from crosstrim.engines.process import Server
 from crosstrim.engines.settings import check_values
 from crosstrim.engines.sglang.settings import Settings
+from crosstrim.errors import CrosstrimWarning, EngineError
 
 PACKAGE = "crosstrim.engines.sglang"
 
@@ -30,16 +32,38 @@ _REQUIRED = {
 }
 
 
-def check_server(server_args: Any) -> None:
-    """Refuse what trimming is not known to work with.
+# Backends that plan their reads ahead: fine where the number of slots is known from the start, but never tried.
+_UNTESTED = ("fa3", "flashinfer")
+
+
+def check_server(server_args: Any, settings: Settings) -> None:
+    """Refuse what trimming is not known to work with; warn of what was allowed without being tested.
 
     Args:
         server_args: SGLang's `ServerArgs`, resolved.
+        settings: what to trim.
 
     Raises:
         EngineError: an argument has another value than the one that was tested.
     """
-    check_values("SGLang", server_args, _REQUIRED)
+    required, backend = dict(_REQUIRED), server_args.attention_backend
+    if backend in _UNTESTED:
+        if not settings.config.lossless and settings.config.keep is None:
+            raise EngineError(
+                f"attention_backend={backend!r} plans its reads before the prompt has decided how much stays; give "
+                "keep= in place of k, or start SGLang with --attention-backend torch_native."
+            )
+        if settings.allow_untested_backend:
+            del required["attention_backend"]
+            warnings.warn(
+                f"crosstrim in SGLang was tested with the attention backend torch_native alone, not with {backend}.",
+                CrosstrimWarning,
+                stacklevel=2,
+            )
+        else:
+            value, remedy = required["attention_backend"]
+            required["attention_backend"] = value, f"{remedy}, or try {backend} with --allow-untested-backend"
+    check_values("SGLang", server_args, required)
 
 
 _SERVER = Server(
@@ -58,7 +82,13 @@ _SERVER = Server(
 
 
 def command(
-    model: str, config: TrimConfig, *, device: str | None = None, options: Sequence[str] = (), **where: Any
+    model: str,
+    config: TrimConfig,
+    *,
+    device: str | None = None,
+    allow_untested_backend: bool = False,
+    options: Sequence[str] = (),
+    **where: Any,
 ) -> tuple[list[str], dict[str, str]]:
     """The command line that starts SGLang's OpenAI-compatible server with trimming, and its environment.
 
@@ -66,6 +96,7 @@ def command(
         model: "mini", a folder, or a Hub id.
         config: what to trim.
         device: "cpu", "cuda" and so on; None lets SGLang choose.
+        allow_untested_backend: let SGLang run with `fa3` or `flashinfer`, which are named in `options`.
         options: further options of `sglang.launch_server`, appended as they are.
         where: host, port and tensor_parallel, as for `Server.command`.
 
@@ -77,7 +108,9 @@ def command(
     """
     placed = [] if device is None else ["--device", device]
     arguments, environment = _SERVER.command(model, config, options=[*placed, *options], **where)
-    return arguments, environment | ({"SGLANG_USE_CPU_ENGINE": "1"} if device == "cpu" else {})
+    environment |= {"SGLANG_USE_CPU_ENGINE": "1"} if device == "cpu" else {}
+    environment |= {"CROSSTRIM_ALLOW_UNTESTED_BACKEND": "true"} if allow_untested_backend else {}
+    return arguments, environment
 
 
 def serve(model: str, config: TrimConfig, **options: Any) -> NoReturn:

@@ -116,7 +116,7 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
         super().__init__(config, quant_config=quant_config, prefix=prefix)
         text = config.text_config
         settings = Settings.read(getattr(config, "crosstrim", None) or {}, os.environ)
-        check_server(resolved_view(get_server_args()))
+        check_server(resolved_view(get_server_args()), settings)
         self.trim = PromptTrim.of(settings.config, config)
         self._free_slots = settings.free_slots
         if self._free_slots and self.trim.count_depends_on_prompt:

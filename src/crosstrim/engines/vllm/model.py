@@ -48,7 +48,7 @@ class _Step:
 
 
 @dataclass(frozen=True)
-class _KeptSpec(CrossAttentionSpec):  # type: ignore[misc]
+class _KeptSpec(CrossAttentionSpec):
     kept: int = 0
 
     def max_memory_usage_bytes(self, vllm_config: Any) -> int:
@@ -150,7 +150,7 @@ class _CrossAttention(nn.Module):
     def _project(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.k_norm(self._split(self.k_proj, features)), self._split(self.v_proj, features)
 
-    def _split(self, projection: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    def _split(self, projection: Any, states: torch.Tensor) -> torch.Tensor:
         """[rows, heads of this rank, D]."""
         return projection(states)[0].view(len(states), -1, self.heads.size)
 
@@ -229,7 +229,7 @@ class MllamaForConditionalGeneration(nn.Module, SupportsMultiModal):
         self.multi_modal_projector = nn.Linear(config.vision_config.vision_output_dim, text.hidden_size)
         name = f"{prefix}.language_model".lstrip(".")
         head = ParallelLMHead(text.vocab_size, text.hidden_size, prefix=f"{name}.lm_head")
-        decoder = _TextModel(text, vllm_config, f"{name}.model", kept)
+        decoder: Any = _TextModel(text, vllm_config, f"{name}.model", kept)
         self.language_model = nn.ModuleDict({"model": decoder, "lm_head": head})
         self.logits_processor = LogitsProcessor(text.vocab_size)
         self._reads = next(layer.cross_attn.heads.attn.layer_name for layer in decoder.layers if layer.crosses)
@@ -245,7 +245,8 @@ class MllamaForConditionalGeneration(nn.Module, SupportsMultiModal):
 
     def embed_input_ids(self, input_ids: torch.Tensor, *images: Any, **options: Any) -> torch.Tensor:
         """[rows] to [rows, hidden]; images are read elsewhere."""
-        return self.language_model["model"].embed_tokens(input_ids)
+        embed: Any = self.language_model["model"].embed_tokens
+        return embed(input_ids)
 
     def embed_multimodal(self, **inputs: Any) -> list[torch.Tensor]:
         """Encode images, those of one request at a time: [N, hidden] a request, padding tiles included.
