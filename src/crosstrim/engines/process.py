@@ -76,6 +76,15 @@ class Server:
         arguments += ["--dtype", "float32"] if model == "mini" else []
         return [*arguments, *options], dict(self.environment)
 
+    def serve(self, model: str, config: TrimConfig, **options: Any) -> NoReturn:
+        """Print the command and become the server. Takes what `command` takes, and does not return.
+
+        Raises:
+            MissingExtraError: the engine is not installed.
+            ConfigError: the engine cannot have that trimming.
+        """
+        self.become(*self.command(model, config, **options))
+
     def become(self, arguments: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
         """Print a command on stderr, as one would type it, and run it in the place of this process.
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NoReturn
+from typing import Any
 
 from packaging.version import Version
 
-from crosstrim.config import TrimConfig
 from crosstrim.engines.process import Server
 from crosstrim.engines.prompt import PromptTrim
 from crosstrim.engines.settings import check_values, config_for, read_options
@@ -36,18 +35,6 @@ def is_tested(version: str) -> bool:
     return Version(version).release[:2] == Version(TESTED).release
 
 
-def check_version(version: str) -> None:
-    """Refuse to run in a vLLM that the plugin was not tested with.
-
-    Raises:
-        EngineError: it was not.
-    """
-    if not is_tested(version):
-        raise EngineError(
-            f"crosstrim was tested with vLLM {TESTED}, and this is {version}; install vllm~={TESTED}.0."
-        )
-
-
 def trim_of(model: Any) -> PromptTrim:
     """The trim of requests that do not bring their own: "crosstrim" in the model's config, or the environment.
 
@@ -64,7 +51,7 @@ def trim_of(model: Any) -> PromptTrim:
 def images_planned(multimodal_config: Any) -> int:
     """Images of one request that memory is planned for: what --limit-mm-per-prompt says, or one."""
     limited = "image" in multimodal_config.limit_per_prompt
-    return int(multimodal_config.get_limit_per_prompt("image")) if limited else 1
+    return max(1, int(multimodal_config.get_limit_per_prompt("image"))) if limited else 1
 
 
 class EngineSettings:
@@ -72,11 +59,7 @@ class EngineSettings:
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        """Check the trim, and say that images are read by cross-attention.
-
-        Raises:
-            ConfigError: as `trim_of`.
-        """
+        """Check the trim, and say that images are read by cross-attention."""
         trim_of(model_config.hf_config)
         model_config.hf_config.is_encoder_decoder = True
         model_config.__dict__.pop("is_encoder_decoder", None)  # vLLM has asked before, and remembers
@@ -84,11 +67,7 @@ class EngineSettings:
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
-        """Check the rest, and take the scheduler that keeps images in order.
-
-        Raises:
-            EngineError: something is set in a way that trimming was not tested with.
-        """
+        """Check the rest, and take the scheduler that keeps images in order."""
         check_values("vLLM", vllm_config, _REQUIRED)
         ranks = vllm_config.parallel_config.tensor_parallel_size
         heads = vllm_config.model_config.hf_config.text_config.num_key_value_heads
@@ -106,14 +85,4 @@ _SERVER = Server(
     check=lambda options: config_for("vLLM", options, count_beforehand=True),
     environment={"VLLM_USE_V2_MODEL_RUNNER": "0"},
 )
-command = _SERVER.command
-
-
-def serve(model: str, config: TrimConfig, **options: Any) -> NoReturn:
-    """Print the command and become vLLM's server. Takes what `Server.command` takes, and does not return.
-
-    Raises:
-        MissingExtraError: vLLM is not installed.
-        ConfigError: vLLM cannot have that trimming.
-    """
-    _SERVER.become(*command(model, config, **options))
+command, serve = _SERVER.command, _SERVER.serve

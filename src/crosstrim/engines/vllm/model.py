@@ -38,7 +38,8 @@ from crosstrim.engines.vllm.processing import DummyInputs, Info, Processor
 from crosstrim.errors import EngineError
 from crosstrim.models import compat
 
-launch.check_version(vllm.__version__)
+if not launch.is_tested(vllm.__version__):
+    raise EngineError(f"vLLM {vllm.__version__} was not tested with crosstrim; install vllm~={launch.TESTED}.0.")
 
 
 @dataclass
@@ -81,30 +82,26 @@ class _Heads(nn.Module):
         self.attn = kind(self.queries, padded, self.size**-0.5, **options)
         backend = self.attn.attn_backend
         if not vllm_config.use_v2_model_runner and backend.get_builder_cls().reorder_batch_threshold is not None:
-            raise EngineError(
-                f"the attention backend {backend.get_name()} sorts the batch anew, and vLLM's V1 model runner would "
-                "give requests the images of others; start it with --attention-backend FLASH_ATTN."
-            )
+            name = backend.get_name()
+            raise EngineError(f"{name} sorts the batch, which mixes up images; take --attention-backend FLASH_ATTN.")
 
-    def forward(self, queries: torch.Tensor, keys: Any, values: Any) -> torch.Tensor:
+    def forward(self, queries: Any, keys: Any, values: Any) -> torch.Tensor:
         """Queries [rows, heads, D] to the same; keys and values are to be written, or None."""
-        padded = [None if heads is None else F.pad(heads, (0, self.missing)) for heads in (queries, keys, values)]
-        return self.attn(*padded).view_as(padded[0])[..., : self.size]
+        if self.missing:
+            pad = (0, self.missing)
+            queries, keys, values = (None if part is None else F.pad(part, pad) for part in (queries, keys, values))
+        return self.attn(queries, keys, values).view_as(queries)[..., : self.size]
 
 
 class _SelfAttention(nn.Module):
     def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
-        hidden, heads = config.hidden_size, config.num_attention_heads
+        hidden, heads, keys = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
         self.heads = _Heads(Attention, config, vllm_config, f"{prefix}.attn")
         size = self.heads.size
-        self.qkv_proj = QKVParallelLinear(
-            hidden, size, heads, config.num_key_value_heads, bias=False, prefix=f"{prefix}.qkv_proj"
-        )
+        self.qkv_proj = QKVParallelLinear(hidden, size, heads, keys, bias=False, prefix=f"{prefix}.qkv_proj")
         self.o_proj = RowParallelLinear(heads * size, hidden, bias=False, prefix=f"{prefix}.o_proj")
-        self.rotary = get_rope(
-            size, max_position=config.max_position_embeddings, rope_parameters=config.rope_parameters
-        )
+        self.rotary = get_rope(size, config.max_position_embeddings, rope_parameters=config.rope_parameters)
 
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, step: _Step) -> torch.Tensor:
         parts = [count * self.heads.size for count in (self.heads.queries, self.heads.keys, self.heads.keys)]
@@ -123,9 +120,8 @@ class _CrossAttention(nn.Module):
         self.heads = _Heads(_KeptAttention, config, vllm_config, f"{prefix}.attn")
         self.heads.attn.kept = kept
         size = self.heads.size
-        for name, count in (("q_proj", heads), ("k_proj", keys), ("v_proj", keys)):
-            part = ColumnParallelLinear(hidden, count * size, bias=False, prefix=f"{prefix}.{name}")
-            setattr(self, name, part)
+        for name, rows in (("q_proj", heads * size), ("k_proj", keys * size), ("v_proj", keys * size)):
+            setattr(self, name, ColumnParallelLinear(hidden, rows, bias=False, prefix=f"{prefix}.{name}"))
         self.o_proj = RowParallelLinear(heads * size, hidden, bias=False, prefix=f"{prefix}.o_proj")
         self.q_norm, self.k_norm = (RMSNorm(size, eps=config.rms_norm_eps) for _ in range(2))
 
@@ -169,10 +165,9 @@ class _Layer(nn.Module):
             self.cross_attn_mlp_gate = nn.Parameter(torch.zeros(1))
         else:
             self.self_attn = _SelfAttention(config, vllm_config, f"{prefix}.self_attn")
-        sizes = config.hidden_size, config.intermediate_size
-        self.mlp = LlamaMLP(*sizes, config.hidden_act, prefix=f"{prefix}.mlp")
-        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        hidden, eps = config.hidden_size, config.rms_norm_eps
+        self.mlp = LlamaMLP(hidden, config.intermediate_size, config.hidden_act, prefix=f"{prefix}.mlp")
+        self.input_layernorm, self.post_attention_layernorm = (RMSNorm(hidden, eps=eps) for _ in range(2))
 
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, step: _Step) -> torch.Tensor:
         attention = self.cross_attn if self.crosses else self.self_attn
@@ -198,10 +193,8 @@ class _TextModel(nn.Module):
     def __init__(self, config: Any, vllm_config: VllmConfig, prefix: str, kept: int) -> None:
         super().__init__()
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size + 8, config.hidden_size)  # with `<|image|>`
-        names = [f"{prefix}.layers.{index}" for index in range(config.num_hidden_layers)]
-        self.layers = nn.ModuleList(
-            _Layer(config, vllm_config, name, index, kept) for index, name in enumerate(names)
-        )
+        layers = [(f"{prefix}.layers.{index}", index) for index in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList(_Layer(config, vllm_config, *layer, kept) for layer in layers)
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, step: _Step) -> torch.Tensor:
@@ -272,14 +265,9 @@ class MllamaForConditionalGeneration(nn.Module, SupportsMultiModal):
         inputs_embeds: None = None,
         encoder_outputs: Sequence[Any] = (),
     ) -> torch.Tensor:
-        """One step: new prompts, and one more token of each running request.
+        """One step, for the [rows] of new prompts and one more token of each running request: [rows, hidden].
 
-        Args:
-            input_ids: [rows] of all requests.
-            positions: [rows].
-            intermediate_tensors: of another stage; there is none.
-            inputs_embeds: none either.
-            encoder_outputs: of `embed_multimodal`, for the new requests with images in the batch's order.
+        `encoder_outputs` are of `embed_multimodal`, for the new requests with images in the batch's order.
         """
         metadata = get_forward_context().attn_metadata
         if metadata is None:  # vLLM measures memory

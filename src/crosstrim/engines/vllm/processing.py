@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
@@ -36,6 +37,7 @@ class Info(BaseProcessingInfo):
         """KV slots of the images of one request: of what is kept, not of what is seen."""
         return {"image": self.trim.largest(self.images)}
 
+    @cached_property
     def image_processor(self) -> MllamaImageProcessorPil:
         """The checkpoint's, with Pillow as in `crosstrim.load`: torchvision's pixels differ slightly."""
         found = self.get_hf_processor().image_processor
@@ -51,26 +53,21 @@ class DummyInputs(BaseDummyInputsBuilder[Info]):
 
     def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> dict[str, Any]:
         """Images that fill all tiles."""
-        vision = self.info.get_hf_config().vision_config
-        width = vision.image_size * vision.max_num_tiles
-        return {"image": self._get_dummy_images(width=width, height=vision.image_size, num_images=self.info.images)}
+        vision, count = self.info.get_hf_config().vision_config, self.info.images
+        sizes = {"width": vision.image_size * vision.max_num_tiles, "height": vision.image_size}
+        return {"image": self._get_dummy_images(**sizes, num_images=count)}
 
 
 class Processor(EncDecMultiModalProcessor[Info]):
     """Makes one item of all images of a request, and its placeholder as long as what will be kept of them.
 
-    vLLM takes the placeholder's length for the number of encoder tokens: so many slots it allocates, in the group of
-    the cross-attention layers alone, and so many it reads.
+    So many encoder tokens vLLM counts, allocates slots for, in the cross-attention layers alone, and reads.
     """
 
     skip_decoder_start_token = True
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
-        """Prepare a request.
-
-        Args:
-            inputs: vLLM's `ProcessorInputs`: the prompt's ids, the images, and `mm_processor_kwargs`.
-            timing_ctx: of vLLM.
+        """Prepare a request: the prompt's ids, its images, and `mm_processor_kwargs`, all in vLLM's `inputs`.
 
         Raises:
             ConfigError: the request asks for a trim that it cannot have.
@@ -99,23 +96,21 @@ class Processor(EncDecMultiModalProcessor[Info]):
         asked = options.get("crosstrim")
         if set(options) != {"crosstrim"} or not isinstance(asked, Mapping) or set(asked) != {"keep"}:
             raise ConfigError(
-                f'mm_processor_kwargs={dict(options)!r} must be of the form {{"crosstrim": {{"keep": 0.5}}}}; all '
-                "else is set when the engine starts."
+                f'mm_processor_kwargs={dict(options)!r} must be of the form {{"crosstrim": {{"keep": 0.5}}}}.'
             )
         return self.info.trim.with_keep(asked["keep"])
 
     def _prepare(self, images: list[Any]) -> BatchFeature:
         try:
-            prepared = self.info.image_processor()(images=[images], return_tensors="pt")
+            prepared = self.info.image_processor(images=[images], return_tensors="pt")
         except Exception as error:  # whatever transformers and Pillow have against an image
             raise InputError(f"a picture could not be read: {type(error).__name__}: {error}") from error
         prepared["pixel_values"] = prepared["pixel_values"].to(self.info.ctx.model_config.dtype)
         return prepared
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> dict[str, Any]:
-        on_host = {"pixel_values": False, "aspect_ratio_ids": False, "aspect_ratio_mask": True}
-        on_host |= {"prompt_ids": True, "keep": True}
-        return {name: MultiModalFieldConfig.batched("image", keep_on_cpu=here) for name, here in on_host.items()}
+        there, here = ("pixel_values", "aspect_ratio_ids"), ("aspect_ratio_mask", "prompt_ids", "keep")
+        return {name: MultiModalFieldConfig.batched("image", keep_on_cpu=name in here) for name in there + here}
 
     def create_encoder_prompt(self, prompt: Any, mm_items: Any) -> Any:
         """Not called: `apply` does all."""

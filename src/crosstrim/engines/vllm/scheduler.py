@@ -57,11 +57,6 @@ class _Async(_Sync, AsyncScheduler):
 
 
 def scheduler(*, vllm_config: Any, **options: Any) -> Scheduler:
-    """The scheduler that fits how vLLM was started.
-
-    Args:
-        vllm_config: vLLM's whole configuration.
-        options: what else vLLM gives its scheduler.
-    """
+    """The scheduler that fits how vLLM was started; takes what vLLM gives its own."""
     kind = _Async if vllm_config.scheduler_config.async_scheduling else _Sync
     return kind(vllm_config=vllm_config, **options)
