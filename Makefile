@@ -12,11 +12,13 @@ SIDE_BY_SIDE := -n auto --maxprocesses 4
 FIND_LINKS := $(if $(WHEELS),--find-links $(WHEELS))
 
 export HF_HUB_OFFLINE := 1
+# Most modules of what is installed are never imported: Python compiles the others itself, once.
+export PIP_NO_COMPILE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-ray test-oldest test-lmms test-kernels test-sglang test-vllm test-gpu test-install \
-	test-canary bench lint clean
+.PHONY: help environments demo test test-slow test-ray test-oldest test-lmms test-kernels test-sglang test-vllm \
+	test-gpu test-install test-canary bench lint clean
 
 help:
 	@echo "make demo         ask the embedded model about a picture, trimmed and untrimmed"
@@ -33,6 +35,7 @@ help:
 	@echo "make test-canary  the model's and the server's tests and the demo, on the newest of everything"
 	@echo "make bench        time and memory against their bars, on a machine that does nothing else"
 	@echo "make lint         ruff, mypy, and which module may import which"
+	@echo "make environments what the other targets install when they need it, all at once"
 	@echo "make clean        remove what the other targets made"
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -44,20 +47,28 @@ help:
 	@.venv/bin/python $(PIP_INSTALL) -c .venv/constraints.txt -e '.[dev,recipe,serve,ray]'
 	@touch $@
 
+# An environment on top of .venv: it sees what is installed there, torch above all, and holds only what differs.
+define on_top
+	@echo "Installing into $(@D) ..."
+	@rm -rf $(@D)
+	@.venv/bin/python -m venv --without-pip $(@D)
+	@.venv/bin/python -c 'import sys, sysconfig; print(sysconfig.get_path("purelib"))' > \
+		"$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beneath.pth"
+endef
+
 # huggingface-hub follows transformers.
-.venv-oldest/.installed: pyproject.toml constraints.txt
-	@echo "Installing into .venv-oldest ..."
-	@$(PYTHON) -m venv .venv-oldest
-	@sed -e 's|^torch==.*|$(or $(TORCH),&)|' -e 's|^transformers==.*|transformers==$(OLDEST_TRANSFORMERS)|' \
-		-e '/^huggingface-hub==/d' constraints.txt > .venv-oldest/constraints.txt
-	@.venv-oldest/bin/python $(PIP_INSTALL) -c .venv-oldest/constraints.txt -e '.[dev]'
+.venv-oldest/.installed: .venv/.installed
+	$(on_top)
+	@sed -e 's|^transformers==.*|transformers==$(OLDEST_TRANSFORMERS)|' -e '/^huggingface-hub==/d' \
+		.venv/constraints.txt > $(@D)/constraints.txt
+	@$(@D)/bin/python $(PIP_INSTALL) -c $(@D)/constraints.txt -e '.[dev]'
 	@touch $@
 
-.venv-lmms/.installed: pyproject.toml constraints-lmms.txt
-	@echo "Installing into .venv-lmms ..."
-	@$(PYTHON) -m venv .venv-lmms
-	@sed 's|^torch==.*|$(or $(TORCH),&)|' constraints-lmms.txt > .venv-lmms/constraints.txt
-	@.venv-lmms/bin/python $(PIP_INSTALL) -c .venv-lmms/constraints.txt -e '.[lmms]' pytest
+# It has an older protobuf than what .venv has for other ends; pip need not warn.
+.venv-lmms/.installed: .venv/.installed constraints-lmms.txt
+	$(on_top)
+	@sed 's|^torch==.*|$(or $(TORCH),&)|' constraints-lmms.txt > $(@D)/constraints.txt
+	@$(@D)/bin/python $(PIP_INSTALL) --no-warn-conflicts -c $(@D)/constraints.txt -e '.[lmms]' pytest
 	@touch $@
 
 # Triton takes 700 MB and does nothing else for a CPU: it stays beside .venv.
@@ -68,33 +79,28 @@ help:
 	@touch $@
 
 # SGLang's own requirements are for CUDA: what it imports on a CPU is listed instead.
-.venv-sglang/.installed: pyproject.toml constraints.txt requirements-sglang.txt
-	@echo "Installing into .venv-sglang ..."
-	@$(PYTHON) -m venv .venv-sglang
-	@.venv-sglang/bin/python $(PIP_INSTALL) $(FIND_LINKS) -c constraints.txt $(or $(TORCH),torch)
-	@.venv-sglang/bin/python $(PIP_INSTALL) $(FIND_LINKS) --no-deps -r requirements-sglang.txt -e .
+.venv-sglang/.installed: .venv/.installed requirements-sglang.txt
+	$(on_top)
+	@$(@D)/bin/python $(PIP_INSTALL) $(FIND_LINKS) --no-deps -r requirements-sglang.txt -e .
 	@touch $@
 
 # The same goes for vLLM.
-.venv-vllm/.installed: pyproject.toml constraints.txt requirements-vllm.txt
-	@echo "Installing into .venv-vllm ..."
-	@$(PYTHON) -m venv .venv-vllm
-	@.venv-vllm/bin/python $(PIP_INSTALL) $(FIND_LINKS) -c constraints.txt $(or $(TORCH),torch)
-	@.venv-vllm/bin/python $(PIP_INSTALL) $(FIND_LINKS) --no-deps -r requirements-vllm.txt -e .
+.venv-vllm/.installed: .venv/.installed requirements-vllm.txt
+	$(on_top)
+	@$(@D)/bin/python $(PIP_INSTALL) $(FIND_LINKS) --no-deps -r requirements-vllm.txt -e .
 	@touch $@
 
 # What pyproject.toml admits, in the newest versions. Of torch the newest that the index has a CPU build of.
 CANARY := .venv-canary/bin
-.venv-canary/.installed: pyproject.toml
-	@echo "Installing into .venv-canary ..."
-	@rm -rf .venv-canary
-	@$(PYTHON) -m venv .venv-canary
-	@newest="$$($(CANARY)/python -m pip index versions torch 2>/dev/null | grep -oE '[0-9.]+\+cpu' | head -1)"; \
-		pinned="$$(sed -n 's|^torch==||p' constraints.txt)"; \
-		$(CANARY)/python $(PIP_INSTALL) "torch==$${newest:-$$pinned}"
-	@$(CANARY)/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager \
-		"torch==$$($(CANARY)/python -c 'import torch; print(torch.__version__)')" -e '.[dev,serve,ray]'
+.venv-canary/.installed: .venv/.installed
+	$(on_top)
+	@newest="$$(.venv/bin/python -m pip index versions torch 2>/dev/null | grep -oE '[0-9.]+\+cpu' | head -1)"; \
+		pinned="$$(sed -n 's|^torch==||p' .venv/constraints.txt)"; \
+		$(CANARY)/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager "torch==$${newest:-$$pinned}" \
+		-e '.[dev,serve,ray]'
 	@touch $@
+
+environments: $(foreach name,oldest lmms triton sglang vllm canary,.venv-$(name)/.installed)
 
 demo: .venv/.installed
 	@mkdir -p build
@@ -105,38 +111,38 @@ test: .venv/.installed
 	@.venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not ray" --cov --cov-report=term:skip-covered
 
 test-slow: .venv/.installed
-	@.venv/bin/python $(PYTEST) -m "slow and not ray"
+	@.venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) --dist loadfile -m "slow and not ray"
 
 test-ray: .venv/.installed
 	@.venv/bin/python $(PYTEST) -m ray
 
 test-oldest: .venv-oldest/.installed
-	@.venv-oldest/bin/python $(PYTEST) $(SIDE_BY_SIDE) --disable-warnings -m "not slow" tests/model
+	@.venv-oldest/bin/python $(PYTEST) $(SIDE_BY_SIDE) --disable-warnings -m "not slow" tests/models tests/trimming tests/asking
 
 test-lmms: .venv-lmms/.installed
-	@PYTHONPATH=$(CURDIR)/tests/lmms/shim .venv-lmms/bin/python $(PYTEST) --disable-warnings tests/lmms
+	@PYTHONPATH=$(CURDIR)/tests/eval/lmms/shim .venv-lmms/bin/python $(PYTEST) --disable-warnings tests/eval/lmms
 
 test-kernels: .venv-triton/.installed
-	@PYTHONPATH=.venv-triton .venv/bin/python $(PYTEST) -m "not slow" tests/kernels
-	@PYTHONPATH=.venv-triton TRITON_INTERPRET=1 .venv/bin/python $(PYTEST) -m "not slow" tests/kernels
+	@PYTHONPATH=.venv-triton .venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) -m "not slow" tests/method/kernels
+	@PYTHONPATH=.venv-triton TRITON_INTERPRET=1 .venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) -m "not slow" tests/method/kernels
 
 test-sglang: .venv-sglang/.installed
-	@PYTHONPATH=tests/engines/sglang_shims .venv-sglang/bin/python $(PYTEST) --disable-warnings tests/engines/test_sglang_*.py
+	@PYTHONPATH=tests/engines/sglang/shims .venv-sglang/bin/python $(PYTEST) --disable-warnings -m sglang tests/engines/sglang
 
 test-vllm: .venv-vllm/.installed
-	@.venv-vllm/bin/python $(PYTEST) --disable-warnings tests/engines/vllm
+	@.venv-vllm/bin/python $(PYTEST) --disable-warnings -m vllm tests/engines/vllm
 
 # In the environment that is active: it has torch for its GPU already, and this installs nothing.
 test-gpu:
 	@python $(PYTEST) --disable-warnings tests/gpu
 
 test-install: .venv/.installed
-	@TORCH="$(TORCH)" .venv/bin/python -m tests.docs.install
+	@TORCH="$(TORCH)" .venv/bin/python -m tests.support.docs.install
 
 test-canary: .venv-canary/.installed
 	@$(CANARY)/python -c 'from importlib.metadata import version as v; print("canary:", \
 		", ".join(f"{name} {v(name)}" for name in ("torch", "transformers", "ray", "fastapi", "typer", "pillow")))'
-	@$(CANARY)/python $(PYTEST) $(SIDE_BY_SIDE) --disable-warnings -q -m "not slow and not ray" tests/model tests/engines/server
+	@$(CANARY)/python $(PYTEST) $(SIDE_BY_SIDE) --disable-warnings -q -m "not slow and not ray" tests/models tests/trimming tests/asking tests/server
 	@$(CANARY)/crosstrim ask cat "What colour is the 2?" --k 0.05 --compare
 
 bench: .venv/.installed

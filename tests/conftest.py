@@ -7,8 +7,9 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import crosstrim
 from crosstrim.models import compat
-from tests import tiny, tiny_checkpoint
+from tests.support import questions, tiny, tiny_checkpoint
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only gets in the way
 
@@ -17,6 +18,14 @@ torch.set_num_threads(1)  # tiny tensors: a second thread only gets in the way
 def model():
     """A random Mllama, repaired to Meta's semantics."""
     fresh = tiny.build()
+    compat.apply(fresh)
+    return fresh
+
+
+@pytest.fixture
+def shallow_model():
+    """A shallower Mllama, repaired likewise, for what is compiled."""
+    fresh = tiny.shallow()
     compat.apply(fresh)
     return fresh
 
@@ -31,3 +40,22 @@ def raw_model():
 def checkpoint(tmp_path_factory):
     """A folder with a random Mllama and its processor; nobody writes to it."""
     return tiny_checkpoint.write(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def loaded(checkpoint):
+    """The tiny model and its processor; nobody changes them for good."""
+    return crosstrim.load(checkpoint)
+
+
+@pytest.fixture
+def rows():
+    """Three kinds of question about each of four pictures."""
+    return questions.with_answers()
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write rows beside the pictures that they name."""
+    questions.write_pictures(tmp_path)
+    return lambda rows: questions.write_rows(tmp_path, rows)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from crosstrim.asking.session import Session
     from crosstrim.config import TrimConfig
     from crosstrim.errors import CrosstrimError
+    from crosstrim.eval.calibrate import calibrate
     from crosstrim.method import policies
     from crosstrim.method.saliency import saliency
     from crosstrim.method.selection import select
@@ -28,6 +29,7 @@ __all__ = [
     "TrimConfig",
     "TrimHandle",
     "TrimReport",
+    "calibrate",
     "compat",
     "errors",
     "load",
@@ -46,6 +48,7 @@ _MODULES = {
     "TrimConfig": "config",
     "TrimHandle": "trimming.handle",
     "TrimReport": "trimming.report",
+    "calibrate": "eval.calibrate",
     "load": "asking.loading",
     "saliency": "method.saliency",
     "select": "method.selection",

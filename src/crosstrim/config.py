@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from crosstrim.errors import ConfigError
@@ -75,7 +77,7 @@ class TrimConfig:
     def drops_nothing(self) -> bool:
         """Whether everything visible stays in every layer, by whatever rule."""
         everything = self.k == 1 or (self.keep == 1 and isinstance(self.keep, float))
-        return self.lossless or (everything and set(self.voters().shares(1)) == {1})
+        return self.lossless or (everything and set(self.voters().shares(2)) == {1})
 
     @property
     def decider(self) -> str | policies.Voter:
@@ -88,13 +90,17 @@ class TrimConfig:
         """The policy itself, where `decider` may be its name."""
         return policies.voter(self.decider)
 
+    def options(self) -> dict[str, Any]:
+        """The fields by name, as `TrimConfig` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(TrimConfig)}
+
     def to_dict(self) -> dict[str, Any]:
         """The config as plain JSON types, with a format version.
 
         It names the policy that decides, also where `policy` is None, and None where nothing is to be decided. A
         policy of your own is named by where its code is found, which `from_dict` cannot follow.
         """
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = self.options()
         values["policy"] = None if self.lossless else policies.name_of(self.decider)
         if self.user_turn_ids is not None:
             values["user_turn_ids"] = list(self.user_turn_ids)
@@ -120,6 +126,24 @@ class TrimConfig:
         if unknown:
             raise ConfigError(f"unknown option {unknown[0]!r}; TrimConfig has {', '.join(sorted(known))}.")
         return cls(**values)
+
+    @classmethod
+    def from_calibration(cls, path: str | os.PathLike[str]) -> TrimConfig:
+        """The trim that `crosstrim calibrate` chose, with what its promise was measured on.
+
+        `crosstrim.trim` refuses to put it on other weights, in another dtype, with other repairs, or with options
+        that were changed since.
+
+        Args:
+            path: of the file that the calibration wrote.
+
+        Raises:
+            CalibrationError: it chose no budget.
+            ResultError: the file is no calibration, or cannot be read.
+        """
+        from crosstrim.calibrated import config_of  # which builds on this module
+
+        return config_of(Path(path))
 
 
 class TrimOptions(TypedDict, total=False):

@@ -65,6 +65,14 @@ class ResultError(CrosstrimError, OSError):
     """A result or the journal of a run cannot be read, written, or continued with what was given."""
 
 
+class UnwritableError(ResultError):
+    """A result or a journal cannot be written, as on a full disk; what was written of it before is kept."""
+
+
+class CalibrationError(CrosstrimError, ValueError):
+    """The questions support no budget at the wanted risk, or a calibration is used with what it was not made with."""
+
+
 class EngineError(CrosstrimError, RuntimeError):
     """Something that runs the model for others, a Ray cluster, SGLang or vLLM, is set up wrongly or gave up."""
 

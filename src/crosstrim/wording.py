@@ -12,3 +12,8 @@ def rounded(number: float, digits: int) -> str:
     """A number to so many significant digits, and never in powers of ten where it is above one: "11450", "1.5"."""
     short = f"{number:.{digits}g}"
     return f"{number:.0f}" if "e+" in short else short
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share in per cent, without the sign: "12.5"."""
+    return f"{100 * share:.{digits}f}"

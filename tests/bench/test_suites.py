@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import crosstrim
-from crosstrim.bench import bars, gpu, layers, report, saliency, suites
+from crosstrim.bench import bars, gpu, layers, page, saliency, suites
 from crosstrim.bench.shapes import SHAPES
 from crosstrim.errors import CrosstrimError, DeviceError, ResultError
 
@@ -197,12 +197,12 @@ def test_the_memory_bars_see_the_highest_peak_and_how_it_grows():
 @pytest.mark.parametrize("name", suites.SUITES)
 def test_files(measured, name, tmp_path):
     result = measured(name)
-    files = report.write(result, tmp_path / "new" / "folder")
+    files = page.write(result, tmp_path / "new" / "folder")
     assert [file.name for file in files] == [f"{name}.{ending}" for ending in ("json", "csv", "md", "png")]
     assert json.loads(files[0].read_text()) == json.loads(json.dumps(result))
     header, *lines = files[1].read_text().splitlines()
     assert len(lines) == len(result["rows"])
     assert header.split(",")[0] == next(iter(result["rows"][0]))
-    page = files[2].read_text()
-    assert ("| bar | measured | at most | met |" in page) is bool(bars.of(name))
-    assert f"![{name}]({name}.png)" in page
+    text = files[2].read_text()
+    assert ("| bar | measured | at most | met |" in text) is bool(bars.of(name))
+    assert f"![{name}]({name}.png)" in text

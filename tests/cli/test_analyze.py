@@ -9,7 +9,7 @@ import pytest
 import crosstrim
 from crosstrim.data import dataset
 from crosstrim.eval import analysis, defaults
-from tests import tiny
+from tests.support import tiny
 
 PARTS = {"format", "dataset", "model", "config", "layers", "visible_features", "sparsity", "agreement", "first_layer"}
 PARTS |= {"memory", "versions", "compat"}
@@ -72,6 +72,20 @@ def test_your_own_questions_and_that_some_are_left_out(analyze, picture, tmp_pat
     assert analyze("--data", rows, "--json", "--questions", 4).stderr == ""
 
 
+def test_a_folder_of_pictures_and_questions_without_answers(analyze, picture, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in "ab":
+        (folder / f"{name}.png").write_bytes(picture.read_bytes())
+    (folder / "notes.txt").write_text("?")
+    result = analyze(folder, "what?", "--json", "--questions", 9)
+    assert (result.json["dataset"]["name"], result.json["dataset"]["questions"]) == (str(folder), 2)
+    assert "passed over 1 file" in result.stderr
+    rows = tmp_path / "own.jsonl"
+    rows.write_text("\n".join(json.dumps({"image": f"photos/{name}.png", "question": "what?"}) for name in "ab"))
+    assert analyze("--data", rows, "--json").json["sparsity"] == result.json["sparsity"]
+
+
 def test_people_read_tables(analyze, picture):
     result = analyze(picture, "what is it?")
     lines = [line.strip() for line in result.stdout.splitlines()]
@@ -110,11 +124,13 @@ def test_files(analyze, picture, tmp_path):
         (["--shape", "7b"], "--shape 7b must be one of 11b, 90b"),
         (["--shape", "11b", "--questions", "3"], "--questions goes with --data or the embedded questions"),
         (["PICTURE", "what?", "--questions", "3"], "--questions goes with --data or the embedded questions"),
+        (["--data", "FOLDER"], "is a folder; give it as IMAGE, with a QUESTION"),
         (["--on-error", "guess"], "--on-error guess must be one of stop, skip"),
     ],
 )
 def test_contradictions_are_wrong_usage(run, nothing_loads, picture, tmp_path, arguments, words):
-    arguments = [picture if one == "PICTURE" else one for one in arguments]
+    named = {"PICTURE": picture, "FOLDER": tmp_path}
+    arguments = [named.get(one, one) for one in arguments]
     result = run("analyze", *arguments, "--to", tmp_path / "out")
     assert result.code == 2
     assert words in " ".join(result.stderr.replace("│", " ").split())

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import MllamaForConditionalGeneration, MllamaProcessor
 
 import crosstrim
-from tests import tiny
+from tests.support import tiny
 
 QUESTION = "what is in the picture?"
 VISIBLE = 2 * tiny.FEATURES_PER_TILE

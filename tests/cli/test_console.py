@@ -8,6 +8,7 @@ import io
 import pytest
 
 from crosstrim.cli import console
+from crosstrim.errors import UnwritableError
 
 TEXT = "a note of several words that does not fit thirty columns"
 
@@ -54,3 +55,15 @@ def test_a_table_is_folded_between_words_as_far_as_that_goes(printed):
 def test_text_is_fitted_to_a_terminal_and_not_to_a_pipe(printed):
     assert max(map(len, printed(TEXT, 30, Terminal()))) <= 30
     assert printed(TEXT, 30, io.StringIO()) == [TEXT]
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, UnwritableError("a.journal cannot be written: No space left.")])
+@pytest.mark.parametrize("left", [True, False])
+def test_whoever_is_interrupted_or_has_a_full_disk_is_told_how_to_go_on(tmp_path, capsys, ends, left):
+    journal = tmp_path / "a.journal"
+    if left:
+        journal.touch()
+    with pytest.raises((KeyboardInterrupt, UnwritableError)), console.resumable(journal, "the same with --resume"):
+        raise ends
+    words = "crosstrim: interrupted; what is done is kept, and the same with --resume goes on.\n"
+    assert capsys.readouterr().err == words * left

@@ -12,7 +12,7 @@ from crosstrim import mini
 from crosstrim.asking import environment
 from crosstrim.errors import IncompatibleTransformersError
 from crosstrim.models import probe
-from tests import tiny
+from tests.support import tiny
 
 
 def test_doctor_tells_versions_and_findings(run):

@@ -25,15 +25,19 @@ def one_by_one(checkpoint, questions, config):
         )
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_numbers_are_those_of_asking_one_by_one(evaluate, checkpoint, questions, batch_size):
+def test_numbers_are_those_of_asking_one_by_one(evaluate, checkpoint, questions):
     config = crosstrim.TrimConfig(k=0.1)
     untrimmed = [answer.answer for answer in one_by_one(checkpoint, questions, None)]
     trimmed = list(one_by_one(checkpoint, questions, config))
     # Half of the questions are right by definition, so that accuracy is a number between 0 and 1.
     for number, (question, answer) in enumerate(zip(questions, untrimmed, strict=True)):
         question["answers"] = [answer] if number % 2 else ["never said"]
-    result = evaluate("--k", 0.1, "--batch-size", batch_size, "--json").json
+    for batch_size in (1, 5, 64):
+        result = evaluate("--k", 0.1, "--batch-size", batch_size, "--json").json
+        check_numbers(result, questions, untrimmed, trimmed)
+
+
+def check_numbers(result, questions, untrimmed, trimmed):
     kinds = {question["kind"] for question in questions}
     for kind in kinds:
         of_kind = [number for number, question in enumerate(questions) if question["kind"] == kind]
@@ -84,6 +88,14 @@ def test_quick_asks_equally_of_every_kind_and_layout(evaluate, questions, monkey
     assert set(found["questions_per_kind"].values()) == {mini.QUICK * 2}
     cells = [(one["kind"], one["layout"]) for one in mini.select(questions, quick=True)]
     assert {cells.count(cell) for cell in cells} == {mini.QUICK}
+
+
+def test_layers_that_read_less_keep_less(evaluate, checkpoint, questions):
+    config = crosstrim.TrimConfig(keep=0.5, policy="pyramid:0.2")
+    kept = [answer.report.kept_fraction for answer in one_by_one(checkpoint, questions, config)]
+    found = evaluate("--keep", 0.5, "--policy", "pyramid:0.2", "--json").json
+    assert found["trimmed"]["kept_fraction"]["overall"] == pytest.approx(sum(kept) / len(kept), abs=1e-4)
+    assert found["trimmed"]["kept_fraction"]["overall"] < 0.45  # of 51.5 % that were chosen
 
 
 def test_lossless_loses_nothing(evaluate):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from crosstrim.cli.program import app
-from tests.cli import help_pages
+from tests.support.docs import help_pages
 
 
 def test_the_page_is_current():
     page = help_pages.PAGE.read_text(encoding="utf-8")
-    assert page.split(help_pages.MARK)[1] == help_pages.generated(), "run `python -m tests.cli.help_pages`"
+    assert page.split(help_pages.MARK)[1] == help_pages.generated(), "run `python -m tests.support.docs.help_pages`"
 
 
 def test_the_page_has_every_verb():

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import crosstrim
+from crosstrim.asking import loading
 
 PROGRAM = Path(sys.executable).with_name("crosstrim")
 
@@ -141,3 +142,14 @@ def test_an_interruption_while_answering_leaves_no_file(run, picture, checkpoint
     result = run("ask", picture, "what?", "--model", checkpoint, "--overlay", tmp_path / "overlay.png")
     assert (result.code, result.stdout) == (130, "")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["ask", "batch", "serve"])
+def test_the_oracle_is_refused_where_nothing_can_look_ahead(run, picture, tmp_path, monkeypatch, verb):
+    monkeypatch.setattr(loading, "load", None)
+    arguments = {"ask": [picture, "?"], "batch": [picture.parent, tmp_path / "out.jsonl"], "serve": ["--port", 0]}
+    result = run(verb, *arguments[verb], "--policy", "oracle", "--keep", 0.5)
+    assert (result.code, result.stdout) == (2, "")
+    assert result.stderr.startswith("crosstrim: policy='oracle' looks ahead")
+    assert "compare with it by `crosstrim eval --out FILE.json --policy oracle`" in result.stderr
+    assert "unknown" not in result.stderr

@@ -24,7 +24,7 @@ def served(monkeypatch):
 
 
 def test_options_become_settings(run, served, monkeypatch):
-    monkeypatch.setenv("CROSSTRIM_API_KEY", "secret")
+    monkeypatch.setenv("CROSSTRIM_API_KEY", "secret older")
     arguments = ["--keep", 9, "--policy", "mean", "--max-batch", 3, "--queue-limit", 7, "--timeout", 2.5]
     arguments += ["--max-wait-ms", 1, "--max-image-bytes", 99, "--max-pixels", 77, "--feature-cache-mib", 2]
     arguments += ["--max-new-tokens", 5, "--allow-remote-images", "--model", "some/model", "--device", "cpu"]
@@ -38,7 +38,7 @@ def test_options_become_settings(run, served, monkeypatch):
     assert (settings.max_wait_ms, settings.max_image_bytes, settings.max_pixels) == (1.0, 99, 77)
     assert (settings.feature_cache_bytes, settings.max_new_tokens) == (2 << 20, 5)
     assert (settings.allow_remote_images, settings.model, settings.device) == (True, "some/model", "cpu")
-    assert (settings.api_key, settings.log) == ("secret", "json")
+    assert (settings.api_keys, settings.log) == (("secret", "older"), "json")
     assert "secret" not in repr(settings)
 
 
@@ -66,6 +66,9 @@ def test_a_server_that_is_told_to_stop_ends_well(run, monkeypatch, listens, code
         ("--log", "xml"),
         ("--address", "a:1"),
         ("--api-key", " x"),
+        ("--api-key", " "),
+        ("--api-key", ""),
+        ("--api-key", "a\tb"),
         ("--api-key", "é"),
     ],
 )

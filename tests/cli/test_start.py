@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.cli import help_pages
+from tests.support.docs import help_pages
 
 HEAVY = ("torch", "transformers", "numpy", "PIL", "matplotlib")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import crosstrim
 from crosstrim.bench import bars, suites
-from tests.docs import bench
+from tests.support.docs import bench
 
 
 def test_committed_results_are_whole_and_their_bars_are_todays():

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.docs import pages
+from tests.support.docs import pages
 
 MIB, TERA = 2**20, 10**12
 

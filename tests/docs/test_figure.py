@@ -4,7 +4,7 @@ import re
 
 import crosstrim
 from crosstrim.asking import answering, images
-from tests.docs import pages
+from tests.support.docs import pages
 
 
 def test_the_caption_of_the_figure_is_true():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from crosstrim.bench import bars
-from tests.docs import pages
+from tests.support.docs import pages
 
 RESULTS = "benchmarks/results/layers.json"
 HEADER = "three cross-attention layers, one token"

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.docs import pages
+from tests.support.docs import pages
 
 
 @pytest.mark.parametrize("name", pages.NAMES)

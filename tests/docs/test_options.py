@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from crosstrim import TrimConfig
-from tests.docs import pages
+from tests.support.docs import pages
 
 
 def test_every_option_is_documented_with_its_default():

@@ -3,16 +3,17 @@ from __future__ import annotations
 import json
 
 import pytest
+from recipes import calibration as recipe
 
 import crosstrim
 from crosstrim.data import dataset
 from crosstrim.eval import provenance
-from tests.docs import pages, policies, results
+from tests.support.docs import calibration, pages, policies, results
 
 
 @pytest.mark.parametrize("name", results.PAGES)
 def test_what_is_shown_is_what_was_measured(name):
-    assert pages.text(name) == results.written(name), "run `python -m tests.docs.results`"
+    assert pages.text(name) == results.written(name), "run `python -m tests.support.docs.results`"
 
 
 def test_both_files_measured_the_same_model_on_the_same_questions():
@@ -46,16 +47,40 @@ def test_the_analysis_is_of_the_embedded_model_and_agrees_with_the_sweep():
 
 def test_the_comparison_of_policies_is_of_the_embedded_model_and_supports_the_default():
     """The bars: the paper's rule is free at half, and the rule that decides with `keep` beats it where it matters."""
-    runs = [json.loads(pages.text(name)) for name in policies.RESULTS]
+    runs = policies.committed()
     for run in runs:
         assert run["dataset"]["sha256"] == dataset.embedded().sha256
         assert run["dataset"]["questions"] == 2048
         assert run["model"] == runs[0]["model"] == provenance.of_model(crosstrim.load("mini")[0], "mini")
         assert all(run["compat"].values())
-    rows = {(row["policy"], row["keep"]): row for row in policies.rows(runs, trim_first_layer=True)}
+    rows = {(row["policy"], row["keep"]): row for row in policies.rows(trim_first_layer=True)}
     assert rows["random", 0.2]["seeds"] >= 3
     assert rows["union", 0.5]["all"] >= -1
     default = crosstrim.TrimConfig(keep=0.2).decider
     assert all(rows[default, keep]["against"][1] > 0 for keep in (0.05, 0.1, 0.2))
     assert rows[default, 0.2]["lookups"] >= -2
     assert min(rows[default, 0.2]["count"], rows[default, 0.2]["read"]) >= -5
+
+
+def test_calibration_keeps_its_promise_on_minis_answers():
+    """The bar: on a thousand splits the bound is broken in 5 % of them and three standard errors at most."""
+    found = json.loads(pages.text(calibration.RESULT))
+    splits, error = found["config"]["splits"], 1 - found["config"]["confidence"]
+    assert (splits, found["config"]["confidence"]) == (1000, 0.95)
+    most = splits * (error + 3 * (error * (1 - error) / splits) ** 0.5)
+    rows = [row for policy in ("union", "contribution") for row in found["policies"][policy]["rows"]]
+    assert sorted({(row["questions"], row["risk"]) for row in rows}) == [
+        (count, risk) for count in (150, 300, 600) for risk in (0.01, 0.02, 0.05)
+    ]
+    assert len(rows) == 18
+    for row in rows:
+        assert sum(row["chosen"].values()) + row["refused"] == splits
+        assert max(row["broken"].values()) <= most
+        assert row["questions"] >= row["needed"] or row["refused"] == splits
+
+
+def test_the_splits_are_those_of_the_committed_answers():
+    found, again = json.loads(pages.text(calibration.RESULT)), json.loads(json.dumps(recipe.compute()))
+    assert found["versions"]["crosstrim"] == again["versions"]["crosstrim"]
+    for name in found.keys() - {"versions"}:
+        assert found[name] == again[name], "run `python -m recipes.calibration`"

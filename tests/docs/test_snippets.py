@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.docs import pages
+from tests.support.docs import pages
 
-# These need a server, or vLLM; tests/engines/server/test_server.py and tests/engines/vllm run them.
+# These need a server, or vLLM; tests/server/test_server.py and tests/engines/vllm run them.
 ELSEWHERE = ("docs/serving.md", "docs/vllm.md")
 WITH_CODE = [name for name in pages.NAMES if pages.snippets(name) and name not in ELSEWHERE]
 

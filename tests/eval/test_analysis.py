@@ -17,9 +17,9 @@ from crosstrim.data import dataset
 from crosstrim.eval import analysis, kv_table, watch
 from crosstrim.memory import SHAPES
 from crosstrim.models import mllama
-from tests import oracle, tiny
-from tests.eval.conftest import all_rows, write_pictures, write_rows
-from tests.eval.test_measures import pearson, ranks, top
+from tests.support import oracle, tiny
+from tests.support.questions import with_answers, write_pictures, write_rows
+from tests.support.statistics import pearson, ranks, top
 
 LAYERS = list(tiny.CROSS_LAYERS)
 
@@ -28,7 +28,7 @@ LAYERS = list(tiny.CROSS_LAYERS)
 def questions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("questions")
     write_pictures(folder)
-    return dataset.read(write_rows(folder, all_rows()))
+    return dataset.read(write_rows(folder, with_answers()))
 
 
 @pytest.fixture(scope="module")

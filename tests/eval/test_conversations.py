@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -9,19 +10,15 @@ from PIL import Image
 import crosstrim
 from crosstrim.errors import InputError
 from crosstrim.eval import conversations
+from tests.support.conversations import stock, text, user
 
-PICTURES = [Image.effect_noise(size, 80).convert("RGB") for size in ((28, 28), (56, 28), (56, 56))]
+# Not of Image.effect_noise, which draws on from whatever the process drew before.
+PICTURES = [
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+    for seed, size in enumerate(((28, 28), (28, 56), (56, 56)))
+]
 CONFIGS = [None, crosstrim.TrimConfig(), crosstrim.TrimConfig(k=0.2), crosstrim.TrimConfig(keep=0.3)]
 SAYINGS = ["a", "yes, it is.", " no", "", "7 7"]
-
-
-def text(words):
-    return {"type": "text", "text": words}
-
-
-def user(*parts):
-    content = [text(one) if isinstance(one, str) else {"type": "image", "image": one} for one in parts]
-    return [{"role": "user", "content": content}]
 
 
 BATCH = [
@@ -98,28 +95,29 @@ def test_replies_end_before_a_stop_string_and_stop_there(loaded):
     assert after.endswith(stop)
 
 
+def test_padding_that_the_model_says_itself_counts(loaded):
+    model, processor = loaded
+    padding, calls = processor.tokenizer.pad_token_id, []
+
+    def say_padding(module, args, logits):
+        calls.append(logits)
+        if len(calls) == 2:
+            return torch.zeros_like(logits).index_fill(-1, torch.tensor([padding]), 1.0)
+        return logits.index_fill(-1, torch.tensor([padding]), -torch.inf)
+
+    hook = model.lm_head.register_forward_hook(say_padding)
+    try:
+        said = conversations.generate(*loaded, BATCH, None, max_new_tokens=4, do_sample=False)
+    finally:
+        hook.remove()
+    assert [one.tokens for one in said] == [4] * len(BATCH)
+
+
 def test_a_stop_string_of_the_prompt_stops_nothing(loaded):
     said = conversations.generate(*loaded, BATCH[:1], None, max_new_tokens=6, do_sample=False)[0]
     spanning = "\n" + said.text[0]  # the prompt ends in a line break
     again = conversations.generate(*loaded, BATCH[:1], None, until=[spanning], max_new_tokens=6, do_sample=False)[0]
     assert again == said
-
-
-def stock(model, processor, conversation, saying):
-    """Log-probability and greediness from one plain forward pass over prompt and continuation."""
-    prompt = conversations.encode(processor, [conversation])
-    ids = processor.tokenizer.encode(saying, add_special_tokens=False)
-    tokens = torch.cat([prompt["input_ids"], torch.tensor([ids], dtype=torch.long)], dim=1)
-    inputs = {**prompt, "input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    if "cross_attention_mask" in prompt:
-        mask = prompt["cross_attention_mask"]
-        inputs["cross_attention_mask"] = torch.cat([mask, mask[:, -1:].expand(-1, len(ids), -1, -1)], 1)
-    with torch.no_grad():
-        logits = model(**inputs).logits[0].double().log_softmax(-1)
-    rows = logits[prompt["input_ids"].shape[1] - 1 :][: len(ids)]
-    return sum(row[one].item() for row, one in zip(rows, ids, strict=True)), all(
-        row.argmax() == one for row, one in zip(rows, ids, strict=True)
-    )
 
 
 @pytest.mark.parametrize("config", CONFIGS[:2], ids=str)

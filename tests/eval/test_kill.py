@@ -20,7 +20,15 @@ def begin(checkpoint, write, rows, tmp_path):
     questions = write([{**row, "id": f"{row['id']}-{copy}"} for row in rows for copy in range(2)])
 
     def call(out, log):
-        command = [sys.executable, "-m", "tests.eval.killed", checkpoint, questions, tmp_path / out, tmp_path / log]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.support.killed_sweep",
+            checkpoint,
+            questions,
+            tmp_path / out,
+            tmp_path / log,
+        ]
         return subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE)
 
     return call

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from crosstrim.errors import InputError
 from crosstrim.eval import measures
+from tests.support.statistics import pearson, ranks, top
 
 # Few different values, so that ties are common.
 rows = st.lists(st.integers(0, 6), min_size=1, max_size=30).filter(any)
@@ -19,24 +20,6 @@ pairs = st.integers(1, 30).flatmap(
     lambda size: st.lists(st.lists(st.integers(0, 6), min_size=size, max_size=size), min_size=2, max_size=3)
 )
 shares = st.sampled_from(["0.05", "0.1", "0.25", "0.5", "0.9", "0.99", "1.0"])
-
-
-def top(scores, count):
-    return set(sorted(range(len(scores)), key=lambda n: (-scores[n], n))[:count])
-
-
-def ranks(scores):
-    """Mean of the places that equal scores take."""
-    ordered = sorted(scores)
-    places = {value: [place for place, one in enumerate(ordered) if one == value] for value in scores}
-    return [Fraction(sum(places[value]), len(places[value])) for value in scores]
-
-
-def pearson(a, b):
-    mean_a, mean_b = sum(a) / Fraction(len(a)), sum(b) / Fraction(len(b))
-    covariance = sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True))
-    spread = sum((x - mean_a) ** 2 for x in a) * sum((y - mean_b) ** 2 for y in b)
-    return float(covariance) / math.sqrt(spread) if spread else 0.0
 
 
 @given(rows, shares)

@@ -9,13 +9,14 @@ import torch
 
 from crosstrim import TrimConfig
 from crosstrim.asking import answering
+from crosstrim.asking.batches import Encoder
 from crosstrim.data import dataset
 from crosstrim.errors import InputError, ResultError
 from crosstrim.eval import oracle, settings, sweep
-from crosstrim.eval.batches import Encoder
+from crosstrim.eval.items import asked
 from crosstrim.method.policies import Given
 from crosstrim.trimming.handle import trim
-from tests.eval.conftest import all_rows, write_pictures, write_rows
+from tests.support.questions import with_answers, write_pictures, write_rows
 
 TOKENS = 4
 CHOSEN = settings.expand(["union", "random", "oracle"], keep=[0.3, 1.0], first_layer="both", seeds=2, lossless=True)
@@ -26,7 +27,7 @@ FEW = settings.expand(["union", "oracle"], keep=[0.3])
 def questions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("questions")
     write_pictures(folder)
-    return dataset.read(write_rows(folder, all_rows()))
+    return dataset.read(write_rows(folder, with_answers()))
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +52,13 @@ def run(loaded, questions, tmp_path):
 def computed(monkeypatch):
     """The batches that were computed, as tuples of ids."""
     batches = []
-    answer = sweep._Answerer.answer
+    answer = sweep.Answerer.answer
 
     def watched(self, batch):
         batches.append(tuple(item.id for item in batch))
         return answer(self, batch)
 
-    monkeypatch.setattr(sweep._Answerer, "answer", watched)
+    monkeypatch.setattr(sweep.Answerer, "answer", watched)
     return batches
 
 
@@ -110,6 +111,23 @@ def test_the_cache_counts_the_first_layer(result):
     whole = rows["union keep=0.3, whole first layer"]
     assert whole["kept_fraction"] == kept
     assert whole["cache_fraction"] == pytest.approx((1 + 2 * kept) / 3, abs=1e-5)
+
+
+def test_the_cache_counts_what_later_layers_read_less(run):
+    chosen = settings.expand(["pyramid:0.2", "union"], keep=[0.5], first_layer="both")
+    found = run(chosen=chosen)
+    rows = {row["group"]: row["overall"] for row in found["summary"]}
+    label = "pyramid:0.2 keep=0.5"
+    visible = [item["visible"] for item in found["items"]]
+    layers = found["predictions"][label]["layers"]
+    assert [one[0] for one in layers] == found["predictions"][label]["kept"]
+    shares = [[count / seen for count in one] for one, seen in zip(layers, visible, strict=True)]
+    mean = sum(sum(one) for one in shares) / 3 / len(shares)
+    assert rows[label]["cache_fraction"] == pytest.approx(mean, rel=1e-5)
+    assert rows[label]["kept_fraction"] == rows["union keep=0.5"]["kept_fraction"] > mean + 0.05
+    whole = mean + (1 - rows[label]["kept_fraction"]) / 3
+    assert rows[f"{label}, whole first layer"]["cache_fraction"] == pytest.approx(whole, rel=1e-5)
+    assert "layers" not in found["predictions"]["union keep=0.5"]
 
 
 def test_seeds_are_averaged_question_by_question(result):
@@ -196,6 +214,7 @@ def test_a_run_of_something_else_is_not_continued(run, tmp_path, finished, optio
 def test_other_weights_are_another_model(run, loaded):
     run()
     weight = loaded[0].lm_head.weight
+    before = weight.detach().clone()
     with torch.no_grad():
         weight += 1
     try:
@@ -203,7 +222,7 @@ def test_other_weights_are_another_model(run, loaded):
             run()
     finally:
         with torch.no_grad():
-            weight -= 1
+            weight.copy_(before)  # to subtract it again would round
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"summary": [], "format": 0}'])
@@ -223,10 +242,7 @@ def test_the_oracle_reads_attention_off_the_later_layers(loaded, questions):
     """Against the weights that transformers itself returns, for each sample alone."""
     model, processor = loaded
     batch = questions.items[:4]
-    pictures = {item.picture: item for item in batch}
-    encoder = Encoder(model, processor)
-    arguments = [item.picture for item in batch], [item.question for item in batch], lambda one: pictures[one].open()
-    with encoder.inputs(*arguments) as inputs:
+    with asked(Encoder(model, processor), batch) as inputs:
         answers = answering.generate(model, processor, inputs, max_new_tokens=TOKENS).tokens
         votes = oracle.votes(model, inputs, answers)
     model.set_attn_implementation("eager")
@@ -257,7 +273,7 @@ def test_the_oracle_reads_attention_off_the_later_layers(loaded, questions):
 def test_the_oracle_forgets_what_comes_after_the_end(loaded, questions, monkeypatch):
     model, processor = loaded
     item = questions.items[0]
-    with Encoder(model, processor).inputs([item.picture], [item.question], lambda _: item.open()) as inputs:
+    with asked(Encoder(model, processor), [item]) as inputs:
         answers = answering.generate(model, processor, inputs, max_new_tokens=TOKENS).tokens
         short = oracle.votes(model, inputs, answers[:, :2])
         end = 2
@@ -283,7 +299,7 @@ def test_given_votes_decide(loaded, questions):
 
 
 def test_a_question_that_does_not_fit_is_named_before_any_is_asked(loaded, write, computed, tmp_path):
-    path = write([*all_rows()[:2], {**all_rows()[2], "question": "where? " * 100}])
+    path = write([*with_answers()[:2], {**with_answers()[2], "question": "where? " * 100}])
     words = r"the question with the id '0-where' cannot be asked: the prompt has \d+ tokens .* the model reads 512"
     with pytest.raises(InputError, match=words):
         sweep.run(*loaded, dataset.read(path), FEW, tmp_path / "run.json", name="tiny", max_new_tokens=TOKENS)

@@ -1,17 +1,11 @@
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 from crosstrim.models import compat
-from tests import tiny
-
-DEVICE = os.environ.get("CROSSTRIM_TEST_DEVICE") or "cuda"
-"""Set it to cpu to rehearse these tests without a GPU; what they say of one is then not tested."""
-
-REHEARSAL = not DEVICE.startswith("cuda")
+from tests.support import tiny
+from tests.support.gpu import DEVICE, REHEARSAL
 
 
 def pytest_collection_modifyitems(items):

@@ -13,10 +13,9 @@ from transformers.cache_utils import StaticLayer
 
 import crosstrim
 from crosstrim.models.names import cache_keyword
-from tests import tiny
-from tests.gpu.conftest import DEVICE, REHEARSAL
-from tests.gpu.test_oracle import on_device, run
-from tests.tiny import Image
+from tests.support import tiny
+from tests.support.gpu import DEVICE, REHEARSAL, on_device, run
+from tests.support.tiny import Image
 
 pytestmark = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.23"),

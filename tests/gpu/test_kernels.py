@@ -7,9 +7,9 @@ import torch
 
 import crosstrim
 from crosstrim.method.kernels import saliency_torch
-from tests.gpu.conftest import DEVICE, REHEARSAL
-from tests.kernels.test_saliency_triton import case
-from tests.oracle import saliency_by_loops
+from tests.support.gpu import DEVICE, REHEARSAL
+from tests.support.kernels import case
+from tests.support.oracle import saliency_by_loops
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(REHEARSAL, reason="make test-kernels interprets them on a CPU")

@@ -9,27 +9,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import crosstrim
 from crosstrim.method.policies import POLICIES
 from crosstrim.models import vision
-from tests import oracle, tiny
-from tests.gpu.conftest import DEVICE, REHEARSAL
-from tests.tiny import Image
+from tests.support import oracle, tiny
+from tests.support.gpu import DEVICE, REHEARSAL, on_device, run
+from tests.support.tiny import Image
 
 SAMPLES = {
     "single": [[2, Image(4), 9]],
     "ragged": [[2, Image(4), 9], [1, Image(1, seed=1), 4]],
     "two pictures": [[1, Image(4), 5, Image(2, seed=1), 7]],
 }
-NEW_TOKENS = 5
 OPTIONS = [{"k": 0.1}, {"keep": 7, "policy": "union"}, {"keep": 0.3, "policy": "union", "trim_first_layer": False}]
-
-
-def on_device(batch, dtype):
-    moved = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
-    return moved | {"pixel_values": moved["pixel_values"].to(dtype)}
-
-
-def run(model, batch, **options):
-    options = {"max_new_tokens": NEW_TOKENS, "return_dict_in_generate": True, "output_logits": True} | options
-    return model.generate(**batch, **options)
 
 
 def kept_mask(report, batch):

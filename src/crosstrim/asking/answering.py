@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +13,17 @@ import torch
 from crosstrim.config import TrimConfig
 from crosstrim.errors import ConfigError, ContextLengthError, InputError
 from crosstrim.models import mllama
-from crosstrim.trimming.handle import trim
-from crosstrim.trimming.report import TrimReport
+from crosstrim.trimming.handle import TrimHandle, trim
+from crosstrim.trimming.report import ImageReport, TrimReport
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _WARM_UP = 2
 """Tokens: one of prefill and one of decoding, which are slower the first time."""
+
+_GREEDY = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
+"""What `generate` is told whatever the model's own configuration of generation says."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +87,13 @@ def ask(
         raise ConfigError(f"max_new_tokens={max_new_tokens!r} must be at least 1.")
     check_question(model, processor, question, max_new_tokens)
     inputs = encode(processor, [picture], [question]).to(model.device)
-    if config is None:
-        return answer(model, processor, inputs, max_new_tokens)
-    with trim(model, for_tokenizer(config, processor.tokenizer)) as trimmed:
-        untrimmed = None
-        if compare:
-            with trimmed.disabled():
-                generate(model, processor, inputs, max_new_tokens=_WARM_UP)
-                untrimmed = answer(model, processor, inputs, max_new_tokens)
-            generate(model, processor, inputs, max_new_tokens=_WARM_UP)
-        trimmed_answer = answer(model, processor, inputs, max_new_tokens)
-        return replace(trimmed_answer, report=trimmed.report(), untrimmed=untrimmed)
+    if config is None or not compare:
+        return answer(model, processor, inputs, config, max_new_tokens)
+    found = []
+    for one in (config, None):
+        generate(model, processor, inputs, config=one, max_new_tokens=_WARM_UP)
+        found.append(answer(model, processor, inputs, one, max_new_tokens))
+    return replace(found[0], untrimmed=found[1])
 
 
 def for_tokenizer(config: TrimConfig, tokenizer: Any) -> TrimConfig:
@@ -101,6 +101,13 @@ def for_tokenizer(config: TrimConfig, tokenizer: Any) -> TrimConfig:
     if config.rating_rows != "last_turn" or config.user_turn_ids is not None:
         return config
     return replace(config, user_turn_ids=mllama.user_turn_ids(tokenizer))
+
+
+def trimmed(
+    model: Any, processor: Any, config: TrimConfig | None
+) -> contextlib.AbstractContextManager[TrimHandle | None]:
+    """The model trimmed as `config` says inside the `with` block; None leaves it as it is."""
+    return contextlib.nullcontext() if config is None else trim(model, for_tokenizer(config, processor.tokenizer))
 
 
 def encode(processor: Any, pictures: Sequence[Image.Image], questions: Sequence[str]) -> Any:
@@ -218,25 +225,48 @@ class Generation:
         tokens: [B, S] the generated tokens, end of text and padding included.
         logits: [B, V] float32, of the first of them.
         seconds: wall-clock time, with the device's work finished.
+        report: what was kept; None when the model ran as it was.
     """
 
     texts: list[str]
     tokens: torch.Tensor
     logits: torch.Tensor
     seconds: float
+    report: TrimReport | None
+
+    @property
+    def kept(self) -> tuple[tuple[ImageReport, ...], ...]:
+        """Per sample, what was kept of its images; no sample at all where there was nothing to trim."""
+        return () if self.report is None else self.report.samples
 
 
 @torch.no_grad()
-def generate(model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], *, max_new_tokens: int) -> Generation:
-    """Answer greedily, and take the time.
+def generate(
+    model: Any,
+    processor: Any,
+    inputs: Mapping[str, torch.Tensor],
+    *,
+    config: TrimConfig | None = None,
+    max_new_tokens: int,
+    **options: Any,
+) -> Generation:
+    """Answer a batch of prompts, greedily unless options say otherwise, and take the time.
+
+    Args:
+        model: of `crosstrim.load`.
+        processor: of `crosstrim.load`.
+        inputs: of the processor, padded on the left.
+        config: how to trim, for this batch alone; None runs the model as it is.
+        max_new_tokens: where to cut answers off.
+        **options: of `model.generate`.
 
     Raises:
         InputError: a prompt does not fit into the model with its answer.
+        AlreadyTrimmedError: the model is trimmed, and `config` is given.
     """
     from transformers import LogitsProcessorList
 
     check_inputs(model, inputs, max_new_tokens)
-
     logits: list[torch.Tensor] = []
 
     def watch(_tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -244,29 +274,30 @@ def generate(model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], *, 
             logits.append(scores)
         return scores
 
+    options = {**_GREEDY, "logits_processor": LogitsProcessorList([watch]), **options}
     on_cuda = model.device.type == "cuda"
-    if on_cuda:
-        torch.cuda.synchronize()
-    begun = time.perf_counter()
-    output = model.generate(
-        **inputs,
-        max_new_tokens=max_new_tokens,
-        logits_processor=LogitsProcessorList([watch]),
-        # Whatever the model's own configuration of generation says.
-        do_sample=False,
-        num_beams=1,
-        num_return_sequences=1,
-        return_dict_in_generate=False,
-    )
-    if on_cuda:
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - begun
+    with trimmed(model, processor, config) as handle:
+        if on_cuda:
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, **options)
+        if on_cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - begun
+        report = None if handle is None else handle.report()
     new = output[:, inputs["input_ids"].shape[1] :]
     texts = processor.batch_decode(new, skip_special_tokens=True)
-    return Generation([text.strip() for text in texts], new, logits[0], seconds)
+    return Generation([text.strip() for text in texts], new, logits[0], seconds, report)
 
 
-def answer(model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], max_new_tokens: int) -> Answer:
-    """Answer the one prompt in `inputs` greedily, the model as it is."""
-    generated = generate(model, processor, inputs, max_new_tokens=max_new_tokens)
-    return Answer(answer=generated.texts[0], tokens=generated.tokens.shape[1], seconds=generated.seconds)
+def answer(
+    model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], config: TrimConfig | None, max_new_tokens: int
+) -> Answer:
+    """Answer the one prompt in `inputs` greedily."""
+    found = generate(model, processor, inputs, config=config, max_new_tokens=max_new_tokens)
+    return Answer(found.texts[0], found.tokens.shape[1], found.seconds, found.report)
+
+
+def kept_fraction(images: Sequence[ImageReport]) -> float:
+    """Of all the visible features of a sample's pictures, which are some, the share that was kept."""
+    return sum(one.kept_fraction * one.visible for one in images) / sum(one.visible for one in images)

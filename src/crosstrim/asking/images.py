@@ -46,6 +46,20 @@ def open_image(source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_
     Raises:
         InputError: there is no picture, it is damaged, in another format, empty, or too large.
     """
+    with undecoded(source, max_pixels) as picture:
+        return as_rgb(picture, _name(source), max_pixels)
+
+
+def undecoded(source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture of which only the head was looked at, for `as_rgb`.
+
+    Args:
+        source: as of `open_image`.
+        max_pixels: of the largest picture.
+
+    Raises:
+        InputError: there is no picture, or it is in another format, empty, or too large.
+    """
     name = _name(source)
     content = read(source)
     Image.init()
@@ -59,8 +73,8 @@ def open_image(source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_
         raise InputError(f"{name} {_unknown(content)}; it reads {', '.join(_FORMATS)}.") from error
     except Exception as error:  # decoders raise anything on hostile bytes
         raise InputError(f"{name} is damaged: {error}.") from error
-    with picture:
-        return as_rgb(picture, name, max_pixels)
+    _check_size(picture, name, max_pixels)
+    return picture
 
 
 def as_rgb(picture: Image.Image, name: str = "the picture", max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -74,8 +88,7 @@ def as_rgb(picture: Image.Image, name: str = "the picture", max_pixels: int = MA
     Raises:
         InputError: it is damaged, has no defined brightness, or is too large.
     """
-    if picture.width * picture.height > max_pixels:
-        raise _too_large(name, f"{picture.width} x {picture.height} pixels", max_pixels)
+    _check_size(picture, name, max_pixels)
     try:
         picture.load()
         upright = ImageOps.exif_transpose(picture)
@@ -162,6 +175,11 @@ def _unknown(content: bytes) -> str:
         if begins.match(content):
             return f"is {kind}, which crosstrim does not read; convert it, for example to PNG or JPEG"
     return "is no picture that crosstrim reads, or its beginning is damaged"
+
+
+def _check_size(picture: Image.Image, name: str, max_pixels: int) -> None:
+    if picture.width * picture.height > max_pixels:
+        raise _too_large(name, f"{picture.width} x {picture.height} pixels", max_pixels)
 
 
 def _too_large(name: str, size: str, limit: int) -> InputError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from crosstrim.asking.images import MAX_PIXELS
 from crosstrim.errors import InputError
+from crosstrim.files import written_whole
 from crosstrim.models.tiles import Tiling
 from crosstrim.trimming.report import ImageReport, TrimReport
 from crosstrim.wording import counted
@@ -140,17 +140,12 @@ def save(picture: Image.Image, path: Path) -> None:
     """Write a picture whole or not at all.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the path is none that a picture can be written to.
+        UnwritableError: it cannot be written.
     """
     check_path(path)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with written_whole(path) as unfinished:
         picture.save(unfinished)
-        unfinished.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _features(kept: ImageReport | Iterable[int], tiling: Tiling) -> list[int]:

@@ -17,7 +17,7 @@ from crosstrim.asking.features import FeatureCache, digests
 from crosstrim.config import TrimConfig, TrimOptions, resolve
 from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError
 from crosstrim.models import mllama, prompts, vision
-from crosstrim.trimming.handle import handle_on, trim
+from crosstrim.trimming.handle import handle_on
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -139,10 +139,9 @@ class Session:
             begun = time.perf_counter()
             features = self.cache.features(self._model, self._images, self._pictures)
             inputs = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
-            with vision.given(self._model, features), trim(self._model, self.config) as trimmed:
-                answer = answering.answer(self._model, self._processor, inputs, max_new_tokens)
-                seconds = time.perf_counter() - begun
-                return replace(answer, seconds=seconds, report=trimmed.report())
+            with vision.given(self._model, features):
+                answer = answering.answer(self._model, self._processor, inputs, self.config, max_new_tokens)
+            return replace(answer, seconds=time.perf_counter() - begun)
 
     def _refuse_trimmed(self) -> None:
         if (handle := handle_on(self._located)) is not None:

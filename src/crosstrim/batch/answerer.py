@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,15 +12,14 @@ import torch
 from PIL import Image
 
 from crosstrim.asking import answering
+from crosstrim.asking.batches import Encoder
 from crosstrim.asking.loading import load
-from crosstrim.batch.rows import Row, Rows, batches, writable
 from crosstrim.config import TrimConfig
-from crosstrim.data import tables
+from crosstrim.data import sources
+from crosstrim.data.questions import Question, Questions, writable
 from crosstrim.errors import CrosstrimError, InputError
-from crosstrim.eval.batches import Encoder
 from crosstrim.models.memory import bytes_per_sample
-from crosstrim.trimming.handle import trim
-from crosstrim.trimming.report import ImageReport
+from crosstrim.trimming.checks import check_calibrated
 
 PROMPT_TOKENS = 512
 """Of a question, where memory is planned."""
@@ -29,7 +27,7 @@ PROMPT_TOKENS = 512
 CPU_BYTES = 4 << 30
 """For the questions of a batch, where no number is given and the model is on the CPU."""
 
-_Sample = tuple[Row, list[Image.Image]]
+_Sample = tuple[Question, list[Image.Image]]
 
 Answered = dict[str, Any]
 """id, answer, visible, kept, kept_fraction and error, as plain JSON types."""
@@ -52,7 +50,7 @@ class Job:
         done: places of rows that an earlier run answered, which are in no batch.
     """
 
-    rows: Rows
+    rows: Questions
     model: str
     dtype: str | None
     device: str | None
@@ -75,13 +73,13 @@ class Answerer:
         job: whose model to load.
 
     Raises:
-        CrosstrimError: the model cannot be loaded.
+        CrosstrimError: the model cannot be loaded, or is not the one that the config was calibrated with.
     """
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._model, self._processor = load(job.model, dtype=job.dtype, device_map=job.device)
-        self._config = answering.for_tokenizer(job.config, self._processor.tokenizer)
+        check_calibrated(self._model, job.config)
         self._encoder = Encoder(self._model, self._processor)
         memory = _free_bytes(self._model.device) if job.memory is None else job.memory
         self.at_once = max(1, memory // bytes_per_sample(self._model, PROMPT_TOKENS + job.max_new_tokens))
@@ -106,13 +104,13 @@ class Answerer:
                     answers[place] = answered
         return answers
 
-    def _open_and_ask(self, rows: Sequence[Row]) -> list[Answered]:
+    def _open_and_ask(self, rows: Sequence[Question]) -> list[Answered]:
         """Ask rows with as many pictures each together, except those whose pictures cannot be opened."""
         failed: dict[int, Answered] = {}
         samples: list[_Sample] = []
         for place, row in enumerate(rows):
             try:
-                samples.append((row, tables.open_sources(row.sources)))
+                samples.append((row, sources.open_sources(row.sources)))
             except InputError as error:
                 failed[place] = _failed(row, str(error))
         answers = iter(self._ask(samples) if samples else ())
@@ -131,27 +129,31 @@ class Answerer:
         return self._ask(samples[:middle]) + self._ask(samples[middle:])
 
     def _ask_together(self, samples: Sequence[_Sample]) -> list[Answered]:
-        names = [[_name(source) for source in row.sources] for row, _ in samples]
-        opened = (picture for _, pictures in samples for picture in pictures)
-        pictures = dict(zip((name for sample in names for name in sample), opened, strict=True))
-        questions, limit = [row.question for row, _ in samples], self._job.max_new_tokens
-        with (
-            self._encoder.inputs(names, questions, pictures.__getitem__, limit) as inputs,
-            trim(self._model, self._config) as handle,
-        ):
-            texts = answering.generate(self._model, self._processor, inputs, max_new_tokens=limit).texts
-            kept = handle.report().samples
+        pictures, questions = [pictures for _, pictures in samples], [row.question for row, _ in samples]
+        config, limit = self._job.config, self._job.max_new_tokens
+        with self._encoder.asked(pictures, questions, limit) as inputs:
+            found = answering.generate(self._model, self._processor, inputs, config=config, max_new_tokens=limit)
         return [
             {
                 "id": row.id,
                 "answer": text,
                 "visible": sum(image.visible for image in images),
                 "kept": sum(image.kept for image in images),
-                "kept_fraction": round(_kept_fraction(images), 6),
+                "kept_fraction": round(answering.kept_fraction(images), 6),
                 "error": None,
             }
-            for (row, _), text, images in zip(samples, texts, kept, strict=True)
+            for (row, _), text, images in zip(samples, found.texts, found.kept, strict=True)
         ]
+
+
+def batches(count: int, size: int, done: Iterable[range] = ()) -> Sequence[range]:
+    """The places of `count` rows but those that are done, in order and in batches of at most `size`."""
+    found: list[range] = []
+    begins = 0
+    for span in [*sorted(done, key=lambda span: span.start), range(count, count)]:
+        found += (range(start, min(start + size, span.start)) for start in range(begins, span.start, size))
+        begins = span.stop
+    return found
 
 
 def answer_here(job: Job, pending: Sequence[int]) -> Iterator[tuple[int, list[Answered]]]:
@@ -161,7 +163,7 @@ def answer_here(job: Job, pending: Sequence[int]) -> Iterator[tuple[int, list[An
         yield batch, answerer.answer(batch)
 
 
-def _failed(row: Row, error: str) -> Answered:
+def _failed(row: Question, error: str) -> Answered:
     return {
         "id": row.id,
         "answer": None,
@@ -172,21 +174,11 @@ def _failed(row: Row, error: str) -> Answered:
     }
 
 
-def _kept_fraction(images: Sequence[ImageReport]) -> float:
-    """Of all the visible features of a row's pictures."""
-    visible = sum(image.visible for image in images)
-    return sum(image.kept_fraction * image.visible for image in images) / visible
-
-
 def _words(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "the device ran out of memory on this row alone; take a smaller dtype or a larger device."
     lines = str(error).strip().splitlines() or [""]
     return " ".join(lines) if isinstance(error, CrosstrimError) else f"{type(error).__name__}: {lines[0]}"
-
-
-def _name(source: tables.Source) -> str:
-    return hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else source
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -10,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from crosstrim.batch.answerer import Answered, Job
-from crosstrim.data.journal import Journal, Record, check_same, journal_of, write_whole, written_whole
+from crosstrim.data.journal import Journal, Record, check_same, journal_of
 from crosstrim.errors import MissingExtraError, ResultError
+from crosstrim.files import write_json, written_whole
 from crosstrim.trimming.report import versions
 
 FORMAT = 2
@@ -79,7 +81,7 @@ def run(
         failed = sum(row["error"] is not None for row in answers)
         sizes = sorted({record["batch_size"] for record in records})
         summary = {**header, "batch_sizes": sizes, "answered": len(answers) - failed, "failed": failed}
-        write_whole(notes, summary)
+        write_json(notes, summary)
         _write(out, answers)
     journal_path.unlink(missing_ok=True)
     return {"rows": len(job.rows), **{name: summary[name] for name in ("answered", "failed")}, "out": str(out)}
@@ -94,8 +96,9 @@ def check_path(out: Path) -> None:
     """
     if out.suffix.lower() not in (".jsonl", ".parquet") or out.is_dir():
         raise ResultError(f"{out} cannot hold answers; give a file that ends in .jsonl or .parquet.")
-    if not out.parent.is_dir():
-        raise ResultError(f"{out} lies in a folder that does not exist; create {out.parent} first.")
+    folder = Path(os.path.realpath(out)).parent  # where a link leads
+    if not folder.is_dir():
+        raise ResultError(f"{out} lies in a folder that does not exist; create {folder} first.")
     if out.suffix.lower() == ".parquet":
         _pyarrow(out)
 

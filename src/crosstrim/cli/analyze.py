@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 def analyze(
     image: Annotated[
         str | None,
-        typer.Argument(metavar="IMAGE", help="A picture, - for stdin, or an example (see: crosstrim examples)."),
+        typer.Argument(
+            metavar="IMAGE",
+            help="A picture, - for stdin, an example (see: crosstrim examples), or a folder of pictures.",
+        ),
     ] = None,
     question: Annotated[str | None, typer.Argument(metavar="QUESTION", help="What to ask about it.")] = None,
     data: Annotated[
@@ -56,24 +59,26 @@ def analyze(
 ) -> None:
     """Show how sparse a model's cross-attention is, how far its layers agree, and what its KV cache holds.
 
-    Reads prompts with the untrimmed model: one question about one picture, those of --data, or the first of the
-    embedded mini's held-out questions. Answers are neither needed nor given.
+    Reads prompts with the untrimmed model: one question about one picture or a folder of them, those of --data, or
+    the first of the embedded mini's held-out questions. Answers are neither needed nor given.
 
     Try: crosstrim analyze example "Read all the digits."
     """
-    from crosstrim.eval import analysis, analysis_report
+    from crosstrim.data import pages
+    from crosstrim.eval import analysis, analysis_page
 
     sources = {"IMAGE": image, "--data": data, "--shape": shape}
     given = [name for name, value in sources.items() if value is not None]
     if len(given) > 1:
         raise typer.BadParameter(f"{' and '.join(given)} are two things to look at; give one of them.")
-    if given in (["IMAGE"], ["--shape"]) and questions is not None:
+    one = given == ["IMAGE"] and not Path(str(image)).is_dir()
+    if (one or given == ["--shape"]) and questions is not None:
         raise typer.BadParameter(f"--questions goes with --data or the embedded questions, not with {given[0]}.")
     if shape is not None and shape not in SHAPES:
         raise typer.BadParameter(f"--shape {shape} must be one of {', '.join(SHAPES)}.")
     asked = _asked(image, question, data, on_error, questions) if shape is None else None
     if to is not None:
-        analysis_report.prepare(to)
+        pages.prepare(to)
     if asked is None:
         result = analysis.of_shape(SHAPES[str(shape)])
     else:
@@ -81,7 +86,7 @@ def analyze(
         with console.progress("questions") as steps:
             result = analysis.run(loaded, processor, asked, name=model, batch_size=batch_size, progress=steps)
     if to is not None:
-        for file in analysis_report.write(result, to):
+        for file in analysis_page.write(result, to):
             console.say(f"wrote {file}")
     if json:
         console.print_json(result)
@@ -96,24 +101,23 @@ def _asked(
     from crosstrim.asking import images
     from crosstrim.data import dataset
 
-    if image is not None:
-        if question is None:
-            raise typer.BadParameter("IMAGE goes with a QUESTION: attention is what the text pays to the picture.")
-        return dataset.single(images.find(image), question)
-    found = eval_options.questions(data, on_error)
+    if image is not None and question is None:
+        raise typer.BadParameter("IMAGE goes with a QUESTION: attention is what the text pays to the picture.")
+    if image is not None and not Path(image).is_dir():
+        return dataset.single(images.find(image), str(question))
+    if data is not None and data.is_dir():
+        raise typer.BadParameter(f"--data {data} is a folder; give it as IMAGE, with a QUESTION.")
+    source = data if image is None else Path(image)
+    found = eval_options.questions(source, on_error, question=question, labelled=False)
     count = len(found.items)
-    if data is not None and questions is None and count > defaults.QUESTIONS:
+    if source is not None and questions is None and count > defaults.QUESTIONS:
         console.say(f"reads the first {defaults.QUESTIONS} of {count} questions; --questions {count} reads all.")
     return found.first(questions or defaults.QUESTIONS)
 
 
 def _print(result: Mapping[str, Any]) -> None:
-    from crosstrim.eval import analysis_report
+    from crosstrim.eval import analysis_page
 
     if "dataset" in result:
         console.print_rich(f"questions read: {result['dataset']['questions']} of {result['dataset']['name']}", "")
-    for number, table in enumerate(analysis_report.tables(result)):
-        grid = console.grid(*table.header)
-        for row in table.rows:
-            grid.add_row(*row)
-        console.print_rich(*[""] * (number > 0), table.title, "", grid, "", table.note)
+    console.print_tables(analysis_page.tables(result))

@@ -16,19 +16,14 @@ if TYPE_CHECKING:
     from crosstrim.asking.answering import Answer
 
 
+@options.with_trim
 def ask(
     image: Annotated[
         str, typer.Argument(metavar="IMAGE", help="A picture, - for stdin, or an example (see: crosstrim examples).")
     ],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
-    k: options.K = None,
-    keep: options.Keep = None,
-    lossless: options.Lossless = False,
-    policy: options.Policy = None,
-    rating_rows: options.RatingRows = "all",
-    k_base: options.KBase = "visible",
-    whole_first_layer: options.WholeFirstLayer = False,
-    kv_dtype: options.KvDtype = None,
+    *,
+    trim: options.Trim,
     compare: Annotated[bool, typer.Option("--compare", help="Ask the untrimmed model as well.")] = False,
     overlay: Annotated[
         Path | None,
@@ -51,16 +46,6 @@ def ask(
     from crosstrim.asking import answering, images
     from crosstrim.asking import overlay as viz
 
-    config = options.trim_config(
-        k=k,
-        keep=keep,
-        lossless=lossless,
-        policy=policy,
-        rating_rows=rating_rows,
-        k_base=k_base,
-        whole_first_layer=whole_first_layer,
-        kv_dtype=kv_dtype,
-    )
     source = images.find(image)
     if overlay is not None:
         viz.check_path(overlay)
@@ -70,9 +55,7 @@ def ask(
     if overlay is not None and overlay.exists() and source != "-" and overlay.samefile(source):
         raise InputError(f"--overlay {overlay} is the picture itself; give another file.")
     loaded, processor = options.load_model(model, dtype, device)
-    answer = answering.ask(
-        loaded, processor, picture, question, config, compare=compare, max_new_tokens=max_new_tokens
-    )
+    answer = answering.ask(loaded, processor, picture, question, trim, compare=compare, max_new_tokens=max_new_tokens)
     if overlay is not None and answer.report is not None:
         viz.save(viz.overlay_report(picture, answer.report, loaded, processor), overlay)
         console.say(f"wrote {overlay}")

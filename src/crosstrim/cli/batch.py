@@ -13,6 +13,7 @@ from crosstrim.data.journal import journal_of
 from crosstrim.wording import counted
 
 
+@options.with_trim
 def batch(
     source: Annotated[
         Path, typer.Argument(metavar="INPUT", help="A .jsonl or .parquet file, or a folder of pictures.")
@@ -30,14 +31,8 @@ def batch(
             "--batch-size may be another.",
         ),
     ] = False,
-    k: options.K = None,
-    keep: options.Keep = None,
-    lossless: options.Lossless = False,
-    policy: options.Policy = None,
-    rating_rows: options.RatingRows = "all",
-    k_base: options.KBase = "visible",
-    whole_first_layer: options.WholeFirstLayer = False,
-    kv_dtype: options.KvDtype = None,
+    *,
+    trim: options.Trim,
     batch_size: Annotated[
         int,
         typer.Option(
@@ -80,18 +75,8 @@ def batch(
     from crosstrim.batch import ray as ray_batch
     from crosstrim.batch import run as jobs
     from crosstrim.batch.answerer import Job, answer_here
-    from crosstrim.batch.rows import open_rows
+    from crosstrim.data.questions import open_questions
 
-    config = options.trim_config(
-        k=k,
-        keep=keep,
-        lossless=lossless,
-        policy=policy,
-        rating_rows=rating_rows,
-        k_base=k_base,
-        whole_first_layer=whole_first_layer,
-        kv_dtype=kv_dtype,
-    )
     if engine not in ("auto", "local", "ray"):
         raise typer.BadParameter(f"--engine {engine} must be one of auto, local, ray.")
     on_ray = engine == "ray" or (engine == "auto" and address is not None)
@@ -100,7 +85,7 @@ def batch(
     if on_ray:
         ray_batch.import_ray("ray.data")
     jobs.check_path(out)
-    rows = open_rows(source, question)
+    rows = open_questions(source, question)
     if rows.passed_over is not None:
         console.say(rows.passed_over)
     job = Job(
@@ -108,7 +93,7 @@ def batch(
         model=model,
         dtype=dtype,
         device=device or (None if on_ray else environment.best_device()),
-        config=config,
+        config=trim,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         memory=None if memory is None else int(memory * 2**30),

@@ -37,45 +37,34 @@ def bench(
 
     Try: crosstrim bench layers --quick --check
     """
-    from crosstrim.bench import report, suites
-    from crosstrim.eval import analysis_report
+    from crosstrim.bench import page, suites
+    from crosstrim.data import pages
 
     if suite not in names.SUITES:
         raise typer.BadParameter(f"SUITE {suite} must be one of {', '.join(names.SUITES)}.")
     if out is not None:
-        report.check_file(out)
+        page.check_file(out)
     if to is not None:
-        analysis_report.prepare(to)
+        pages.prepare(to)
     with console.progress("rows") as steps:
 
         def saved(result: dict[str, Any]) -> None:
             steps(len(result["rows"]), None)
             if out is not None:  # what was measured stays, whatever happens to the rest
-                report.write_data(result, out)
+                page.write_data(result, out)
 
         result = suites.measure(suites.SUITES[suite], "quick" if quick else "full", saved)
-    files = [] if out is None else report.write_data(result, out)
-    files += [] if to is None else report.write(result, to)
+    files = [] if out is None else page.write_data(result, out)
+    files += [] if to is None else page.write(result, to)
     for file in files:
         console.say(f"wrote {file}")
     if json:
         console.print_json(result)
     else:
-        _print(result, check)
-    missed = report.missed(result) if check else []
+        shown = page.tables(result)
+        console.print_tables(table for table in shown if check or table.title != page.BARS)
+    missed = page.missed(result) if check else []
     for name in missed:
         console.say(f"missed: {name}")
     if missed:
         raise typer.Exit(1)
-
-
-def _print(result: dict[str, Any], check: bool) -> None:
-    from crosstrim.bench import report
-
-    for table in report.tables(result):
-        if table.title == "bars" and not check:
-            continue
-        grid = console.grid(*table.header)
-        for row in table.rows:
-            grid.add_row(*row)
-        console.print_rich(table.title, "", grid, "", table.note, "")

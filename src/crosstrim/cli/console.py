@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.core import TyperCommand
 
-from crosstrim.errors import ConfigError, CrosstrimError
+from crosstrim.data import pages
+from crosstrim.errors import ConfigError, CrosstrimError, UnwritableError
 
 Steps = Callable[[int, int | None], None]
 """Called with how much is done, and of how much where that is known."""
@@ -79,6 +80,15 @@ def grid(*header: str) -> Table:
     return table
 
 
+def print_tables(tables: Iterable[pages.Table]) -> None:
+    """Write tables with their titles above them and their notes below."""
+    for number, table in enumerate(tables):
+        shown = grid(*table.header)
+        for row in table.rows:
+            shown.add_row(*row)
+        print_rich(*[""] * (number > 0), table.title, "", shown, "", table.note)
+
+
 @contextlib.contextmanager
 def progress(what: str) -> Iterator[Steps]:
     """A bar on stderr while the block runs, where somebody watches."""
@@ -94,10 +104,10 @@ def progress(what: str) -> Iterator[Steps]:
 
 @contextlib.contextmanager
 def resumable(journal: Path, how: str) -> Iterator[None]:
-    """Say how to go on where the block was interrupted and left a journal."""
+    """Say how to go on where the block was interrupted, or the disk is full, and left a journal."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, UnwritableError):
         if journal.exists():
             say(f"interrupted; what is done is kept, and {how} goes on.")
         raise

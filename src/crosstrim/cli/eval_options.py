@@ -44,8 +44,7 @@ Ks = Annotated[
     typer.Option(
         "--k",
         metavar="SHARE",
-        help="Every head of the first cross-attention layer keeps this share of the image features, and the union "
-        f"over heads stays. Default: {options.DEFAULT_K}, without --out. {REPEAT}",
+        help=f"{options.K_HELP}, without --out. {REPEAT}",
     ),
 ]
 Keeps = Annotated[
@@ -54,8 +53,7 @@ Keeps = Annotated[
         "--keep",
         metavar="SHARE|COUNT",
         parser=options.parse_keep,
-        help="Keep exactly this share (0.5, 1.0) or number (2048) of each image's visible features, in place of --k. "
-        f"{REPEAT} Then the default is {', '.join(map(str, defaults.KEEPS))}.",
+        help=f"{options.KEEP_HELP} {REPEAT} Then the default is {', '.join(map(str, defaults.KEEPS))}.",
     ),
 ]
 Policies = Annotated[
@@ -81,7 +79,7 @@ KvDtypes = Annotated[
         "--kv-dtype",
         metavar="model|int8|fp8",
         parser=options.parse_kv_dtype,
-        help=f"How the cache holds what is kept: as the model computes it, or in eight bits. {REPEAT}",
+        help=f"{options.KV_DTYPE_HELP} {REPEAT}",
     ),
 ]
 Seeds = Annotated[
@@ -111,8 +109,10 @@ To = Annotated[
 ]
 
 
-def questions(data: Path | None, on_error: str, quick: bool = False) -> Dataset:
-    """Those of --data or of the embedded benchmark; rows that cannot be asked are told, and may end the run."""
+def questions(
+    data: Path | None, on_error: str, quick: bool = False, question: str | None = None, *, labelled: bool = True
+) -> Dataset:
+    """Those of --data, as of `dataset.read`, or of the embedded benchmark; rows that cannot be asked are told."""
     from crosstrim.data import dataset
 
     if on_error not in dataset.ON_ERROR:
@@ -120,7 +120,9 @@ def questions(data: Path | None, on_error: str, quick: bool = False) -> Dataset:
     if data is None:
         return dataset.embedded(quick)
     with console.progress("rows") as steps:
-        found = dataset.read(data, progress=lambda row: steps(row, None))
+        found = dataset.read(data, question, labelled=labelled, progress=lambda row: steps(row, None))
+    if found.passed_over is not None:
+        console.say(found.passed_over)
     for complaint in found.complaints():
         console.say(complaint)
     found = found.usable(on_error)

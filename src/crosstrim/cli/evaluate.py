@@ -101,10 +101,9 @@ def evaluate(
 
 
 def _draw(result: Path, folder: Path | None, json: bool) -> None:
-    from crosstrim.eval import report as pages
-    from crosstrim.eval import sweep
+    from crosstrim.eval import sweep, sweep_page
 
-    files = pages.write(sweep.read(result), folder or result.with_suffix(""))
+    files = sweep_page.write(sweep.read(result), folder or result.with_suffix(""))
     if json:
         console.print_json({"files": list(map(str, files))})
     else:

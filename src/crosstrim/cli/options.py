@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -11,6 +13,9 @@ from crosstrim.method.names import BUDGETED, KV_DTYPES, PAPER, POLICIES
 
 if TYPE_CHECKING:
     from crosstrim.config import TrimConfig
+
+Trim: TypeAlias = "TrimConfig"
+"""What a verb `with_trim` gets."""
 
 DEFAULT_K = 0.25
 
@@ -49,23 +54,19 @@ Device = Annotated[
         help="cpu, cuda, cuda:1, ..., or auto to spread over all devices. Default: cuda if there is one, else cpu.",
     ),
 ]
-K = Annotated[
-    float | None,
-    typer.Option(
-        "--k",
-        metavar="SHARE",
-        help="Every head of the first cross-attention layer keeps this share of the image features, and the union "
-        f"over heads stays. Default: {DEFAULT_K}.",
-    ),
-]
+K_HELP = (
+    "Every head of the first cross-attention layer keeps this share of the image features, and the union over heads "
+    f"stays. Default: {DEFAULT_K}"
+)
+K = Annotated[float | None, typer.Option("--k", metavar="SHARE", help=f"{K_HELP}.")]
+KEEP_HELP = "Keep exactly this share (0.5, 1.0) or number (2048) of each image's visible features, in place of --k."
 Keep = Annotated[
     Any,
     typer.Option(
         "--keep",
         metavar="SHARE|COUNT",
         parser=parse_keep,
-        help="Keep exactly this share (0.5, 1.0) or number (2048) of each image's visible features, in place of --k. "
-        "1 is one feature, 1.0 all of them.",
+        help=f"{KEEP_HELP} 1 is one feature, 1.0 all of them.",
     ),
 ]
 Lossless = Annotated[
@@ -99,16 +100,61 @@ def parse_kv_dtype(text: str) -> str | None:
     return None if text == MODEL_DTYPE else text
 
 
+KV_DTYPE_HELP = "How the cache holds what is kept: as the model computes it, or in eight bits."
 KvDtype = Annotated[
     Any,
     typer.Option(
         "--kv-dtype",
         metavar="model|int8|fp8",
         parser=parse_kv_dtype,
-        help="How the cache holds what is kept: as the model computes it, or in eight bits.",
+        help=KV_DTYPE_HELP,
     ),
 ]
+Calibrated = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibrated",
+        metavar="FILE.json",
+        help="Trim as `crosstrim calibrate` found, and refuse another model, dtype or repairs.",
+    ),
+]
+TRIM: dict[str, tuple[Any, Any]] = {
+    "k": (K, None),
+    "keep": (Keep, None),
+    "lossless": (Lossless, False),
+    "policy": (Policy, None),
+    "rating_rows": (RatingRows, "all"),
+    "k_base": (KBase, "visible"),
+    "whole_first_layer": (WholeFirstLayer, False),
+    "kv_dtype": (KvDtype, None),
+    "calibrated": (Calibrated, None),
+}
+"""The options that say how to trim, each with its default."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def with_trim(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb with the options `TRIM` in the place of its parameter `trim`, which gets the trimming they ask for."""
+    signature, parameters = inspect.signature(verb, eval_str=True), []
+    for parameter in signature.parameters.values():
+        if parameter.name == "trim":
+            parameters += [
+                inspect.Parameter(name, parameter.kind, default=default, annotation=annotation)
+                for name, (annotation, default) in TRIM.items()
+            ]
+        else:
+            parameters.append(parameter)
+
+    def run(**values: Any) -> None:
+        trim = trim_config(**{name: values.pop(name) for name in TRIM})
+        verb(trim=trim, **values)
+
+    # What Typer looks at.
+    run.__doc__ = verb.__doc__
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def trim_config(
@@ -121,10 +167,26 @@ def trim_config(
     k_base: str,
     whole_first_layer: bool,
     kv_dtype: str | None,
+    calibrated: Path | None = None,
 ) -> TrimConfig:
     """The trimming that the options ask for; without --k, --keep and --lossless, the paper's rule at k=0.25."""
     from crosstrim.config import TrimConfig
 
+    if calibrated is not None:
+        beside = {
+            "--k": k is not None,
+            "--keep": keep is not None,
+            "--lossless": lossless,
+            "--policy": policy is not None,
+            "--rating-rows": rating_rows != "all",
+            "--k-base": k_base != "visible",
+            "--whole-first-layer": whole_first_layer,
+            "--kv-dtype": kv_dtype is not None,
+        }
+        for name, is_given in beside.items():
+            if is_given:
+                raise typer.BadParameter(f"{name} has no effect with --calibrated, which says it all; leave it out.")
+        return TrimConfig.from_calibration(calibrated)
     given = [
         name
         for name, is_given in (("--k", k is not None), ("--keep", keep is not None), ("--lossless", lossless))

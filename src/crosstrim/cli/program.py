@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import crosstrim
-from crosstrim.cli import analyze, ask, batch, bench, doctor, evaluate, examples, serve
+from crosstrim.cli import analyze, ask, batch, bench, calibrate, doctor, evaluate, examples, serve
 from crosstrim.cli.console import Verb
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ def _options(
 app.command("ask", cls=Verb)(ask.ask)
 app.command("examples", cls=Verb)(examples.examples)
 app.command("eval", cls=Verb)(evaluate.evaluate)
+app.command("calibrate", cls=Verb)(calibrate.calibrate)
 app.command("analyze", cls=Verb)(analyze.analyze)
 app.command("bench", cls=Verb)(bench.bench)
 app.command("batch", cls=Verb)(batch.batch)

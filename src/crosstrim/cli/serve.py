@@ -11,11 +11,11 @@ from crosstrim.cli import console, options
 from crosstrim.server.settings import Settings
 
 # Engines that bring a server of their own, and what of the options they take.
-_BOTH_TAKE = {"engine", "host", "port", "tensor_parallel", "model", "engine_options"}
-_BOTH_TAKE |= {"k", "keep", "lossless", "policy", "rating_rows", "k_base", "whole_first_layer", "kv_dtype"}
+_BOTH_TAKE = {"engine", "host", "port", "tensor_parallel", "model", "engine_options", *options.TRIM} - {"calibrated"}
 _ENGINES = {"sglang": ("SGLang", _BOTH_TAKE | {"device", "allow_untested_backend"}), "vllm": ("vLLM", _BOTH_TAKE)}
 
 
+@options.with_trim
 def serve(
     context: typer.Context,
     engine_options: Annotated[
@@ -36,14 +36,8 @@ def serve(
     port: Annotated[
         int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="0 is a free one, with --engine local.")
     ] = 8000,
-    k: options.K = None,
-    keep: options.Keep = None,
-    lossless: options.Lossless = False,
-    policy: options.Policy = None,
-    rating_rows: options.RatingRows = "all",
-    k_base: options.KBase = "visible",
-    whole_first_layer: options.WholeFirstLayer = False,
-    kv_dtype: options.KvDtype = None,
+    *,
+    trim: options.Trim,
     max_batch: Annotated[
         int, typer.Option("--max-batch", metavar="COUNT", min=1, help="Requests that are answered together.")
     ] = Settings.max_batch,
@@ -75,7 +69,8 @@ def serve(
             metavar="KEY",
             envvar="CROSSTRIM_API_KEY",
             show_envvar=True,
-            help="Ask every request for this key; other users may see it on a command line, so prefer the variable.",
+            help="Ask every request for this key, or one of several with spaces between; other users may see it on a "
+            "command line, so prefer the variable.",
         ),
     ] = None,
     allow_remote_images: Annotated[
@@ -125,16 +120,6 @@ def serve(
 
     if engine not in ("local", "ray", *_ENGINES):
         raise typer.BadParameter(f"--engine {engine} must be one of local, ray, {', '.join(_ENGINES)}.")
-    trim = options.trim_config(
-        k=k,
-        keep=keep,
-        lossless=lossless,
-        policy=policy,
-        rating_rows=rating_rows,
-        k_base=k_base,
-        whole_first_layer=whole_first_layer,
-        kv_dtype=kv_dtype,
-    )
     if engine in _ENGINES:
         _refuse_what_the_engine_does_not_take(context, engine)
         where: dict[str, Any] = {"host": host, "port": port, "tensor_parallel": tensor_parallel}
@@ -148,8 +133,11 @@ def serve(
         raise typer.BadParameter("--tensor-parallel and options after -- go with --engine sglang or vllm.")
     if engine == "local" and (replicas != 1 or address is not None):
         raise typer.BadParameter("--replicas and --address go with --engine ray.")
-    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key != ""):
-        raise typer.BadParameter("--api-key must be of printable ASCII characters, without white space around them.")
+    keys = tuple(api_key.split()) if api_key is not None else ()
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " ".join(keys) == api_key != ""):
+        raise typer.BadParameter(
+            "--api-key must be of printable ASCII characters, with one space between two keys and none around them."
+        )
     if log not in ("text", "json"):
         raise typer.BadParameter(f"--log {log} must be one of text, json.")
     settings = Settings(
@@ -162,7 +150,7 @@ def serve(
         queue_limit=queue_limit,
         timeout=timeout,
         max_new_tokens=max_new_tokens,
-        api_key=api_key,
+        api_keys=keys,
         allow_remote_images=allow_remote_images,
         max_image_bytes=max_image_bytes,
         max_pixels=max_pixels,

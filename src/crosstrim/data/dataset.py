@@ -1,11 +1,11 @@
-"""Questions about pictures from JSONL, Parquet or the embedded benchmark, every row checked before any is asked."""
+"""Questions for evaluation, from files or the embedded benchmark, every row checked before any is asked."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,13 @@ from PIL import Image
 
 from crosstrim import mini
 from crosstrim.asking.images import read as read_picture
-from crosstrim.data import tables
+from crosstrim.data.questions import NEEDED, Question, open_questions, question_of, text_of, type_name
+from crosstrim.data.sources import Source, open_source
 from crosstrim.errors import DatasetError, InputError
 
-REQUIRED = ("image", "question", "answers")
-OPTIONAL = ("id", "kind")
+ALIKE = ("answers", "kind", "id")
+"""Columns that every row must have, or none, with values of one type."""
+
 ALL = "all"
 """The kind of every question when a file has no column `kind`."""
 
@@ -27,6 +29,8 @@ ON_ERROR = ("stop", "skip")
 """What may happen when rows cannot be asked."""
 
 Progress = Callable[[int], None]
+
+_AT_ONCE = 64  # rows that are read together
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,12 @@ class Item:
         source: the picture: a path, or the bytes of its file.
         picture: SHA-256 of the picture's file, by which questions about the same picture find each other.
         question: what to ask.
-        answers: any of them is right.
+        answers: any of them is right; empty where none was given.
         kind: what to report it under.
     """
 
     id: str
-    source: tables.Source = field(repr=False)
+    source: Source = field(repr=False)
     picture: str
     question: str
     answers: tuple[str, ...]
@@ -51,7 +55,7 @@ class Item:
 
     def open(self) -> Image.Image:
         """The picture, decoded."""
-        return tables.open_source(self.source)
+        return open_source(self.source)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Problem:
     """A row that cannot be asked.
 
     Attributes:
-        row: its number, from 1; of a JSONL file, the line's.
+        row: its number, as of `Question`.
         words: what is wrong with it.
     """
 
@@ -73,15 +77,17 @@ class Dataset:
 
     Attributes:
         name: where they come from.
-        unit: what its rows are called: "line" or "row".
+        unit: what its rows are called, as of `Questions`.
         items: those that can be asked.
         problems: the rows that cannot.
+        passed_over: as of `Questions`.
     """
 
     name: str
     unit: str
     items: tuple[Item, ...]
     problems: tuple[Problem, ...] = ()
+    passed_over: str | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -135,9 +141,8 @@ class Dataset:
 
 def embedded(quick: bool = False) -> Dataset:
     """The embedded model's held-out questions, or the first few of each kind and tile layout."""
-    checks = _Checks(Path(), "line")
-    items = [checks.item(number, row) for number, row in enumerate(mini.select(mini.heldout(), quick), 1)]
-    return Dataset("mini-heldout", "line", _together(items))
+    checks, rows = _Checks("line"), enumerate(mini.select(mini.heldout(), quick), 1)
+    return Dataset("mini-heldout", "line", _together([checks.item(question_of(*row, Path())) for row in rows]))
 
 
 def single(source: str, question: str) -> Dataset:
@@ -150,16 +155,20 @@ def single(source: str, question: str) -> Dataset:
     Raises:
         InputError: the picture or the question cannot be used.
     """
-    row = {"image": {"bytes": read_picture(source)}, "question": question, "answers": "?"}
-    return Dataset(source, "line", (replace(_Checks(Path(), "line").item(1, row), answers=()),))
+    row = {"image": {"bytes": read_picture(source)}, "question": question}
+    return Dataset(source, "line", (_Checks("line").item(question_of(1, row, Path())),))
 
 
-def read(path: Path, progress: Progress = lambda row: None) -> Dataset:
-    """Read and check a file of questions, decoding every picture once.
+def read(
+    path: Path, question: str | None = None, *, labelled: bool = True, progress: Progress = lambda row: None
+) -> Dataset:
+    """Read and check questions, decoding every picture once.
 
     Args:
-        path: a .jsonl or .parquet file, with the columns `image`, `question` and `answers`, and perhaps `id` and
-            `kind`; others are ignored. Paths of pictures count from the file's folder.
+        path: as of `open_questions`; a file has the columns `image`, `question` and `answers`, and perhaps `id` and
+            `kind`.
+        question: as of `open_questions`.
+        labelled: whether every row needs `answers`; where not, a row may have none, and a folder has none.
         progress: called with the number of each row that was checked.
 
     Returns:
@@ -169,31 +178,16 @@ def read(path: Path, progress: Progress = lambda row: None) -> Dataset:
         DatasetError: the file as a whole cannot be read.
         MissingExtraError: it is Parquet and pyarrow is not installed.
     """
-    rows: Iterator[tuple[int, Any]]
-    if path.suffix.lower() == ".jsonl":
-        unit, rows = "line", ((number, line) for number, _, line in tables.jsonl_lines(path))
-    elif path.suffix.lower() == ".parquet":
-        unit, rows = "row", _parquet_rows(path)
-    else:
-        raise DatasetError(f"{path} ends in {path.suffix!r}; questions are read from .jsonl and .parquet.")
-    checks, items, problems = _Checks(path.parent, unit), [], []
-    for number, row in rows:
-        try:
-            items.append(checks.item(number, tables.parse_line(row) if isinstance(row, bytes) else row))
-        except InputError as error:
-            problems.append(Problem(number, str(error)))
-        progress(number)
-    return Dataset(str(path), unit, _together(items), tuple(problems))
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with tables.open_parquet(path, REQUIRED) as file:
-        columns = [name for name in (*REQUIRED, *OPTIONAL) if name in file.schema_arrow.names]
-        number = 0
-        for batch in file.iter_batches(batch_size=64, columns=columns):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+    rows = open_questions(path, question, (*NEEDED, *["answers"] * labelled), strict=False)
+    checks, items, problems = _Checks(rows.unit), [], []
+    for begins in range(0, len(rows), _AT_ONCE):
+        for row in rows.read(range(begins, min(begins + _AT_ONCE, len(rows)))):
+            try:
+                items.append(checks.item(row, rows.doubled.get(row.number)))
+            except InputError as error:
+                problems.append(Problem(row.number, str(error)))
+            progress(row.number)
+    return Dataset(str(path), rows.unit, _together(items), tuple(problems), rows.passed_over)
 
 
 def _together(items: Sequence[Item]) -> tuple[Item, ...]:
@@ -208,63 +202,52 @@ class _Checks:
     """Turns rows into items, and remembers what rows must agree on.
 
     Args:
-        folder: where relative paths of pictures begin.
         unit: what a row is called.
     """
 
-    def __init__(self, folder: Path, unit: str) -> None:
-        self._folder = folder.absolute()
+    def __init__(self, unit: str) -> None:
         self._unit = unit
-        self._rows_of_ids: dict[str, int] = {}
-        self._types: tuple[int, dict[str, str]] | None = None
+        self._first: Question | None = None
         self._pictures: dict[str | bytes, str | InputError] = {}
 
-    def item(self, number: int, row: Any) -> Item:
+    def item(self, row: Question, doubled: tuple[int, str] | None = None) -> Item:
         """The row as an item.
+
+        Args:
+            row: to check.
+            doubled: the number of the row that has its id already, and the id.
 
         Raises:
             InputError: it cannot be asked.
         """
-        if not isinstance(row, dict):
-            raise InputError(f"expected an object with {', '.join(REQUIRED)}, got {tables.type_name(row)}.")
-        row = {name: row[name] for name in (*REQUIRED, *OPTIONAL) if row.get(name) is not None}
-        self._check_columns(number, row)
-        identity = self._id(number, row)
-        question, kind = row["question"], row.get("kind", ALL)
-        for name, text in (("question", question), ("kind", kind)):
-            if not isinstance(text, str) or not text.strip():
-                raise InputError(f"{name!r} must be a text that is not empty, got {text!r}.")
-        if tables.IMAGE_TOKEN in question:
-            raise InputError(f"the question contains {tables.IMAGE_TOKEN}, which stands for the picture.")
-        source = tables.picture_source(row["image"], self._folder)
-        return Item(identity, source, self._checked(source), question, _answers(row["answers"]), kind)
+        if row.error is not None:
+            raise InputError(row.error)
+        self._check_alike(row)
+        if doubled is not None:
+            raise InputError(f"id {row.id!r} is that of {self._unit} {doubled[0]} already.")
+        if len(row.sources) > 1:
+            raise InputError(f"'image' lists {len(row.sources)} pictures; here a question is about one.")
+        kind = text_of("kind", row.given.get("kind", ALL))
+        answers = _answers(row.given["answers"]) if "answers" in row.given else ()
+        return Item(row.id, row.sources[0], self._checked(row.sources[0]), row.question, answers, kind)
 
-    def _check_columns(self, number: int, row: dict[str, Any]) -> None:
-        missing = [name for name in REQUIRED if name not in row]
-        if missing:
-            raise InputError(f"{missing[0]!r} is missing; every row needs {', '.join(REQUIRED)}.")
-        types = {name: tables.type_name(value) for name, value in row.items()}
-        if self._types is None:
-            self._types = number, types
-        first, expected = self._types
-        for name in (*REQUIRED, *OPTIONAL):
-            here, there = types.get(name, "missing"), expected.get(name, "missing")
+    def _check_alike(self, row: Question) -> None:
+        self._first = self._first or row
+        for name in ALIKE:
+            here, there = (
+                type_name(one.given[name]) if name in one.given else "missing" for one in (row, self._first)
+            )
             if here != there:
-                raise InputError(f"{name!r} is {here}, but {there} in {self._unit} {first}; rows must be alike.")
+                raise InputError(
+                    f"{name!r} is {here}, but {there} in {self._unit} {self._first.number}; rows must be alike."
+                )
 
-    def _id(self, number: int, row: dict[str, Any]) -> str:
-        identity = str(row.get("id", number))
-        other = self._rows_of_ids.setdefault(identity, number)
-        if other != number:
-            raise InputError(f"id {identity!r} is that of {self._unit} {other} already.")
-        return identity
-
-    def _checked(self, source: tables.Source) -> str:
+    def _checked(self, source: Source) -> str:
         """SHA-256 of a picture that can be decoded."""
         key = hashlib.sha256(source).digest() if isinstance(source, bytes) else source
         if key not in self._pictures:
             try:
-                tables.open_source(source)
+                open_source(source)
                 content = source if isinstance(source, bytes) else Path(source).read_bytes()
                 self._pictures[key] = hashlib.sha256(content).hexdigest()
             except InputError as error:

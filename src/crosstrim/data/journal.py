@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from crosstrim.errors import ResultError
+from crosstrim.errors import ResultError, UnwritableError
 
 Record = dict[str, Any]
 
@@ -80,13 +80,19 @@ class Journal:
         return found
 
     def append(self, record: Record) -> None:
-        """Write a record; when this returns, it is on disk."""
+        """Write a record; when this returns, it is on disk.
+
+        Raises:
+            UnwritableError: the system refused. The journal is closed, and a part of the line may be in it.
+        """
         try:
             self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
-            raise ResultError(f"{self.path} cannot be written: {error.strerror}.") from error
+            with contextlib.suppress(OSError):  # it would try to write the same again
+                self._file.close()
+            raise UnwritableError(f"{self.path} cannot be written: {error.strerror}.") from error
         self.records.append(record)
 
     def __enter__(self) -> Journal:
@@ -155,36 +161,6 @@ def _labels(items: list[Any], most: int = 4) -> str:
 
 def _label(item: Any) -> str:
     return str(item.get("label", item)) if isinstance(item, Mapping) else str(item)
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A file to write inside the block, which takes the place of `path` at its end, or not at all.
-
-    Raises:
-        ResultError: it cannot be written.
-    """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield unfinished
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        raise ResultError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, result: Mapping[str, Any]) -> None:
-    """Write JSON to a file, whole or not at all.
-
-    Raises:
-        ResultError: it cannot be written.
-    """
-    with written_whole(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-        json.dump(result, file)
-        file.write("\n")
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

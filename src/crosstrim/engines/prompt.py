@@ -13,7 +13,7 @@ from crosstrim.config import TrimConfig
 from crosstrim.errors import InputError
 from crosstrim.method.choose import Processes, choose
 from crosstrim.method.geometry import Geometry
-from crosstrim.method.rows import last_turn_rows
+from crosstrim.method.rating import last_turn_rows
 from crosstrim.method.selection import budget_of
 from crosstrim.models import mllama
 

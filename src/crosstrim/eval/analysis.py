@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from crosstrim.asking.batches import Encoder
 from crosstrim.data.dataset import Dataset, Item
 from crosstrim.eval import kv_table, measures, provenance, watch
-from crosstrim.eval.batches import Encoder
+from crosstrim.eval.items import asked
 from crosstrim.memory import ModelShape
 from crosstrim.method.selection import select
 from crosstrim.models import mllama
@@ -82,12 +83,7 @@ def of_shape(shape: ModelShape) -> dict[str, Any]:
 
 def _attention(located: mllama.Mllama, encoder: Encoder, batch: Sequence[Item]) -> list[torch.Tensor]:
     """Per question, [L, Hq, m]: what every cross-attention layer's heads pay its m visible features."""
-    pictures = {item.picture: item for item in batch}
-    with encoder.inputs(
-        [item.picture for item in batch],
-        [item.question for item in batch],
-        lambda picture: pictures[picture].open(),
-    ) as inputs:
+    with asked(encoder, batch) as inputs:
         watched = watch.run(located, located.cross_layers, inputs)
     scores, visible = torch.stack(watched.scores, dim=1).cpu(), watched.visible.cpu()
     return [one[..., seen] for one, seen in zip(scores, visible, strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,8 +12,7 @@ from crosstrim.asking import answering
 from crosstrim.config import TrimConfig
 from crosstrim.errors import InputError
 from crosstrim.models import continuation
-from crosstrim.trimming.handle import TrimHandle, trim
-from crosstrim.trimming.report import ImageReport
+from crosstrim.trimming.report import ImageReport, TrimReport
 
 Conversation = Sequence[Mapping[str, Any]]
 """Messages as chat templates take them: `{"role", "content": [part, ...]}`.
@@ -70,14 +68,7 @@ def encode(processor: Any, conversations: Sequence[Conversation]) -> Any:
         [part["image"] for message in one for part in message["content"] if part["type"] == "image"]
         for one in conversations
     ]
-    return processor(
-        images=pictures if any(pictures) else None,
-        text=[_prompt(processor, one) for one in conversations],
-        add_special_tokens=False,  # the template has written them
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-    )
+    return answering.encode_prompts(processor, pictures, [_prompt(processor, one) for one in conversations])
 
 
 def _prompt(processor: Any, conversation: Conversation) -> str:
@@ -94,13 +85,13 @@ def _without_picture(part: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in part.items() if name != "image"}
 
 
-@torch.no_grad()
 def generate(
     model: Any,
     processor: Any,
     conversations: Sequence[Conversation],
     config: TrimConfig | None,
     *,
+    max_new_tokens: int,
     until: Sequence[str] = (),
     **options: Any,
 ) -> list[Reply]:
@@ -111,8 +102,9 @@ def generate(
         processor: of `crosstrim.load`.
         conversations: the batch.
         config: how to trim; None runs the model as it is.
+        max_new_tokens: where to cut replies off.
         until: texts that end a reply. A conversation stops at its own; the others go on.
-        **options: of `model.generate`, such as `max_new_tokens`, `do_sample` and `num_beams`.
+        **options: of `model.generate`, such as `do_sample` and `num_beams`. Greedy without.
 
     Raises:
         InputError: a text names an image token, or a conversation does not fit into the model with its reply.
@@ -120,17 +112,14 @@ def generate(
     from transformers import StoppingCriteriaList
 
     inputs = encode(processor, conversations).to(model.device)
-    answering.check_inputs(model, inputs, options.get("max_new_tokens") or 0)
-    length = inputs["input_ids"].shape[1]
-    stop = _Stop(processor.tokenizer, until, length)
-    criteria = {"stopping_criteria": StoppingCriteriaList([stop])} if until else {}
-    with _trimmed(model, processor, config) as handle:
-        output = model.generate(**inputs, **criteria, **options)
-        kept = _kept(handle, len(conversations), beams=options.get("num_beams", 1))
-    new = output[:, length:]
-    texts = processor.batch_decode(new, skip_special_tokens=True)
+    if until:
+        stop = _Stop(processor.tokenizer, until, inputs["input_ids"].shape[1])
+        options["stopping_criteria"] = StoppingCriteriaList([stop])
+    found = answering.generate(model, processor, inputs, config=config, max_new_tokens=max_new_tokens, **options)
+    texts = processor.batch_decode(found.tokens, skip_special_tokens=True)  # a stop string may be white space
     prompt_counts = inputs["attention_mask"].sum(1).tolist()
-    counts = (new != processor.tokenizer.pad_token_id).sum(1).tolist()
+    counts = _lengths(found.tokens, processor.tokenizer.pad_token_id)
+    kept = _kept(found.report, len(conversations), beams=options.get("num_beams", 1))
     return [
         Reply(_cut(text, until).strip(), prompt_count, count, one)
         for text, prompt_count, count, one in zip(texts, prompt_counts, counts, kept, strict=True)
@@ -167,9 +156,9 @@ def loglikelihood(
     real = torch.tensor([[1] * len(one) + gap for one, gap in zip(ids, gaps, strict=True)], device=model.device)
     inputs = encode(processor, conversations).to(model.device)
     answering.check_inputs(model, inputs, longest)
-    with _trimmed(model, processor, config) as handle:
+    with answering.trimmed(model, processor, config) as handle:
         logits = continuation.logits(model, inputs, tokens, real).to(model.device)
-        kept = _kept(handle, len(conversations))
+        kept = _kept(None if handle is None else handle.report(), len(conversations))
     of_tokens = logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
     sums = of_tokens.masked_fill(real == 0, 0).sum(1).tolist()
     greedy = ((logits.argmax(-1) == tokens) | (real == 0)).all(1).tolist()
@@ -179,19 +168,16 @@ def loglikelihood(
     ]
 
 
-def _trimmed(
-    model: Any, processor: Any, config: TrimConfig | None
-) -> contextlib.AbstractContextManager[TrimHandle | None]:
-    if config is None:
-        return contextlib.nullcontext()
-    return trim(model, answering.for_tokenizer(config, processor.tokenizer))
-
-
-def _kept(handle: TrimHandle | None, batch: int, beams: int = 1) -> list[Kept]:
+def _kept(report: TrimReport | None, batch: int, beams: int = 1) -> list[Kept]:
     """What was kept of each conversation's pictures; beams of one conversation keep the same."""
-    if handle is None:
+    if report is None:
         return [None] * batch
-    return list(handle.report().samples[::beams]) or [()] * batch  # no sample is listed when none has a picture
+    return list(report.samples[::beams]) or [()] * batch  # no sample is listed when none has a picture
+
+
+def _lengths(tokens: torch.Tensor, padding: int) -> list[int]:
+    """How many tokens stand before the padding at the end; a model may say that token as well."""
+    return (tokens != padding).flip(1).cumsum(1).ne(0).sum(1).tolist()
 
 
 class _Stop:

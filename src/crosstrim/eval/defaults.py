@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from crosstrim.method.names import ORACLE as ORACLE
+
 POLICIES = ("union", "contribution", "grid", "random")
 """What runs when no policy is named: the paper's rule and ours, beside two that do not look at the question."""
 
@@ -11,9 +13,6 @@ KEEPS = (0.05, 0.1, 0.2, 0.35, 0.5)
 SEEDS = 3
 """How often "random" draws."""
 
-ORACLE = "oracle"
-"""What a policy is called that looks ahead; only runs that compare know it."""
-
 HELDOUT_TOKENS = 12
 """Where answers to the embedded questions are cut off."""
 
@@ -22,3 +21,15 @@ DATA_TOKENS = 32
 
 QUESTIONS = 128
 """How many questions an analysis reads."""
+
+RISK = 0.02
+"""How many of the answers may change, as a share, where a calibration is not told."""
+
+CONFIDENCE = 0.95
+"""How sure it is to be of that."""
+
+CALIBRATED_ON = 600
+"""How many questions it draws at most."""
+
+LOSSES = ("answer", "wrong")
+"""What it counts: answers that are not the untrimmed model's, or right ones that became wrong."""

@@ -13,8 +13,9 @@ from crosstrim.eval.settings import ORACLE, UNTRIMMED, Setting
 
 Row = dict[str, Any]
 
-_COLUMNS = ("accuracy", "accuracy_change", "unchanged", "kl", "kept_fraction")
+_COLUMNS = ("accuracy", "accuracy_change", "unchanged", "kl", "kept_fraction", "held")
 _BANDED = ("accuracy", "accuracy_change", "unchanged")
+_TOLD = _COLUMNS[:-1]
 
 
 def summarise(
@@ -28,7 +29,7 @@ def summarise(
 
     Args:
         items: with `kind` and `visible`.
-        predictions: per label `answer`, `right`, and but for the untrimmed model `kept` and `kl`.
+        predictions: of `sweep.collected`.
         settings: that were run.
         layers: cross-attention layers of the model.
         kv_share: bytes that a `kv_dtype` needs, as a share of those in the model's own.
@@ -64,6 +65,13 @@ def summarise(
     return [{**row, "pareto": row["group"] in best} for row in rows]
 
 
+def held_fraction(prediction: Mapping[str, Any], visible: Sequence[int] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """[questions]: kept over visible features, mean over the layers, which may read less one after the other."""
+    kept = np.array(prediction.get("kept", visible), dtype=float)
+    layers = np.array(prediction.get("layers", kept[:, None]), dtype=float)
+    return np.asarray(layers.mean(1) / np.asarray(visible), dtype=np.float64)
+
+
 def front(rows: Sequence[Row]) -> set[str]:
     """The groups that no other beats: at least as accurate with no more cache, and better in one of the two.
 
@@ -91,8 +99,8 @@ def _values(
         right = np.array(prediction["right"], dtype=float)
         unchanged = [one == other for one, other in zip(prediction["answer"], untrimmed["answer"], strict=True)]
         loss = np.array(prediction.get("kl", np.zeros(len(items))))
-        kept = np.array(prediction.get("kept", visible)) / visible
-        draws.append(np.stack([right, right - was_right, np.array(unchanged, dtype=float), loss, kept], axis=1))
+        kept, held = np.array(prediction.get("kept", visible)) / visible, held_fraction(prediction, visible)
+        draws.append(np.stack([right, right - was_right, np.array(unchanged, dtype=float), loss, kept, held], axis=1))
     return np.asarray(np.mean(draws, axis=0), dtype=np.float64)
 
 
@@ -112,15 +120,16 @@ def _cells(
     for index, row in enumerate(rows):
         of_row = estimates[index * len(_COLUMNS) : (index + 1) * len(_COLUMNS)]
         numbers: dict[str, Estimate] = dict(zip(_COLUMNS, of_row, strict=True))
-        kept = numbers["kept_fraction"].mean
-        first = kept if row["trim_first_layer"] else 1.0
+        kept, held = numbers["kept_fraction"].mean, numbers["held"].mean
+        back = 0.0 if row["trim_first_layer"] else 1 - kept
         cells.append(
             {
                 "questions": len(values),
                 **{
-                    name: one.to_dict() if name in _BANDED else one.to_dict()["mean"] for name, one in numbers.items()
+                    name: numbers[name].to_dict() if name in _BANDED else numbers[name].to_dict()["mean"]
+                    for name in _TOLD
                 },
-                "cache_fraction": float(f"{kv_shares[index] * (first + (layers - 1) * kept) / layers:.6g}"),
+                "cache_fraction": float(f"{kv_shares[index] * (held + back / layers):.6g}"),
             }
         )
     return cells

@@ -7,22 +7,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from crosstrim.asking import answering
+from crosstrim.asking.batches import Encoder
+from crosstrim.config import TrimConfig
 from crosstrim.data.dataset import Dataset, Item
-from crosstrim.data.journal import Journal, Record, check_same, journal_of, write_whole
+from crosstrim.data.journal import Journal, Record, check_same, journal_of
 from crosstrim.errors import InputError, ResultError
 from crosstrim.eval import metrics, oracle, provenance, summary
-from crosstrim.eval.batches import Encoder
 from crosstrim.eval.defaults import DATA_TOKENS
+from crosstrim.eval.items import asked
 from crosstrim.eval.settings import ORACLE, UNTRIMMED, Setting
+from crosstrim.files import write_json
 from crosstrim.method.policies import Given
 from crosstrim.method.quantisation import share_of_bytes
 from crosstrim.models import mllama
-from crosstrim.trimming.handle import trim
 
 FORMAT = 1
 MAX_NEW_TOKENS = DATA_TOKENS
@@ -65,18 +68,20 @@ def run(
         ResultError: `out` or its journal belongs to a run of something else, or cannot be written.
         InputError: a question does not fit into the model with its answer.
     """
-    header = _header(model, name, dataset, settings, batch_size, max_new_tokens)
+    run_of = header(model, name, dataset, settings, batch_size, max_new_tokens)
     journal_path = journal_of(out)
     if out.exists():
         result = read(out)
-        check_same(result, header, out)
+        check_same(result, run_of, out)
     else:
-        _check_lengths(model, processor, dataset, max_new_tokens)
-        with Journal(journal_path, header) as journal:
-            answerer = _Answerer(model, processor, settings, max_new_tokens)
-            _answer_rest(answerer, dataset, batch_size, journal, progress)
-            result = _result(header, dataset, settings, journal.distinct(_questions_of))
-        write_whole(out, result)
+        check_lengths(model, processor, dataset, max_new_tokens)
+        with Journal(journal_path, run_of) as journal:
+            done = {record["first"]: questions_of(record) for record in journal.distinct(questions_of)}
+            answerer = Answerer(model, processor, settings, max_new_tokens)
+            for record in answerer.records(dataset, batch_size, done, progress):
+                journal.append(record)
+            result = _result(run_of, dataset, settings, journal.distinct(questions_of))
+        write_json(out, result)
     journal_path.unlink(missing_ok=True)
     return result
 
@@ -114,10 +119,15 @@ def read(path: Path) -> dict[str, Any]:
 
 def without_answers(result: Mapping[str, Any]) -> dict[str, Any]:
     """A result's numbers and everything they depend on, which fits a screen."""
-    return {name: value for name, value in result.items() if name not in ("items", "predictions")}
+    return {name: value for name, value in result.items() if name not in ("items", "visible", "predictions")}
 
 
-def _check_lengths(model: Any, processor: Any, dataset: Dataset, max_new_tokens: int) -> None:
+def check_lengths(model: Any, processor: Any, dataset: Dataset, max_new_tokens: int) -> None:
+    """Refuse questions of which one does not fit into the model with its answer.
+
+    Raises:
+        InputError: it names the question.
+    """
     for item in dataset.items:
         try:
             answering.check_question(model, processor, item.question, max_new_tokens)
@@ -125,78 +135,95 @@ def _check_lengths(model: Any, processor: Any, dataset: Dataset, max_new_tokens:
             raise InputError(f"the question with the id {item.id!r} cannot be asked: {error}") from error
 
 
-def _answer_rest(
-    answerer: _Answerer, dataset: Dataset, batch_size: int, journal: Journal, progress: Progress
-) -> None:
-    """Answer the batches that the journal does not hold yet."""
-    items = dataset.items
-    answered = journal.distinct(_questions_of)
-    done = sum(map(_questions_of, answered)) * answerer.models
-    begun = {record["first"] for record in answered}
-    progress(done, len(items) * answerer.models)
-    for first in range(0, len(items), batch_size):
-        if first in begun:
-            continue
-        batch = items[first : first + batch_size]
-        record: Record = {"first": first, "visible": [], "seconds": {}, "predictions": {}}
-        for label, prediction, seconds, visible in answerer.answer(batch):
-            record["predictions"][label] = prediction
-            record["seconds"][label] = round(seconds, 4)
-            record["visible"] = visible or record["visible"]
-            done += len(batch)
-            progress(done, len(items) * answerer.models)
-        journal.append(record)
+class Answerer:
+    """Answers batches of questions: first untrimmed, then under every setting.
 
+    Args:
+        model: of `crosstrim.load`.
+        processor: of `crosstrim.load`.
+        settings: of `settings.expand`.
+        max_new_tokens: where to cut answers off.
 
-def _questions_of(record: Record) -> int:
-    return len(record["predictions"][UNTRIMMED]["answer"])
-
-
-class _Answerer:
-    """Answers batches: first untrimmed, then under every setting."""
+    Attributes:
+        settings: that the next batch is asked under; who needs no more of one takes it out.
+    """
 
     def __init__(self, model: Any, processor: Any, settings: Sequence[Setting], max_new_tokens: int) -> None:
-        self.models = 1 + len(settings)
         self._model = model
         self._processor = processor
         self._encoder = Encoder(model, processor)
-        self._settings = settings
+        self.settings = settings
         self._max_new_tokens = max_new_tokens
 
-    def answer(self, batch: Sequence[Item]) -> Iterator[tuple[str, Record, float, list[int]]]:
-        """Per setting: its label, its predictions, the time `generate` took, and how many features were visible."""
-        pictures = {item.picture: item for item in batch}
-        with self._encoder.inputs(
-            [item.picture for item in batch],
-            [item.question for item in batch],
-            lambda picture: pictures[picture].open(),
-            self._max_new_tokens,
-        ) as inputs:
+    def records(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        done: Mapping[int, int] = MappingProxyType({}),
+        progress: Progress = lambda done, total: None,
+    ) -> Iterator[Record]:
+        """Answer batch by batch.
+
+        Args:
+            dataset: what to ask.
+            batch_size: questions answered together.
+            done: how many questions are answered already, by the place of the first of each of their batches.
+            progress: called with how many answers are done, and of how many.
+
+        Returns:
+            Per batch the place of its `first` question, how many features are `visible` to each question, and per
+            label `seconds` and `predictions`: `answer`, and but for the untrimmed model `kept`, `kl`, and `layers`
+            where the policy makes later layers read less.
+        """
+        models = 1 + len(self.settings)
+        told, total = sum(done.values()) * models, len(dataset.items) * models
+        progress(told, total)
+        for first in range(0, len(dataset.items), batch_size):
+            if first in done:
+                continue
+            batch = dataset.items[first : first + batch_size]
+            told += len(batch) * (models - 1 - len(self.settings))  # of settings that were taken out
+            record: Record = {"first": first, "visible": [], "seconds": {}, "predictions": {}}
+            for label, found, columns in self.answer(batch):
+                record["predictions"][label] = {"answer": found.texts, **columns}
+                record["seconds"][label] = round(found.seconds, 4)
+                record["visible"] = [image.visible for (image,) in found.kept] or record["visible"]
+                told += len(batch)
+                progress(told, total)
+            yield record
+
+    def answer(self, batch: Sequence[Item]) -> Iterator[tuple[str, answering.Generation, dict[str, list[Any]]]]:
+        """Per setting: its label, what it gave, and in columns what that is beside the untrimmed model's."""
+        with asked(self._encoder, batch, self._max_new_tokens) as inputs:
             untrimmed = self._generate(inputs)
-            yield UNTRIMMED, {"answer": untrimmed.texts}, untrimmed.seconds, []
+            yield UNTRIMMED, untrimmed, {}
             votes = None
-            if any(setting.policy == ORACLE for setting in self._settings):
+            if any(setting.policy == ORACLE for setting in self.settings):
                 votes = oracle.votes(self._model, inputs, untrimmed.tokens)
-            for setting in self._settings:
-                config = answering.for_tokenizer(setting.config, self._processor.tokenizer)
+            for setting in self.settings:
+                config = setting.config
                 if setting.policy == ORACLE and votes is not None:
                     config = replace(config, policy=Given(votes))
-                with trim(self._model, config) as handle:
-                    trimmed = self._generate(inputs)
-                    images = [images[0] for images in handle.report().samples]
-                losses = metrics.divergence(untrimmed.logits, trimmed.logits).tolist()
-                prediction = {
-                    "answer": trimmed.texts,
-                    "kept": [image.kept for image in images],
-                    "kl": [float(f"{loss:.6g}") for loss in losses],
-                }
-                yield setting.label, prediction, trimmed.seconds, [image.visible for image in images]
+                found = self._generate(inputs, config)
+                losses = metrics.divergence(untrimmed.logits, found.logits).tolist()
+                images = [image for (image,) in found.kept]
+                columns: dict[str, list[Any]] = {"kept": [image.kept for image in images]}
+                columns["kl"] = [float(f"{loss:.6g}") for loss in losses]
+                if set(config.voters().shares(len(images[0].layers) - 1)) - {1.0}:
+                    columns["layers"] = [list(image.layers) for image in images]
+                yield setting.label, found, columns
 
-    def _generate(self, inputs: Mapping[str, torch.Tensor]) -> answering.Generation:
-        return answering.generate(self._model, self._processor, inputs, max_new_tokens=self._max_new_tokens)
+    def _generate(self, inputs: Mapping[str, torch.Tensor], config: TrimConfig | None = None) -> answering.Generation:
+        limit = self._max_new_tokens
+        return answering.generate(self._model, self._processor, inputs, config=config, max_new_tokens=limit)
 
 
-def _header(
+def questions_of(record: Record) -> int:
+    """How many questions a record of `Answerer.records` is of."""
+    return len(record["predictions"][UNTRIMMED]["answer"])
+
+
+def header(
     model: Any, name: str, dataset: Dataset, settings: Sequence[Setting], batch_size: int, max_new_tokens: int
 ) -> dict[str, Any]:
     """Everything the answers depend on."""
@@ -214,26 +241,33 @@ def _result(
     header: Mapping[str, Any], dataset: Dataset, settings: Sequence[Setting], records: Sequence[Record]
 ) -> dict[str, Any]:
     """Header, answers and summary."""
-    visible = [count for record in records for count in record["visible"]]
+    model, found = header["model"], collected(dataset, records)
     items = [
         {"id": item.id, "kind": item.kind, "question": item.question, "answers": item.answers, "visible": count}
-        for item, count in zip(dataset.items, visible, strict=True)
+        for item, count in zip(dataset.items, found["visible"], strict=True)
     ]
-    predictions, seconds = {}, {}
-    for label in (UNTRIMMED, *(setting.label for setting in settings)):
-        columns = [record["predictions"][label] for record in records]
-        predictions[label] = {name: [value for one in columns for value in one[name]] for name in columns[0]}
-        predictions[label]["right"] = [
-            metrics.is_right(text, item.answers)
-            for text, item in zip(predictions[label]["answer"], dataset.items, strict=True)
-        ]
-        seconds[label] = round(sum(record["seconds"][label] for record in records), 2)
-    model = header["model"]
     kv_share = partial(share_of_bytes, row=model["head_size"], dtype=getattr(torch, model["dtype"]))
     return {
         **json.loads(json.dumps(header)),
         "items": json.loads(json.dumps(items)),
+        "predictions": found["predictions"],
+        "seconds": found["seconds"],
+        "summary": summary.summarise(
+            items, found["predictions"], settings, model["cross_attention_layers"], kv_share
+        ),
+    }
+
+
+def collected(dataset: Dataset, records: Sequence[Record]) -> Record:
+    """The columns of all records in one: also which answers are `right`; seconds are summed."""
+    predictions: dict[str, dict[str, list[Any]]] = {}
+    for label, names in records[0]["predictions"].items():
+        parts = [record["predictions"][label] for record in records]
+        predictions[label] = {name: [one for part in parts for one in part[name]] for name in names}
+        pairs = zip(predictions[label]["answer"], dataset.items, strict=True)
+        predictions[label]["right"] = [metrics.is_right(text, item.answers) for text, item in pairs]
+    return {
+        "visible": [count for record in records for count in record["visible"]],
         "predictions": predictions,
-        "seconds": seconds,
-        "summary": summary.summarise(items, predictions, settings, model["cross_attention_layers"], kv_share),
+        "seconds": {label: round(sum(one["seconds"][label] for one in records), 2) for label in predictions},
     }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from crosstrim.method.rows import real_rows
+from crosstrim.method.rating import real_rows
 from crosstrim.method.saliency import saliency
 from crosstrim.models import mllama, parallel
 from crosstrim.models.interface import KEYWORD, Attended, Call, Taken

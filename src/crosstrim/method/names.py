@@ -11,5 +11,8 @@ PAPER = "union"
 BUDGETED = "contribution"
 """... and with the exact budget `keep`, where the rule that lost least in our measurements does."""
 
+ORACLE = "oracle"
+"""A reference that `crosstrim eval --out` compares policies with. It looks ahead, so no trim can go by it."""
+
 KV_DTYPES = ("int8", "fp8")
 """Eight-bit formats of a cache: symmetric integers, and float8 e4m3."""

@@ -19,6 +19,7 @@ import torch
 from crosstrim.errors import ConfigError, InputError
 from crosstrim.method import greedy
 from crosstrim.method.names import BUDGETED as BUDGETED
+from crosstrim.method.names import ORACLE
 from crosstrim.method.names import PAPER as PAPER
 from crosstrim.method.policy import Evidence as Evidence
 from crosstrim.method.policy import Own as Own
@@ -315,11 +316,18 @@ def resolve(policy: str | Voter, *, others: Sequence[str] = ()) -> Voter:
         others: names that the caller knows beside these, for the message.
 
     Raises:
-        ConfigError: the name is unknown, which suggests the nearest, or takes no number, or not that one.
+        ConfigError: the name is unknown, which suggests the nearest, or that of the oracle, or takes no number, or
+            not that one.
     """
     if callable(policy):
         return policy
     name, colon, text = str(policy).partition(":")
+    if name == ORACLE and ORACLE not in others:
+        raise ConfigError(
+            f"policy={policy!r} looks ahead, at what later layers attend to while the untrimmed model answers, so no "
+            f"trim can go by it; compare with it by `crosstrim eval --out FILE.json --policy {ORACLE}`, or choose "
+            f"one of {', '.join(sorted(POLICIES))}."
+        )
     if name not in POLICIES:
         known = sorted({*POLICIES, *others})
         near = difflib.get_close_matches(name, known, n=1)

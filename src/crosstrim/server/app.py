@@ -11,9 +11,10 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 import crosstrim
@@ -81,13 +82,16 @@ def build(service: Service, settings: Settings) -> FastAPI:
     app.add_middleware(Access)
     for kind in _KNOWN:
         app.add_exception_handler(kind, _answer_error)
+    # For the schema alone: the gate asks for the key, before the body is read.
+    described = HTTPBearer(description="The server's API key.", auto_error=False)
+    keyed = [Depends(described)] if settings.api_keys else []
     card = schema.ModelCard(id=settings.model_id, created=int(time.time()))
 
     def check_model(name: str) -> None:
         if name not in (card.id, settings.model):
             raise _NoSuchModelError(f"there is no model {name!r} here, only {card.id!r}.")
 
-    @app.post(CHAT, response_model=schema.ChatCompletion, responses={**_REFUSALS, **_STREAM})
+    @app.post(CHAT, response_model=schema.ChatCompletion, responses={**_REFUSALS, **_STREAM}, dependencies=keyed)
     async def chat(body: schema.ChatRequest, request: Request) -> Any:
         """Answer a question, about pictures or not."""
         check_model(body.model)
@@ -101,12 +105,12 @@ def build(service: Service, settings: Settings) -> FastAPI:
             _sse(reply.pieces(first, events, body.stream_options)), media_type="text/event-stream"
         )
 
-    @app.get("/v1/models", responses={401: _REFUSALS[401]})
+    @app.get("/v1/models", responses={401: _REFUSALS[401]}, dependencies=keyed)
     async def models() -> schema.ModelList:
         """The model that is served."""
         return schema.ModelList(data=[card])
 
-    @app.get("/v1/models/{name:path}", responses={401: _REFUSALS[401], 404: _REFUSALS[404]})
+    @app.get("/v1/models/{name:path}", responses={401: _REFUSALS[401], 404: _REFUSALS[404]}, dependencies=keyed)
     async def model(name: str) -> schema.ModelCard:
         """The model of this name."""
         check_model(name)
@@ -130,7 +134,10 @@ def build(service: Service, settings: Settings) -> FastAPI:
         return schema.Status(status="ready")
 
     @app.get(
-        "/metrics", responses={401: _REFUSALS[401], 200: {"content": {"text/plain": {}}}}, response_class=Response
+        "/metrics",
+        responses={401: _REFUSALS[401], 200: {"content": {"text/plain": {}}}},
+        response_class=Response,
+        dependencies=keyed,
     )
     async def metrics() -> Response:
         """What Prometheus reads."""

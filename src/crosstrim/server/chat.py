@@ -83,11 +83,6 @@ class Chat:
     arrived: float = field(default_factory=time.monotonic)
 
     @property
-    def sampled(self) -> bool:
-        """Whether tokens are drawn. Such a request runs alone: what is drawn must not depend on batch mates."""
-        return self.temperature > 0
-
-    @property
     def group(self) -> Hashable:
         """Requests of equal groups may run together."""
-        return id(self) if self.sampled else (self.config, len(self.pictures))
+        return self.config, len(self.pictures)

@@ -22,6 +22,9 @@ OPEN = ("/health", "/ready", "/openapi.json")
 RETRY = {"Retry-After": "1"}
 """The header of refusals that need not stay so."""
 
+SILENT_SECONDS = 30.0
+"""How long nothing of a body may come; a request has its place in the queue meanwhile."""
+
 BEGUN = "crosstrim.begun"
 """Where in a request's scope it stands when it began, by `time.monotonic`."""
 
@@ -103,11 +106,12 @@ class Gate:
         return _response(429, words, "queue_full", RETRY)
 
     def _has_key(self, headers: Headers) -> bool:
-        if self._settings.api_key is None:
+        if not self._settings.api_keys:
             return True
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(given.encode("latin-1"), self._settings.api_key.encode())
-        return right and scheme.lower() == "bearer"
+        # All are compared, so that the time tells nothing of which was nearly right.
+        right = [hmac.compare_digest(given.encode("latin-1"), key.encode()) for key in self._settings.api_keys]
+        return any(right) and scheme.lower() == "bearer"
 
     def _limited(self, receive: Receive) -> Receive:
         """The body, as long as it is neither too large nor too slow."""
@@ -119,7 +123,8 @@ class Gate:
             if whole:
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), max(0.001, deadline - time.monotonic()))
+                left = min(deadline - time.monotonic(), SILENT_SECONDS)
+                message = await asyncio.wait_for(receive(), max(0.001, left))
             except TimeoutError as error:
                 raise HTTPException(408, "the request's body did not arrive in time.") from error
             count += len(message.get("body", b""))

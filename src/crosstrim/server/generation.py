@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 
 from crosstrim.asking import answering
-from crosstrim.asking.features import FeatureCache
-from crosstrim.models import vision
+from crosstrim.asking.batches import Encoder
 from crosstrim.server.chat import Chat, Delta, DeviceLostError, Failed, Finished
 from crosstrim.server.text import GrowingText
 from crosstrim.trimming.handle import TrimHandle, trim
@@ -31,7 +30,8 @@ class Generator:
         self._processor = processor
         ends = model.generation_config.eos_token_id
         self._ends = frozenset([ends] if isinstance(ends, int) else ends or ())
-        self.cache = FeatureCache(feature_cache_bytes)
+        self._encoder = Encoder(model, processor, feature_cache_bytes)
+        self.cache = self._encoder.cache
 
     def answer(self, chats: Sequence[Chat]) -> None:
         """Answer requests of one group together; each is told its events, and nothing is raised for a request.
@@ -45,10 +45,10 @@ class Generator:
         except torch.AcceleratorError as error:  # of CUDA; every later call in this process would fail likewise
             raise DeviceLostError from error
         except Exception as error:  # whatever the model raises is the request's, the server goes on
+            traceback.clear_frames(error.__traceback__)  # which hold the failed attempt's memory
             failure = error
         else:
             return
-        # Outside of the handler, so that the traceback no longer holds the failed attempt's memory.
         if len(chats) > 1 and not any(row.text.count for row in rows):
             for chat in chats:  # one of them may have spoilt it for all
                 self.answer([chat])
@@ -59,32 +59,26 @@ class Generator:
                     chat.tell(Failed(failure))
 
     def _generate(self, chats: Sequence[Chat], rows: list[_Row]) -> None:
-        from transformers import StoppingCriteriaList
+        from transformers import LogitsProcessorList, StoppingCriteriaList
 
         pictures = [[picture.image for picture in chat.pictures] for chat in chats]
-        inputs = answering.encode_prompts(self._processor, pictures, [chat.prompt for chat in chats])
-        inputs = inputs.to(self._model.device)
-        lengths = inputs["attention_mask"].sum(-1).tolist()
+        digests = tuple(tuple(picture.digest for picture in chat.pictures) for chat in chats)
         config = answering.for_tokenizer(chats[0].config, self._processor.tokenizer)
-        with self._features(chats, inputs), _seeded(chats[0]), trim(self._model, config) as handle:
+        with (
+            self._encoder.inputs(pictures, [chat.prompt for chat in chats], digests=digests) as inputs,
+            trim(self._model, config) as handle,
+        ):
+            lengths = inputs["attention_mask"].sum(-1).tolist()
             rows.extend(
                 _Row(chat, length, self._decode, self._ends) for chat, length in zip(chats, lengths, strict=True)
             )
             self._model.generate(
                 **inputs,
                 max_new_tokens=max(chat.max_new_tokens for chat in chats),
+                do_sample=False,  # whatever the checkpoint says; `_Draws` does it for each row
+                logits_processor=LogitsProcessorList([_Draws(chats, self._model.device)]),
                 stopping_criteria=StoppingCriteriaList([_Watch(rows, handle)]),
-                **_sampling(chats[0]),
             )
-
-    @contextlib.contextmanager
-    def _features(self, chats: Sequence[Chat], inputs: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        if not chats[0].pictures:
-            yield
-            return
-        pictures = tuple(tuple(picture.digest for picture in chat.pictures) for chat in chats)
-        with vision.given(self._model, self.cache.features(self._model, inputs, pictures)):
-            yield
 
     def _decode(self, tokens: list[int]) -> str:
         return str(self._processor.tokenizer.decode(tokens, skip_special_tokens=True))
@@ -143,19 +137,37 @@ class _Watch:
         return torch.tensor([row.done for row in self._rows], device=tokens.device)
 
 
-def _sampling(chat: Chat) -> dict[str, Any]:
-    """What `generate` is told; a checkpoint's own settings do not count."""
-    if chat.sampled:
-        return {"do_sample": True, "temperature": chat.temperature, "top_p": chat.top_p, "top_k": 0}
-    return {"do_sample": False}
+class _Draws:
+    """Called by `generate` before it takes the likeliest token: of sampled rows it leaves only the one it draws.
+
+    Every row has a generator of its own, so that its seed alone decides, whoever is in its batch.
+
+    Args:
+        chats: one for each row.
+        device: of the logits.
+    """
+
+    def __init__(self, chats: Sequence[Chat], device: torch.device) -> None:
+        self._rows = [(row, chat, _generator(chat, device)) for row, chat in enumerate(chats) if chat.temperature > 0]
+
+    def __call__(self, _: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        if self._rows:
+            logits = logits.clone()
+        for row, chat, generator in self._rows:
+            token = torch.multinomial(_probabilities(logits[row], chat), 1, generator=generator)
+            logits[row] = -torch.inf
+            logits[row, token] = 0.0
+        return logits
 
 
-@contextlib.contextmanager
-def _seeded(chat: Chat) -> Iterator[None]:
-    """Torch's generators, seeded for a sampled request and put back afterwards."""
-    if not chat.sampled:
-        yield
-        return
-    with torch.random.fork_rng():
-        torch.manual_seed(secrets.randbits(63) if chat.seed is None else chat.seed)
-        yield
+def _probabilities(logits: torch.Tensor, chat: Chat) -> torch.Tensor:
+    """What is drawn from: the likeliest tokens whose sum reaches `top_p`, not normalised. (vocabulary,), float32."""
+    probabilities = (logits.float() / chat.temperature).softmax(-1)
+    if chat.top_p < 1:
+        ordered, order = probabilities.sort(descending=True, stable=True)
+        probabilities[order[ordered.cumsum(-1) - ordered >= chat.top_p]] = 0.0
+    return probabilities
+
+
+def _generator(chat: Chat, device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(secrets.randbits(63) if chat.seed is None else chat.seed)

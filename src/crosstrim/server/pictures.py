@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-import threading
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
-from crosstrim.asking.images import open_image
-from crosstrim.data.tables import decode_data_uri
+from crosstrim.asking.images import as_rgb, undecoded
+from crosstrim.data.sources import decode_data_uri
 from crosstrim.errors import InputError
 from crosstrim.server.fetch import fetch
+from crosstrim.server.pixels import Pixels, Taken
 from crosstrim.server.settings import Settings
-
-DECODERS = 2
-"""Pictures that this process decodes at once: while one is, it takes up to five times what it takes afterwards."""
-
-_DECODING = threading.BoundedSemaphore(DECODERS)
 
 
 @dataclass(frozen=True)
@@ -29,36 +24,43 @@ class Picture:
     Attributes:
         image: as the model is to see it.
         digest: SHA-256 of its file.
+        taken: the pixels of its request, which are in use as long as one of its pictures is.
     """
 
     image: Image.Image
     digest: bytes
+    taken: Taken
 
 
-def open_picture(
-    url: str, settings: Settings, max_pixels: int | None = None, deadline: float | None = None
-) -> Picture:
-    """The picture of a data: URI, or of a web address where the settings allow it.
+def open_pictures(
+    urls: Sequence[str], settings: Settings, pixels: Pixels, deadline: float | None = None
+) -> tuple[Picture, ...]:
+    """The pictures of data: URIs, or of web addresses where the settings allow it.
 
     Args:
-        url: where it is.
+        urls: where they are; what is named twice is opened once.
         settings: the limits.
-        max_pixels: what is left of the settings' for this picture; None is all.
-        deadline: `time.monotonic` when nobody waits for it any more; None is never.
+        pixels: how many may be decoded; what is not free is waited for.
+        deadline: `time.monotonic` when nobody waits for them any more; None is never.
 
     Raises:
-        TimeoutError: others were being decoded until the deadline.
-        InputError: it is too large, damaged, not to be had, or not allowed.
+        TimeoutError: others were in memory until the deadline.
+        InputError: one is damaged, not to be had, or not allowed, or together they are too large.
     """
-    content = _content(url, settings)
-    pixels = settings.max_pixels if max_pixels is None else max_pixels
-    left = None if deadline is None else max(0.0, deadline - time.monotonic())
-    if not _DECODING.acquire(timeout=left):
-        raise TimeoutError
-    try:
-        return Picture(open_image(io.BytesIO(content), pixels), hashlib.sha256(content).digest())
-    finally:
-        _DECODING.release()
+    heads: dict[str, Image.Image] = {}
+    digests: dict[str, bytes] = {}
+    left = settings.max_pixels
+    for url in dict.fromkeys(urls):
+        content = _content(url, settings)
+        heads[url] = undecoded(io.BytesIO(content), left)
+        digests[url] = hashlib.sha256(content).digest()
+        left -= heads[url].width * heads[url].height
+    taken = pixels.take(settings.max_pixels - left, deadline)
+    opened: dict[str, Picture] = {}
+    for url, digest in digests.items():
+        with heads.pop(url) as head:  # popped, since it holds what is decoded
+            opened[url] = Picture(as_rgb(head), digest, taken)
+    return tuple(opened[url] for url in urls)
 
 
 def _content(url: str, settings: Settings) -> bytes:

@@ -61,6 +61,12 @@ class Scheduler:
             self._waiting.append(chat)
             self._changed.notify()
 
+    def forget(self, chat: Chat) -> None:
+        """Take a request out of the queue, if it is there still: its pictures need not wait for its turn."""
+        with self._changed:
+            if chat in self._waiting:
+                self._waiting.remove(chat)
+
     def close(self) -> None:
         """Finish the batch that runs, refuse those that wait, and end the thread."""
         with self._changed:
@@ -87,6 +93,9 @@ class Scheduler:
         except Exception as error:  # of this batch; the model is as it was, so the next one may do
             for chat in batch:
                 chat.tell(Failed(error))
+        finally:
+            for chat in batch:
+                chat.pictures = ()  # also where an error's traceback still refers to the request
 
     def _give_up(self, batch: Sequence[Chat], error: BaseException) -> None:
         with self._changed:
@@ -111,7 +120,7 @@ class Scheduler:
                 oldest = self._waiting[0]
                 batch = [chat for chat in self._waiting if chat.group == oldest.group][: self._max_batch]
                 left = oldest.arrived + self._max_wait - time.monotonic()
-                if len(batch) == self._max_batch or oldest.sampled or left <= 0:
+                if len(batch) == self._max_batch or left <= 0:
                     self._waiting = [chat for chat in self._waiting if chat not in batch]
                     return batch
                 self._changed.wait(left)

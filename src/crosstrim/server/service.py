@@ -16,11 +16,14 @@ from crosstrim.server import schema
 from crosstrim.server.chat import Chat, Event, Failed, Finished
 from crosstrim.server.generation import Generator
 from crosstrim.server.metrics import Metrics
-from crosstrim.server.pictures import Picture, open_picture
+from crosstrim.server.pictures import open_pictures
+from crosstrim.server.pixels import Pixels
 from crosstrim.server.prompts import Prompts
 from crosstrim.server.scheduler import Scheduler
 from crosstrim.server.settings import Settings
+from crosstrim.trimming.checks import check_calibrated
 
+_LARGEST = 2  # requests of the largest pictures whose pictures may be decoded at once: one runs, one comes
 _LOOK_UP = 0.1  # seconds between two looks whether the client is still there
 
 
@@ -44,22 +47,32 @@ class Service:
         processor: of `crosstrim.load`.
         settings: how to serve it.
 
+    Raises:
+        CalibrationError: the trim was calibrated with another model.
+
     Attributes:
         metrics: what Prometheus is told.
         draining: whether new requests are refused, because the server is going down.
         unfinished: chat requests that were let in and have not ended.
+        pixels: of the pictures that are decoded.
     """
 
     def __init__(self, model: Any, processor: Any, settings: Settings) -> None:
+        check_calibrated(model, settings.trim)
         self.draining = False
         self.unfinished = 0
+        self.pixels = Pixels(_LARGEST * settings.max_pixels)
         self._settings = settings
         self._prompts = Prompts(processor, mllama.max_tokens(model))
         self._generator = Generator(model, processor, settings.feature_cache_bytes)
         self._scheduler = Scheduler(self._run, settings.max_batch, settings.max_wait_ms / 1000)
         # As many as there may be requests, so that none waits while another's picture comes slowly.
         self._threads = ThreadPoolExecutor(settings.queue_limit, "crosstrim-prepare")
-        self.metrics = Metrics(lambda: self._scheduler.waiting, lambda: self._generator.cache.bytes)
+        self.metrics = Metrics(
+            waiting=lambda: self._scheduler.waiting,
+            cached_bytes=lambda: self._generator.cache.bytes,
+            decoded_pixels=lambda: self.pixels.in_use,
+        )
 
     @property
     def failure(self) -> BaseException | None:
@@ -93,15 +106,9 @@ class Service:
         new_tokens = self._new_tokens(request)
         config = _trim_config(request.crosstrim, self._settings.trim)
         prompt, urls = self._prompts.write(request.messages, new_tokens)
-        pictures: dict[str, Picture] = {}
-        pixels = self._settings.max_pixels
-        for url in urls:
-            if url not in pictures:
-                pictures[url] = open_picture(url, self._settings, pixels, deadline)
-                pixels -= pictures[url].image.width * pictures[url].image.height
         return Chat(
             prompt,
-            tuple(pictures[url] for url in urls),
+            open_pictures(urls, self._settings, self.pixels, deadline),
             config,
             new_tokens,
             tell,
@@ -127,7 +134,8 @@ class Service:
             ModelFailedError: the model raised something of its own.
             CrosstrimError: the request cannot be answered.
         """
-        deadline = (time.monotonic() if begun is None else begun) + self._settings.timeout
+        begun = time.monotonic() if begun is None else begun
+        deadline = begun + self._settings.timeout
         loop, told = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def tell(event: Event) -> None:
@@ -141,6 +149,7 @@ class Service:
             raise TimedOutError from error
         self._scheduler.submit(chat)
         event: Event | None
+        has_text = False
         look = time.monotonic() + _LOOK_UP
         try:
             while True:
@@ -162,9 +171,13 @@ class Service:
                     yield event
                     return
                 if event is not None:
+                    if not has_text:
+                        has_text = True
+                        self.metrics.first_token.observe(now - begun)
                     yield event
         finally:
             chat.cancelled.set()
+            self._scheduler.forget(chat)
 
     def _count(self, finished: Finished) -> None:
         self.metrics.tokens.inc(finished.completion_tokens)

@@ -38,7 +38,8 @@ class Settings:
         queue_limit: requests that may be unfinished at once; further ones get 429.
         timeout: seconds that a request may take in all.
         max_new_tokens: that a request may ask for.
-        api_key: that every request but /health must carry; None asks for none.
+        api_keys: of which every request must carry one, but those to /health, /ready and the schema; none of them
+            asks for none.
         allow_remote_images: whether pictures may be fetched over http and https.
         max_image_bytes: of a picture's file.
         max_pixels: of a request's pictures together, which are in memory until it is answered.
@@ -55,7 +56,7 @@ class Settings:
     queue_limit: int = 64
     timeout: float = 120.0
     max_new_tokens: int = 1024
-    api_key: str | None = field(default=None, repr=False)
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
     allow_remote_images: bool = False
     max_image_bytes: int = 10 << 20
     max_pixels: int = 32_000_000

@@ -226,11 +226,6 @@ class ImageCache:
         layer = self._layers[self._indices[place]]
         layer.keys, layer.values = (_shrunk(one, newest).to(layer.keys.device) for one in (keys, values))
 
-    def shrink_again(self, place: int, newest: Kept) -> None:
-        """`shrink` what a layer holds."""
-        layer = self._layers[self._indices[place]]
-        self.shrink(place, newest, layer.keys, layer.values)
-
     def adopt(self, place: int, kept: Kept, switch: Switch, kv_dtype: str | None = None, whole: bool = False) -> None:
         """Let a layer carry what was kept, once it holds no more than that.
 

@@ -1,12 +1,29 @@
-"""What a forward pass is refused for, before anything of it is kept."""
+"""What a trim or a forward pass is refused for, before anything of it is kept."""
 
 from __future__ import annotations
 
-import torch
+from functools import partial
 
+import torch
+from torch import nn
+
+from crosstrim.calibrated import CalibratedConfig
+from crosstrim.config import TrimConfig
 from crosstrim.errors import InputError
-from crosstrim.models import names
+from crosstrim.models import compat, fingerprint, mllama, names
 from crosstrim.trimming.kept import LayersKept
+
+
+def check_calibrated(model: nn.Module, config: TrimConfig) -> None:
+    """Refuse a config of a calibration that was made with another model, dtype, repairs or options.
+
+    Raises:
+        CalibrationError: it names what differs.
+    """
+    if isinstance(config, CalibratedConfig):
+        repairs = {finding.name: finding.repaired for finding in compat.check(model)}
+        dtype = str(mllama.locate(model).model.dtype).removeprefix("torch.")
+        config.check(dtype, repairs, partial(fingerprint.of_weights_again, model))
 
 
 def check_rows(mask: torch.Tensor, rows: int, past: int) -> None:

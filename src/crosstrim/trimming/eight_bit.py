@@ -13,7 +13,7 @@ from crosstrim.models.names import DynamicLayer
 class EightBitLayer(DynamicLayer):  # type: ignore[misc]
     """What `pack` found is quantised; what was written since is as it was written.
 
-    `keys` and `values` read as the model's attention does: a wide copy, made anew each time and held by nobody.
+    `keys` and `values` read as the model's attention does: a copy, made anew each time and held by nobody.
     Packing twice changes nothing, because only what was appended since is quantised.
     """
 
@@ -22,7 +22,7 @@ class EightBitLayer(DynamicLayer):  # type: ignore[misc]
     def __init__(self) -> None:
         self._packed: dict[str, Quantised] = {}
         self._written: dict[str, torch.Tensor] = {}
-        self._wide = torch.get_default_dtype()
+        self._dtype = torch.get_default_dtype()
         super().__init__()
 
     @property
@@ -87,14 +87,14 @@ class EightBitLayer(DynamicLayer):  # type: ignore[misc]
     def _read(self, name: str) -> torch.Tensor | None:
         if name in self._written or name not in self._packed:
             return self._written.get(name)
-        return self._packed[name].to_dtype(self._wide)
+        return self._packed[name].to_dtype(self._dtype)
 
     def _write(self, name: str, tensor: torch.Tensor | None) -> None:
         if tensor is None:
             self._packed.pop(name, None)
             self._written.pop(name, None)
         else:
-            self._written[name], self._wide = tensor, tensor.dtype
+            self._written[name], self._dtype = tensor, tensor.dtype
 
     def _change(self, how: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._packed = {name: one.change(how) for name, one in self._packed.items()}

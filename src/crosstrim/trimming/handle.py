@@ -13,6 +13,7 @@ from crosstrim.config import TrimConfig, TrimOptions, resolve
 from crosstrim.errors import AlreadyTrimmedError, CompatWarning, CrosstrimError
 from crosstrim.models import compat, mllama
 from crosstrim.trimming.cache import ImageCache
+from crosstrim.trimming.checks import check_calibrated
 from crosstrim.trimming.hooks import TrimHooks
 from crosstrim.trimming.report import TrimReport, image_reports, versions
 
@@ -108,6 +109,7 @@ def trim(model: nn.Module, config: TrimConfig | None = None, **options: Unpack[T
         ConfigError: an option is out of range or unknown, or both `config` and options are given.
         UnsupportedModelError: the model has no cross-attention layers that crosstrim knows.
         AlreadyTrimmedError: the model is trimmed already.
+        CalibrationError: `config` is of a calibration that was made with another model, dtype or repairs.
 
     Warns:
         CompatWarning: the installed transformers departs from Meta's reference and the model was not repaired.
@@ -119,6 +121,7 @@ def trim(model: nn.Module, config: TrimConfig | None = None, **options: Unpack[T
             "on this error's `handle`, before trimming again.",
             handle,
         )
+    check_calibrated(model, config)
     unrepaired = [finding.name for finding in compat.check(model) if finding.open]
     if unrepaired:
         warnings.warn(

@@ -57,7 +57,7 @@ class TrimHooks:
         self._latest: Outcome | None = None
         self._hooks: list[RemovableHandle] = [
             self._model.model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            self._model.model.register_forward_hook(self._end, with_kwargs=True, always_call=True),
+            self._model.model.register_forward_hook(self._end, with_kwargs=True),
         ]
         if self._model.head is not None:
             self._hooks.append(self._model.head.register_forward_pre_hook(self._expect, with_kwargs=True))
@@ -194,9 +194,9 @@ class TrimHooks:
         return args, kwargs | {"cross_attention_states": features}
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], kwargs: _Arguments, output: Any) -> None:
-        """After the whole model, also when it raised: shrink what was cached whole, and publish the outcome."""
+        """After the whole model: see that it was trimmed, and publish the outcome."""
         step = kwargs.get(KEYWORD)
-        if step is None or step.images is None or output is None:
+        if step is None or step.images is None:
             return
         if step.chosen is None:
             raise NotTrimmedError(
@@ -204,7 +204,6 @@ class TrimHooks:
                 "was its cross_attn or its config replaced after trim(), or the prompt compiled? remove() the trim "
                 "and call crosstrim.trim again, and compile decoding steps alone."
             )
-        step.leave()
         self._latest = Outcome(step.chosen.after, 0, 0) if step.cache is None else self._outcome(step.cache)
 
     def _outcome(self, cache: ImageCache) -> Outcome | None:

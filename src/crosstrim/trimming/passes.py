@@ -11,7 +11,7 @@ import torch
 from crosstrim.config import TrimConfig
 from crosstrim.errors import InputError
 from crosstrim.method.choose import Choice, Processes, choose
-from crosstrim.method.rows import last_turn_rows, real_rows
+from crosstrim.method.rating import last_turn_rows, real_rows
 from crosstrim.method.saliency import saliency
 from crosstrim.method.selection import budget_of, share_of
 from crosstrim.models import compat, mllama
@@ -59,12 +59,11 @@ class Trim:
         if self.blind_rows_leak:  # then a sample that sees nothing reads everything, and dropping any would show
             kept = kept | ~(choice.visible.any(-1) & last_row_sees).unsqueeze(-1)
         most = _most_kept(self.config, kept.shape[1], size)
-        whole, followers = Kept.of(kept, choice.visible, size, at_most=most), len(self.model.followers)
-        states = [whole]
-        for share in self.config.voters().shares(followers):
+        layers = [leader := Kept.of(kept, choice.visible, size, at_most=most)]
+        for share in self.config.voters().shares(len(self.model.followers)):
             at_most = int(share_of(share, torch.tensor(most, device="cpu")))
-            states.append(whole if share == 1 else Kept.of(choice.share(share), choice.visible, size, at_most))
-        return tuple(states)
+            layers.append(leader if share == 1 else Kept.of(choice.share(share), choice.visible, size, at_most))
+        return tuple(layers)
 
 
 def _most_kept(config: TrimConfig, count: int, size: int) -> int:
@@ -123,13 +122,13 @@ class Chosen:
     Attributes:
         appended: what the new images are trimmed to.
         after: what the whole conversation is trimmed to.
-        wide: the same as if all of the new images stayed.
+        untrimmed: the same as if all of the new images stayed.
         late: whether the followers still see all of them in this pass, and only their caches drop what goes.
     """
 
     appended: LayersKept
     after: LayersKept
-    wide: LayersKept
+    untrimmed: LayersKept
     late: bool
 
 
@@ -165,6 +164,7 @@ class ImagePass:
     chosen: Chosen | None = None
     _masks: Masks = field(default_factory=Masks)
     _features: dict[int, torch.Tensor] = field(default_factory=dict)
+    _settled: set[int] = field(default_factory=set)
 
     # What the hooks on the layers ask for.
 
@@ -199,39 +199,32 @@ class ImagePass:
             return self._lead(call)
         if self.chosen is None:  # the leader ran without us, which the hook after the model tells
             return call.attend(call.mask)
-        if self.chosen.late:
-            return call.attend(*self._masks.shortened(self.chosen.wide[place], call))
-        output = call.attend(*self._masks.shortened(self.chosen.after[place], call))
-        self._adopt(place)
+        read = self.chosen.untrimmed if self.chosen.late else self.chosen.after
+        output = call.attend(*self._masks.shortened(read[place], call))
+        self._settle(place, self.chosen, call)
         return output
 
     def _lead(self, call: Call) -> Attended:
         """Choose, attend to everything, and leave the kept features in the leader's own cache."""
         older = 0 if self.before is None else self._columns_of(self.before[0])
-        again = self.chosen is not None  # computed again for its gradient
+        # Chosen before where the layer is computed again for its gradient.
         chosen = self.chosen = self.chosen or self._choose(call, older)
-        mask, counts = self._masks.shortened(chosen.wide[0] if self.trims_leader or not older else None, call)
+        mask, counts = self._masks.shortened(chosen.untrimmed[0] if self.trims_leader or not older else None, call)
         if self.trims_leader and self.prompt_rows < call.queries.shape[2] and not chosen.appended[0].complete:
             mask, counts = self._hidden_after_the_prompt(mask, chosen.appended[0], older, call), None
         output = call.attend(mask, counts)
-        if self.cache is not None and self.trims_leader and not again:
-            self.cache.shrink(0, chosen.appended[0], call.keys, call.values)
-        self._adopt(0)
+        self._settle(0, chosen, call)
         return output
 
-    def _adopt(self, place: int) -> None:
-        """Let the layer's cache, if there is one, carry what was kept."""
-        if self.cache is not None and self.chosen is not None:
-            whole = place == 0 and not self.trims_leader
-            self.cache.adopt(place, self.chosen.after[place], self.trim.switch, self.trim.config.kv_dtype, whole)
-
-    def leave(self) -> None:
-        """After the model: drop what could only go once all rows were computed."""
-        if self.cache is None or self.chosen is None or not self.chosen.late:
+    def _settle(self, place: int, chosen: Chosen, call: Call) -> None:
+        """Leave in the layer's cache, if there is one, what stays, and let it carry what was kept."""
+        if self.cache is None or place in self._settled:
             return
-        for place, kept in enumerate(self.chosen.appended[1:], start=1):
-            self.cache.shrink_again(place, kept)
-            self._adopt(place)
+        whole = place == 0 and not self.trims_leader
+        if not whole and (place == 0 or chosen.late):  # the call has read everything
+            self.cache.shrink(place, chosen.appended[place], call.keys, call.values)
+        self.cache.adopt(place, chosen.after[place], self.trim.switch, self.trim.config.kv_dtype, whole)
+        self._settled.add(place)
 
     def _columns_of(self, kept: Kept) -> int:
         return kept.length if self.trims_leader else kept.feature_count
@@ -249,21 +242,21 @@ class ImagePass:
 
     def _choose(self, call: Call, older: int) -> Chosen:
         size = self.trim.model.geometry.features_per_image
-        whole = Kept.everything(len(call.queries), call.keys.shape[2] - older, size, call.queries.device)
-        wide = extended(self.before, (whole,) * len(self.trim.model.cross_layers))
-        visible = self._visible(call, wide[0])
+        everything = Kept.everything(len(call.queries), call.keys.shape[2] - older, size, call.queries.device)
+        untrimmed = extended(self.before, (everything,) * len(self.trim.model.cross_layers))
+        visible = self._visible(call, untrimmed[0])
         appended = self._reused(call, visible) or self._chosen_anew(call, visible, older)
-        return Chosen(appended, extended(self.before, appended), wide, late=self.trim.blind_rows_leak)
+        return Chosen(appended, extended(self.before, appended), untrimmed, late=self.trim.blind_rows_leak)
 
-    def _visible(self, call: Call, wide: Kept) -> torch.Tensor:
+    def _visible(self, call: Call, untrimmed: Kept) -> torch.Tensor:
         """[B, T, columns] bool, what the text rows may see of the leader's columns."""
         batch, _, rows, _ = call.queries.shape
         device = call.queries.device
         if self.sees is None:
-            visible = torch.ones(batch, rows, wide.feature_count, dtype=torch.bool, device=device)
+            visible = torch.ones(batch, rows, untrimmed.feature_count, dtype=torch.bool, device=device)
         else:
             visible = self.sees.to(device).repeat_interleave(self.trim.model.geometry.features_per_tile, dim=-1)
-        return wide.trim_visible(visible) if self.before and self.trims_leader else visible
+        return untrimmed.trim_visible(visible) if self.before and self.trims_leader else visible
 
     def _chosen_anew(self, call: Call, visible: torch.Tensor, older: int) -> LayersKept:
         rows = slice(self.prompt_rows)

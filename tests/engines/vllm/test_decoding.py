@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from crosstrim.engines.prompt import PromptTrim
 from crosstrim.errors import EngineError
-from tests.engines.vllm import runs
+from tests.support import vllm_runs as runs
 
 pytestmark = pytest.mark.vllm
 

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from tests.docs import pages
+from tests.support.docs import pages
 
 pytestmark = pytest.mark.vllm
 

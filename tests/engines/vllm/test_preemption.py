@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engines.vllm import runs
+from tests.support import vllm_runs as runs
 
 pytestmark = pytest.mark.vllm
 

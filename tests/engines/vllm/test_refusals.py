@@ -9,7 +9,7 @@ import torch
 
 from crosstrim.engines.vllm import launch
 from crosstrim.errors import EngineError
-from tests.engines.vllm import runs
+from tests.support import vllm_runs as runs
 
 pytestmark = pytest.mark.vllm
 

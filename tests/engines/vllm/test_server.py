@@ -16,8 +16,8 @@ import pytest
 
 from crosstrim import TrimConfig
 from crosstrim.engines.vllm import launch
-from tests.docs import pages
-from tests.engines.vllm import runs
+from tests.support import vllm_runs as runs
+from tests.support.docs import pages
 
 pytestmark = pytest.mark.vllm
 

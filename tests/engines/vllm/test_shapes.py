@@ -8,8 +8,8 @@ from transformers import MllamaConfig
 
 import crosstrim
 from crosstrim import mini
-from tests.engines.vllm import runs
-from tests.tiny import randomised
+from tests.support import vllm_runs as runs
+from tests.support.tiny import randomised
 
 pytestmark = pytest.mark.vllm
 

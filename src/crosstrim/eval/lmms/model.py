@@ -20,6 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from crosstrim.asking import environment
+from crosstrim.asking.answering import kept_fraction
 from crosstrim.asking.images import as_rgb, open_image
 from crosstrim.asking.loading import load
 from crosstrim.config import TrimConfig
@@ -113,7 +114,7 @@ class Crosstrim(lmms):  # type: ignore[misc]
             asked = [self._conversation(requests[index]) for index in batch]
             replies = conversations.generate(self._model, self._processor, asked, self._config, **options)
             for index, reply in zip(batch, replies, strict=True):
-                fractions += _kept_fractions(reply.kept)
+                fractions += [kept_fraction(reply.kept)] if reply.kept else []
                 counts = _Counts(reply.prompt_tokens, reply.tokens, crosstrim=self._account(reply.kept))
                 results[index] = GenerationResult(reply.text, counts)
         seconds = time.perf_counter() - begun
@@ -182,7 +183,7 @@ class Crosstrim(lmms):  # type: ignore[misc]
     def _account(self, kept: conversations.Kept) -> dict[str, Any]:
         """What a logged sample is to say of trimming."""
         images = [{"visible": one.visible, "kept": one.kept, "layers": list(one.layers)} for one in kept or ()]
-        fraction = next(iter(_kept_fractions(kept)), None)
+        fraction = kept_fraction(kept) if kept else None
         return {"kept_fraction": fraction, "images": images, **self._circumstances}
 
 
@@ -285,9 +286,3 @@ def _opened(source: Any) -> Image.Image:
     if isinstance(source, str | Path):
         return open_image(source if "://" in str(source) else Path(source).absolute())
     raise InputError(f"the task shows a {type(source).__name__} where a picture was expected.")
-
-
-def _kept_fractions(kept: conversations.Kept) -> list[float]:
-    """Kept over visible features of one sample's pictures, or nothing when it has none or was not trimmed."""
-    visible = sum(one.visible for one in kept or ())
-    return [sum(one.kept_fraction * one.visible for one in kept or ()) / visible] if visible else []

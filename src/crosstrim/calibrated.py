@@ -1,0 +1,98 @@
+"""A trim that `crosstrim calibrate` chose: it goes with the model that it was chosen on, and with no other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crosstrim.config import TrimConfig
+from crosstrim.errors import CalibrationError, ResultError
+
+FORMAT = 1
+"""Of the file that a calibration writes."""
+
+
+@dataclass(frozen=True)
+class CalibratedConfig(TrimConfig):
+    """A `TrimConfig` that knows what its promise was measured on. Made by `TrimConfig.from_calibration`.
+
+    Attributes:
+        path: of the calibration.
+        made_with: its `model` and `compat`, and the options that it chose, as of `TrimConfig.to_dict`.
+    """
+
+    path: str = field(default="", repr=False)
+    made_with: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+
+    def check(self, dtype: str, compat: Mapping[str, bool], fingerprint: Callable[[], str]) -> None:
+        """Refuse a model, or options, that the promise was not measured with.
+
+        Args:
+            dtype: of the model.
+            compat: by repair, whether it is on.
+            fingerprint: of the model's weights; asked last.
+
+        Raises:
+            CalibrationError: it names what differs.
+        """
+        here, there = self.to_dict(), self.made_with["config"]
+        for name in here:
+            if here[name] != there.get(name):
+                raise self._refusal(name, there.get(name), here[name], "take the config as it is, or calibrate anew")
+        model = self.made_with["model"]
+        if dtype != model["dtype"]:
+            raise self._refusal(
+                "dtype", model["dtype"], dtype, f"load the model in {model['dtype']}, or calibrate anew"
+            )
+        for name in {**self.made_with["compat"], **compat}:
+            before, now = ("on" if one.get(name) else "off" for one in (self.made_with["compat"], compat))
+            if before != now:
+                raise self._refusal(f"repair {name}", before, now, "repair the model alike, or calibrate anew")
+        if fingerprint() != model["sha256_of_samples"]:
+            raise self._refusal("weights", f"those of {model['name']}", "others", "calibrate this model")
+
+    def _refusal(self, what: str, there: object, here: object, remedy: str) -> CalibrationError:
+        return CalibrationError(
+            f"{self.path} does not hold for this trim: {what} ({there} there, {here} here); {remedy}."
+        )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read what `crosstrim calibrate` wrote.
+
+    Raises:
+        ResultError: it is no calibration, cannot be read, or is of another format.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ResultError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(found, dict) or "calibration" not in found or "curve" not in found:
+        raise ResultError(f"{path} is no result of crosstrim calibrate.")
+    if found.get("format") != FORMAT:
+        raise ResultError(
+            f"{path} has format {found.get('format')!r}, this crosstrim reads {FORMAT}; calibrate anew."
+        )
+    return found
+
+
+def config_of(path: Path) -> CalibratedConfig:
+    """The trim that a calibration chose.
+
+    Raises:
+        CalibrationError: it chose none.
+        ResultError: as of `read`.
+        ConfigError: its options are not of this crosstrim.
+    """
+    found = read(path)
+    if found["chosen"] is None:
+        raise CalibrationError(f"{path} chose no budget: {found['refusal']}")
+    options = found["chosen"]["config"]
+    plain = TrimConfig.from_dict(options)  # which refuses what it does not know
+    made_with = {"config": options, "model": found["model"], "compat": found["compat"]}
+    return CalibratedConfig(**plain.options(), path=str(path), made_with=made_with)

@@ -1,0 +1,75 @@
+"""A batch job that is killed at random moments loses no row, repeats none, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.questions import without_answers
+
+KILLS = 5
+ROOT = Path(__file__).parents[2]
+
+
+def lines(path):
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+@pytest.mark.slow
+def test_killed_locally(checkpoint, questions, tmp_path):
+    killed_and_resumed("local", checkpoint, questions, tmp_path)
+
+
+@pytest.mark.ray
+def test_killed_on_ray(checkpoint, questions, tmp_path):
+    killed_and_resumed("ray", checkpoint, questions, tmp_path)
+
+
+def killed_and_resumed(engine, checkpoint, questions, tmp_path):
+    rows = questions([*without_answers(60), {"image": "missing.png", "question": "what?"}, "{broken"])
+
+    def begin(out):
+        command = [sys.executable, "-m", "tests.support.killed_batch", engine, checkpoint, rows, tmp_path / out]
+        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+        return subprocess.Popen(
+            [*map(str, command), str(tmp_path / f"{out}.log")], cwd=ROOT, stderr=subprocess.PIPE, env=environment
+        )
+
+    undisturbed = begin("other.jsonl")
+    log = tmp_path / "other.jsonl.log"
+    while not lines(log) and undisturbed.poll() is None:
+        time.sleep(0.005)
+    started = time.monotonic()
+    _, complaints = undisturbed.communicate(timeout=300)
+    assert undisturbed.returncode == 0, complaints.decode()
+    longest = (time.monotonic() - started) / (KILLS + 1)
+
+    log, journal, moments = tmp_path / "run.jsonl.log", tmp_path / "run.jsonl.journal", random.Random(7)
+    done: set[int] = set()
+    for _ in range(KILLS):
+        before = len(lines(log))
+        process = begin("run.jsonl")
+        while len(lines(log)) == before and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(moments.uniform(0, longest))
+        process.kill()
+        process.communicate(timeout=60)
+        time.sleep(0.5 if engine == "ray" else 0)  # its workers die with it, a moment later
+        begun = {int(start) // 2 for start in lines(log)[before:]}
+        assert not begun & done, "a batch that was on disk was answered again"
+        done = {json.loads(line)["first"] // 2 for line in journal.read_bytes().split(b"\n")[1:-1]}
+    assert 0 < len(done) < 31, "the kills came too early or too late to show anything"
+    before = len(lines(log))
+    assert begin("run.jsonl").wait(timeout=300) == 0
+    assert sorted(int(start) // 2 for start in lines(log)[before:]) == sorted(set(range(31)) - done)
+    found = lines(tmp_path / "run.jsonl")
+    assert found == lines(tmp_path / "other.jsonl")
+    assert [json.loads(line)["id"] for line in found] == [*(row["id"] for row in without_answers(60)), "61", "62"]
+    assert not journal.exists()
