@@ -2,7 +2,7 @@
 #   PYTHON=python3.12                the interpreter that .venv is made with
 #   TORCH=torch==2.12.0              another torch than the one in constraints.txt
 # Both count when .venv is made: `make clean` first.
-#   WHEELS=folder                    where `make test-sglang` looks for packages before it asks the network
+#   WHEELS=folder                    where `make test-sglang` and `test-vllm` look for packages before it asks the network
 
 PYTHON ?= python3
 OLDEST_TRANSFORMERS := 5.17.0
@@ -17,8 +17,8 @@ export PIP_NO_COMPILE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help environments demo test test-slow test-ray test-oldest test-lmms test-kernels test-sglang test-gpu test-install \
-	test-canary bench lint clean
+.PHONY: help environments demo test test-slow test-ray test-oldest test-lmms test-kernels test-sglang test-vllm \
+	test-gpu test-install test-canary bench lint clean
 
 help:
 	@echo "make demo         ask the embedded model about a picture, trimmed and untrimmed"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-lmms    the plugin for lmms-eval, run by lmms-eval itself; downloads about a gigabyte"
 	@echo "make test-kernels the Triton kernels, interpreted and compiled on the CPU; Linux"
 	@echo "make test-sglang  the tests that run SGLang, on the CPU"
+	@echo "make test-vllm    the tests that run vLLM, on the CPU"
 	@echo "make test-gpu     the tests that need a CUDA device, in an environment that has one"
 	@echo "make test-install README's installation and first example, in an empty environment"
 	@echo "make test-canary  the model's and the server's tests and the demo, on the newest of everything"
@@ -83,6 +84,12 @@ endef
 	@$(@D)/bin/python $(PIP_INSTALL) $(FIND_LINKS) --no-deps -r requirements-sglang.txt -e .
 	@touch $@
 
+# The same goes for vLLM.
+.venv-vllm/.installed: .venv/.installed requirements-vllm.txt
+	$(on_top)
+	@$(@D)/bin/python $(PIP_INSTALL) $(FIND_LINKS) --no-deps -r requirements-vllm.txt -e .
+	@touch $@
+
 # What pyproject.toml admits, in the newest versions. Of torch the newest that the index has a CPU build of.
 CANARY := .venv-canary/bin
 .venv-canary/.installed: .venv/.installed
@@ -93,7 +100,7 @@ CANARY := .venv-canary/bin
 		-e '.[dev,serve,ray]'
 	@touch $@
 
-environments: $(foreach name,oldest lmms triton sglang canary,.venv-$(name)/.installed)
+environments: $(foreach name,oldest lmms triton sglang vllm canary,.venv-$(name)/.installed)
 
 demo: .venv/.installed
 	@mkdir -p build
@@ -122,6 +129,9 @@ test-kernels: .venv-triton/.installed
 test-sglang: .venv-sglang/.installed
 	@PYTHONPATH=tests/engines/sglang/shims .venv-sglang/bin/python $(PYTEST) --disable-warnings -m sglang tests/engines/sglang
 
+test-vllm: .venv-vllm/.installed
+	@.venv-vllm/bin/python $(PYTEST) --disable-warnings -m vllm tests/engines/vllm
+
 # In the environment that is active: it has torch for its GPU already, and this installs nothing.
 test-gpu:
 	@python $(PYTEST) --disable-warnings tests/gpu
@@ -148,5 +158,5 @@ lint: .venv/.installed
 	@.venv/bin/lint-imports --no-cache
 
 clean:
-	@rm -rf .venv .venv-oldest .venv-triton .venv-lmms .venv-sglang .venv-canary build dist
+	@rm -rf .venv .venv-oldest .venv-triton .venv-lmms .venv-sglang .venv-vllm .venv-canary build dist
 	@rm -rf .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,7 +23,9 @@ def weight_bytes_per_card(shape: ModelShape, vision_parameters: int, cards: int)
     return (vision_parameters + divided / cards) * shape.bytes_per_element
 
 
-def request_kv_bytes(shape: ModelShape, features: int, text_tokens: int, one_row: bool = False) -> int:
+def request_kv_bytes(
+    shape: ModelShape, features: int, text_tokens: int, one_row: bool = False, block: int = 1
+) -> int:
     """Bytes of KV cache of a request, on all cards together.
 
     Args:
@@ -31,8 +33,10 @@ def request_kv_bytes(shape: ModelShape, features: int, text_tokens: int, one_row
         features: image features that its cache keeps, of all its images.
         text_tokens: of its prompt and answer.
         one_row: whether image features and text share one row of slots that exists in every layer, as in SGLang;
-            in transformers, image features are in the cross-attention layers alone and text in the others alone.
+            in transformers and vLLM, image features are in the cross-attention layers alone and text in the others.
+        block: slots that are only given together; 16 in vLLM.
     """
+    features, text_tokens = (-(-count // block) * block for count in (features, text_tokens))
     if one_row:
         return (features + text_tokens) * shape.text_layers * shape.kv_bytes_per_layer
     return image_kv_bytes(shape, features) + text_kv_bytes(shape, text_tokens)
@@ -46,6 +50,7 @@ def requests_in_flight(
     features: int,
     text_tokens: int,
     one_row: bool = False,
+    block: int = 1,
 ) -> int | None:
     """How many requests' KV caches fit beside the weights.
 
@@ -57,6 +62,7 @@ def requests_in_flight(
         features: as for `request_kv_bytes`.
         text_tokens: likewise.
         one_row: likewise.
+        block: likewise.
 
     Returns:
         The number, or None when the weights alone do not fit.
@@ -64,4 +70,4 @@ def requests_in_flight(
     free = card_bytes * (1 - RESERVE) - weight_bytes_per_card(shape, vision_parameters, cards)
     if free < 0:
         return None
-    return int(free * cards // request_kv_bytes(shape, features, text_tokens, one_row))
+    return int(free * cards // request_kv_bytes(shape, features, text_tokens, one_row, block))

@@ -74,7 +74,7 @@ class CalibrationError(CrosstrimError, ValueError):
 
 
 class EngineError(CrosstrimError, RuntimeError):
-    """Something that runs the model for others, such as a Ray cluster or SGLang, is set up wrongly or gave up."""
+    """Something that runs the model for others, a Ray cluster, SGLang or vLLM, is set up wrongly or gave up."""
 
 
 class MissingExtraError(CrosstrimError, ImportError):

@@ -6,6 +6,7 @@ import pytest
 
 from crosstrim import TrimConfig
 from crosstrim.engines.sglang import launch
+from crosstrim.engines.vllm import launch as vllm
 from crosstrim.server import local
 
 
@@ -87,7 +88,32 @@ def test_sglang_gets_the_trim_and_its_own_options(run, monkeypatch):
     arguments = ["--engine", "sglang", "--keep", 0.5, "--port", 31000, "--device", "cpu", "--tensor-parallel", 2]
     run("serve", *arguments, "--", "--mem-fraction-static", "0.7")
     expected = {"device": "cpu", "host": "127.0.0.1", "port": 31000, "tensor_parallel": 2}
+    expected |= {"allow_untested_backend": False}
     assert seen == [(("mini", TrimConfig(keep=0.5)), {**expected, "options": ["--mem-fraction-static", "0.7"]})]
+
+
+def test_vllm_gets_the_trim_and_its_own_options(run, monkeypatch):
+    seen = []
+
+    def serve_by_vllm(*arguments, **options):
+        seen.append((arguments, options))
+        raise SystemExit(0)  # the real one becomes vLLM's server
+
+    monkeypatch.setattr(vllm, "serve", serve_by_vllm)
+    run("serve", "--engine", "vllm", "--keep", 0.5, "--port", 31000, "--", "--max-num-seqs", "8")
+    expected = {"host": "127.0.0.1", "port": 31000, "tensor_parallel": 1, "options": ["--max-num-seqs", "8"]}
+    assert seen == [(("mini", TrimConfig(keep=0.5)), expected)]
+
+
+def test_a_device_does_not_go_with_vllm(run):
+    result = run("serve", "--engine", "vllm", "--keep", 0.5, "--device", "cpu")
+    assert result.code == 2
+    assert "--device does not go with --engine vllm" in " ".join(result.stderr.replace("\u2502", " ").split())
+
+
+def test_k_is_refused_with_vllm(run):
+    result = run("serve", "--engine", "vllm", "--k", 0.5)
+    assert (result.code, "give keep=" in " ".join(result.stderr.split())) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +136,7 @@ def test_limits_of_our_server_do_not_seem_to_limit_sglangs(run, monkeypatch, giv
 def test_sglangs_options_go_with_sglang(run, served):
     assert run("serve", "--tensor-parallel", 2).code == 2
     assert run("serve", "--", "--tp-size", "2").code == 2
+    assert run("serve", "--allow-untested-backend").code == 2
     assert served == []
 
 

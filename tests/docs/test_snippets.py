@@ -6,8 +6,9 @@ import pytest
 
 from tests.support.docs import pages
 
-# The client of docs/serving.md needs a server; tests/server/test_server.py runs it.
-WITH_CODE = [name for name in pages.NAMES if pages.snippets(name) and name != "docs/serving.md"]
+# These need a server, or vLLM; tests/server/test_server.py and tests/engines/vllm run them.
+ELSEWHERE = ("docs/serving.md", "docs/vllm.md")
+WITH_CODE = [name for name in pages.NAMES if pages.snippets(name) and name not in ELSEWHERE]
 
 
 @pytest.mark.parametrize("name", WITH_CODE)

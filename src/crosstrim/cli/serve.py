@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
 from crosstrim.cli import console, options
 from crosstrim.server.settings import Settings
 
-_SGLANG_TAKES = {"engine", "host", "port", "tensor_parallel", "model", "device", "sglang_options", *options.TRIM} - {
-    "calibrated"
-}
+# Engines that bring a server of their own, and what of the options they take.
+_BOTH_TAKE = {"engine", "host", "port", "tensor_parallel", "model", "engine_options", *options.TRIM} - {"calibrated"}
+_ENGINES = {"sglang": ("SGLang", _BOTH_TAKE | {"device", "allow_untested_backend"}), "vllm": ("vLLM", _BOTH_TAKE)}
 
 
 @options.with_trim
 def serve(
     context: typer.Context,
-    sglang_options: Annotated[
+    engine_options: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- OPTION]...", help="Further options of SGLang's server; with --engine sglang."),
+        typer.Argument(
+            metavar="[-- OPTION]...", help="Further options of the engine's server; with --engine sglang or vllm."
+        ),
     ] = None,
     engine: Annotated[
         str,
         typer.Option(
-            "--engine", metavar="local|ray|sglang", help="In this process, by Ray Serve, or as SGLang's server."
+            "--engine",
+            metavar="local|ray|sglang|vllm",
+            help="In this process, by Ray Serve, or as SGLang's or vLLM's server.",
         ),
     ] = "local",
     host: Annotated[str, typer.Option("--host", metavar="HOST", help="The address to listen on.")] = "127.0.0.1",
@@ -94,8 +98,12 @@ def serve(
         str | None, typer.Option("--address", metavar="ADDRESS", help="Of a running Ray cluster; with --engine ray.")
     ] = None,
     tensor_parallel: Annotated[
-        int, typer.Option("--tensor-parallel", metavar="COUNT", min=1, help="Ranks; with --engine sglang.")
+        int, typer.Option("--tensor-parallel", metavar="COUNT", min=1, help="Ranks; with --engine sglang or vllm.")
     ] = 1,
+    allow_untested_backend: Annotated[
+        bool,
+        typer.Option("--allow-untested-backend", help="Let SGLang run with fa3 or flashinfer; not with --k."),
+    ] = False,
     model: options.Model = "mini",
     dtype: options.Dtype = None,
     device: options.Device = None,
@@ -106,24 +114,23 @@ def serve(
     The trim is that of requests which do not bring their own. Prints the server's URL once it listens.
     """
     from crosstrim.asking import environment
-    from crosstrim.engines.sglang import launch
+    from crosstrim.engines.sglang import launch as sglang
+    from crosstrim.engines.vllm import launch as vllm
     from crosstrim.server import local, ray
 
-    if engine not in ("local", "ray", "sglang"):
-        raise typer.BadParameter(f"--engine {engine} must be one of local, ray, sglang.")
-    if engine == "sglang":
-        _refuse_what_sglang_does_not_take(context)
-        launch.serve(
-            model,
-            trim,
-            device=device,
-            host=host,
-            port=port,
-            tensor_parallel=tensor_parallel,
-            options=sglang_options or (),
-        )
-    if sglang_options or tensor_parallel != 1:
-        raise typer.BadParameter("--tensor-parallel and options after -- go with --engine sglang.")
+    if engine not in ("local", "ray", *_ENGINES):
+        raise typer.BadParameter(f"--engine {engine} must be one of local, ray, {', '.join(_ENGINES)}.")
+    if engine in _ENGINES:
+        _refuse_what_the_engine_does_not_take(context, engine)
+        where: dict[str, Any] = {"host": host, "port": port, "tensor_parallel": tensor_parallel}
+        where["options"] = engine_options or ()
+        if engine == "sglang":
+            sglang.serve(model, trim, device=device, allow_untested_backend=allow_untested_backend, **where)
+        vllm.serve(model, trim, **where)
+    if allow_untested_backend:
+        raise typer.BadParameter("--allow-untested-backend goes with --engine sglang.")
+    if engine_options or tensor_parallel != 1:
+        raise typer.BadParameter("--tensor-parallel and options after -- go with --engine sglang or vllm.")
     if engine == "local" and (replicas != 1 or address is not None):
         raise typer.BadParameter("--replicas and --address go with --engine ray.")
     keys = tuple(api_key.split()) if api_key is not None else ()
@@ -171,10 +178,11 @@ def serve(
         # Ctrl-C is how people stop a server: it did what it was told.
 
 
-def _refuse_what_sglang_does_not_take(context: typer.Context) -> None:
-    """SGLang has a server of its own: what limits ours, a key above all, must not seem to limit that one."""
-    for typed, source in options.given_beside(context, _SGLANG_TAKES):
+def _refuse_what_the_engine_does_not_take(context: typer.Context, engine: str) -> None:
+    """It has a server of its own: what limits ours, a key above all, must not seem to limit that one."""
+    name, taken = _ENGINES[engine]
+    for typed, source in options.given_beside(context, taken):
         where = "CROSSTRIM_API_KEY" if source == "ENVIRONMENT" else typed
         raise typer.BadParameter(
-            f"{where} does not go with --engine sglang; unset it, and give SGLang's own options after --."
+            f"{where} does not go with --engine {engine}; unset it, and give {name}'s own options after --."
         )

@@ -257,6 +257,17 @@ def apply(model: nn.Module, only: str | None = None) -> CompatHandle:
     return CompatHandle(handles)
 
 
+def repair_vision_tower(vision_model: nn.Module) -> None:
+    """Repair a vision tower that stands alone, in an engine that has its own text model.
+
+    Args:
+        vision_model: a `MllamaVisionModel`.
+    """
+    if _vision_states_are_late():
+        encoder = cast(nn.Module, cast(Any, vision_model).transformer)
+        encoder.register_forward_hook(_StatesBeforeEachLayer(), with_kwargs=True)
+
+
 def blind_rows_pass_through(layer: nn.Module) -> bool:
     """Whether rows that see no feature leave this cross-attention decoder layer unchanged (Meta's rule)."""
     return not _blind_rows_leak() or _carries(layer, _RowsThatSeeNothingPassThrough)

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from crosstrim import TrimConfig, mini
-from crosstrim.engines.prompt import PromptTrim, attend, hidden_after
+from crosstrim.engines.prompt import Prompt, PromptTrim, attend
 from crosstrim.engines.sglang import launch, slots
 from crosstrim.engines.sglang.settings import Settings
-from crosstrim.errors import ConfigError, EngineError
+from crosstrim.errors import ConfigError, CrosstrimWarning, EngineError, InputError
 from crosstrim.method.geometry import Geometry
 
 IMAGE = 9
@@ -142,11 +142,71 @@ class TestChoose:
         return crosstrim.saliency(queries.transpose(0, 1)[None], keys.transpose(0, 1)[None], visible)
 
 
-def test_what_was_generated_before_a_retraction_reads_what_was_kept_then():
-    visible = torch.tensor([[False, True, True], [True, True, True], [True, False, True]])
-    read = hidden_after(visible, torch.tensor([0, 1]), prompt_rows=2)
-    assert read.tolist() == [[False, True, True], [True, True, True], [True, False, False]]
-    assert visible[2, 2]  # and the request's own is left as it was
+class TestPrompt:
+    """As the layers meet it: seven rows, of which the last two were generated before the request lost its memory."""
+
+    ids = (1, IMAGE, 2, 3, 4)
+
+    def prompt(self, options, tiles=(3,), ids=ids, generated=2):
+        features = torch.zeros(20 * len(tiles), 6)
+        token_ids = torch.tensor([*ids, *[7] * generated])
+        return Prompt(trimming(**options), ids, tiles, slice(0, len(token_ids)), token_ids, features)
+
+    def heads(self, rows, features):
+        generator = torch.Generator().manual_seed(0)
+        queries = torch.randn(rows, 4, 8, generator=generator)
+        return queries, *torch.randn(2, features, 2, 8, generator=generator)
+
+    @pytest.mark.parametrize("options", [{}, {"keep": 0.3}, {"k": 0.1}], ids=str)
+    def test_what_was_generated_reads_what_was_kept(self, options):
+        prompt, whole = self.prompt(options), self.prompt(options, generated=0)
+        queries, keys, values = self.heads(7, 20)
+        output = prompt.lead(queries, keys, values, lambda heads: heads)
+        alone = whole.lead(queries[:5], keys, values, lambda heads: heads)
+        assert prompt.kept.tolist() == whole.kept.tolist()
+        torch.testing.assert_close(output[:5], alone)
+        kept = prompt.kept
+        torch.testing.assert_close(output[5:], attend(queries[5:], keys[kept], values[kept]))
+        assert prompt.sees.tolist() == [False, *[True] * 6]
+
+    def test_rows_see_the_real_tiles(self):
+        prompt = self.prompt({"keep": 4})
+        queries, keys, values = self.heads(7, 20)
+        output = prompt.lead(queries, keys, values, lambda heads: heads)
+        assert not output[0].any()
+        torch.testing.assert_close(output[1:5], attend(queries[1:5], keys[:15], values[:15]))
+        later = prompt.follow(queries, keys[prompt.kept], values[prompt.kept])
+        assert not later[0].any()
+        torch.testing.assert_close(later[1:], attend(queries[1:], keys[prompt.kept], values[prompt.kept]))
+
+    def test_two_images_of_which_the_first_token_sees_one(self):
+        ids = (IMAGE, IMAGE, 2)
+        prompt = self.prompt({}, (4, 1), ids, generated=1)
+        queries, keys, values = self.heads(4, 40)
+        output = prompt.lead(queries, keys, values, lambda heads: heads)
+        assert prompt.kept.tolist() == [*range(20), *range(20, 25)]
+        torch.testing.assert_close(output[:1], attend(queries[:1], keys[:20], values[:20]))
+        torch.testing.assert_close(output[1:], attend(queries[1:], keys[:25], values[:25]))
+        later = prompt.follow(queries, keys[:25], values[:25])
+        torch.testing.assert_close(later[:1], attend(queries[:1], keys[:20], values[:20]))
+
+
+class TestImagesThatStandTogether:
+    def test_taken(self):
+        trimming().check_images([1, IMAGE, IMAGE, 2], 2)
+        trimming().check_images([1, 2], 0)
+
+    @pytest.mark.parametrize(
+        ("ids", "images", "message"),
+        [
+            ([1, 2], 1, "0 image tokens"),
+            ([IMAGE, IMAGE], 1, "2 image tokens .* for 1 pictures"),
+            ([IMAGE, 1, IMAGE], 2, "text between two pictures"),
+        ],
+    )
+    def test_refused(self, ids, images, message):
+        with pytest.raises(InputError, match=message):
+            trimming().check_images(ids, images)
 
 
 class TestAttend:
@@ -223,10 +283,33 @@ class TestLaunch:
     )
     def test_a_server_set_up_otherwise_is_refused(self, name, value, remedy):
         tested = SimpleNamespace(**{name: required for name, (required, _) in launch._REQUIRED.items()})
-        launch.check_server(tested)
+        settings = Settings(TrimConfig(keep=0.5))
+        launch.check_server(tested, settings)
         setattr(tested, name, value)
         with pytest.raises(EngineError, match=f"{name}={value!r}; start it with {remedy}"):
-            launch.check_server(tested)
+            launch.check_server(tested, settings)
+
+    @pytest.mark.parametrize("backend", ["fa3", "flashinfer"])
+    def test_backends_that_plan_ahead(self, backend):
+        server = SimpleNamespace(**{name: required for name, (required, _) in launch._REQUIRED.items()})
+        server.attention_backend = backend
+        for options in ({"keep": 0.5}, {}):
+            allowed = Settings.read({**options, "allow_untested_backend": True}, {})
+            with pytest.warns(CrosstrimWarning, match=f"tested with .* torch_native alone, not with {backend}"):
+                launch.check_server(server, allowed)
+            with pytest.raises(EngineError, match=f"or try {backend} with --allow-untested-backend"):
+                launch.check_server(server, Settings.read(options, {}))
+        for options in ({"k": 0.5}, {"policy": "mass:0.9"}):
+            with pytest.raises(EngineError, match="give keep= in place of k"):
+                launch.check_server(server, Settings.read({**options, "allow_untested_backend": True}, {}))
+
+    def test_the_command_allows_them(self):
+        options = ["--attention-backend", "fa3"]
+        arguments, environment = launch.command(
+            "mini", TrimConfig(keep=0.5), allow_untested_backend=True, options=options
+        )
+        assert arguments[-2:] == options
+        assert environment["CROSSTRIM_ALLOW_UNTESTED_BACKEND"] == "true"
 
 
 def test_the_command_can_be_built_where_sglang_is_not():

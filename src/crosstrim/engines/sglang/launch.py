@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
+import warnings
 from collections.abc import Sequence
-from dataclasses import fields
-from importlib.util import find_spec
 from typing import Any, NoReturn
 
-from crosstrim import mini
 from crosstrim.config import TrimConfig
+from crosstrim.engines.process import Server
+from crosstrim.engines.settings import check_values
 from crosstrim.engines.sglang.settings import Settings
-from crosstrim.errors import EngineError, MissingExtraError
+from crosstrim.errors import CrosstrimWarning, EngineError
 
 PACKAGE = "crosstrim.engines.sglang"
 
@@ -35,19 +32,53 @@ _REQUIRED = {
 }
 
 
-def check_server(server_args: Any) -> None:
-    """Refuse what trimming is not known to work with.
+# Backends that plan their reads ahead: fine where the number of slots is known from the start, but never tried.
+_UNTESTED = ("fa3", "flashinfer")
+
+
+def check_server(server_args: Any, settings: Settings) -> None:
+    """Refuse what trimming is not known to work with; warn of what was allowed without being tested.
 
     Args:
         server_args: SGLang's `ServerArgs`, resolved.
+        settings: what to trim.
 
     Raises:
         EngineError: an argument has another value than the one that was tested.
     """
-    for name, (required, remedy) in _REQUIRED.items():
-        found = getattr(server_args, name)
-        if found != required:
-            raise EngineError(f"crosstrim in SGLang was not made for {name}={found!r}; start it with {remedy}.")
+    required, backend = dict(_REQUIRED), server_args.attention_backend
+    if backend in _UNTESTED:
+        if not settings.config.lossless and settings.config.keep is None:
+            raise EngineError(
+                f"attention_backend={backend!r} plans its reads before the prompt has decided how much stays; give "
+                "keep= in place of k, or start SGLang with --attention-backend torch_native."
+            )
+        if settings.allow_untested_backend:
+            del required["attention_backend"]
+            warnings.warn(
+                f"crosstrim in SGLang was tested with the attention backend torch_native alone, not with {backend}.",
+                CrosstrimWarning,
+                stacklevel=2,
+            )
+        else:
+            value, remedy = required["attention_backend"]
+            required["attention_backend"] = value, f"{remedy}, or try {backend} with --allow-untested-backend"
+    check_values("SGLang", server_args, required)
+
+
+_SERVER = Server(
+    engine="SGLang",
+    module="sglang.launch_server",
+    model_option="--model-path",
+    ranks_option="--tp-size",
+    overrides_option="--json-model-override-args",
+    check=lambda options: Settings.read(options, {}),
+    options=(
+        *("--attention-backend", "torch_native", "--disable-radix-cache"),
+        *("--page-size", "1", "--disable-overlap-schedule"),
+    ),
+    environment={"SGLANG_EXTERNAL_MODEL_PACKAGE": PACKAGE},
+)
 
 
 def command(
@@ -55,10 +86,9 @@ def command(
     config: TrimConfig,
     *,
     device: str | None = None,
-    host: str = "127.0.0.1",
-    port: int = 30000,
-    tensor_parallel: int = 1,
+    allow_untested_backend: bool = False,
     options: Sequence[str] = (),
+    **where: Any,
 ) -> tuple[list[str], dict[str, str]]:
     """The command line that starts SGLang's OpenAI-compatible server with trimming, and its environment.
 
@@ -66,10 +96,9 @@ def command(
         model: "mini", a folder, or a Hub id.
         config: what to trim.
         device: "cpu", "cuda" and so on; None lets SGLang choose.
-        host: to listen on.
-        port: to listen on.
-        tensor_parallel: ranks to spread the model over.
+        allow_untested_backend: let SGLang run with `fa3` or `flashinfer`, which are named in `options`.
         options: further options of `sglang.launch_server`, appended as they are.
+        where: host, port and tensor_parallel, as for `Server.command`.
 
     Returns:
         The arguments, the interpreter first, and what to add to the environment.
@@ -77,33 +106,18 @@ def command(
     Raises:
         ConfigError: SGLang cannot have that trimming.
     """
-    defaults = {field.name: field.default for field in fields(TrimConfig)}
-    values = {name: value for name, value in config.to_dict().items() if value != defaults.get(name)}
-    Settings.read(values, {})
-    arguments = [sys.executable, "-m", "sglang.launch_server"]
-    arguments += ["--model-path", str(mini.path()) if model == "mini" else model]
-    arguments += ["--served-model-name", model]
-    arguments += ["--host", host, "--port", str(port), "--tp-size", str(tensor_parallel)]
-    arguments += ["--json-model-override-args", json.dumps({"crosstrim": values})]
-    arguments += ["--attention-backend", "torch_native", "--disable-radix-cache", "--page-size", "1"]
-    arguments += ["--disable-overlap-schedule"]
-    if model == "mini":
-        arguments += ["--dtype", "float32"]
-    environment = {"SGLANG_EXTERNAL_MODEL_PACKAGE": PACKAGE}
-    if device is not None:
-        arguments += ["--device", device]
-        environment |= {"SGLANG_USE_CPU_ENGINE": "1"} if device == "cpu" else {}
-    return [*arguments, *options], environment
+    placed = [] if device is None else ["--device", device]
+    arguments, environment = _SERVER.command(model, config, options=[*placed, *options], **where)
+    environment |= {"SGLANG_USE_CPU_ENGINE": "1"} if device == "cpu" else {}
+    environment |= {"CROSSTRIM_ALLOW_UNTESTED_BACKEND": "true"} if allow_untested_backend else {}
+    return arguments, environment
 
 
 def serve(model: str, config: TrimConfig, **options: Any) -> NoReturn:
-    """Become SGLang's server. Takes what `command` takes, and does not return.
+    """Print the command and become SGLang's server. Takes what `command` takes, and does not return.
 
     Raises:
         MissingExtraError: SGLang is not installed.
         ConfigError: SGLang cannot have that trimming.
     """
-    arguments, environment = command(model, config, **options)
-    if find_spec("sglang") is None:
-        raise MissingExtraError("SGLang is not installed in this Python; docs/sglang.md says which version, and how.")
-    os.execve(arguments[0], arguments, {**os.environ, **environment})
+    _SERVER.become(*command(model, config, **options))

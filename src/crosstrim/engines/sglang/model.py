@@ -21,11 +21,10 @@ from sglang.srt.models import mllama as upstream
 from sglang.srt.runtime_context import get_parallel, get_server_args
 from sglang.srt.utils import add_prefix
 
-from crosstrim.engines.prompt import PromptTrim, attend, hidden_after
+from crosstrim.engines.prompt import Prompt, PromptTrim
 from crosstrim.engines.sglang import slots
 from crosstrim.engines.sglang.launch import check_server
 from crosstrim.engines.sglang.settings import Settings
-from crosstrim.models import mllama
 
 
 @dataclass(frozen=True)
@@ -43,39 +42,28 @@ class Retained:
     free_slots: bool
 
 
-@dataclass
-class Prompt:
-    """One request with images in a batch of prompts.
+class SlottedPrompt(Prompt):
+    """A prompt in SGLang.
 
     Attributes:
         images: SGLang's record of its images, which lives as long as the request.
-        rows: its text rows among those of the batch.
-        token_ids: [T] of these rows.
-        features: [N, hidden] of its images, padding tiles included.
-        visible: [T, N] bool, what each row may see.
         slots: [S] KV slots of its images, S >= K.
-        retained: what it keeps; None until the first cross-attention layer has chosen.
     """
 
     images: Any
-    rows: slice
-    token_ids: torch.Tensor
-    features: torch.Tensor
-    visible: torch.Tensor
     slots: torch.Tensor
-    retained: Retained | None = None
 
 
 class TrimmedCrossAttention(upstream.MllamaTextCrossAttention):
     """Cross-attention that reads only what a request keeps."""
 
-    leads: tuple[PromptTrim, bool] | None = None  # the first one: how it chooses, and whether it gives slots back
+    leads = False  # the first one sees all, and chooses
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: Any,
-        cross_attention_states: list[Prompt] | None,
+        cross_attention_states: list[SlottedPrompt] | None,
         forward_batch: Any,
     ) -> torch.Tensor:
         """Attend to the images.
@@ -96,25 +84,15 @@ class TrimmedCrossAttention(upstream.MllamaTextCrossAttention):
                 output[prompt.rows] = self._attend(queries[prompt.rows], prompt)
         return self.o_proj(output.flatten(1))[0]
 
-    def _attend(self, queries: torch.Tensor, prompt: Prompt) -> torch.Tensor:
-        if self.leads is not None:
-            return self._choose_and_attend(*self.leads, queries, prompt)
-        assert prompt.retained is not None  # the first cross-attention layer has chosen
-        indices = prompt.retained.indices
-        keys, values = self._project(prompt.features[indices])
+    def _attend(self, queries: torch.Tensor, prompt: SlottedPrompt) -> torch.Tensor:
+        if self.leads:
+            keys, values = self._project(prompt.features)
+            output = prompt.lead(queries, keys, values, _all_heads)
+            self._write(prompt, keys[prompt.kept], values[prompt.kept])
+            return output
+        keys, values = self._project(prompt.features[prompt.kept])
         self._write(prompt, keys, values)
-        return attend(queries, keys, values, prompt.visible[:, indices])
-
-    def _choose_and_attend(
-        self, trim: PromptTrim, free_slots: bool, queries: torch.Tensor, prompt: Prompt
-    ) -> torch.Tensor:
-        keys, values = self._project(prompt.features)
-        if prompt.retained is None:
-            kept = trim.choose(prompt.token_ids, prompt.visible, queries, keys, values, _all_heads)
-            prompt.retained = Retained(kept, len(prompt.token_ids), free_slots)
-        retained = prompt.retained
-        self._write(prompt, keys[retained.indices], values[retained.indices])
-        return attend(queries, keys, values, hidden_after(prompt.visible, retained.indices, retained.prompt_rows))
+        return prompt.follow(queries, keys, values)
 
     def _project(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self._heads(features, 1, self.k_norm), self._heads(features, 2, None)
@@ -126,7 +104,7 @@ class TrimmedCrossAttention(upstream.MllamaTextCrossAttention):
         heads = projected.reshape(-1, self.head_dim)
         return (heads if norm is None else norm(heads)).view(len(states), -1, self.head_dim)
 
-    def _write(self, prompt: Prompt, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def _write(self, prompt: SlottedPrompt, keys: torch.Tensor, values: torch.Tensor) -> None:
         location = KVWriteLoc(prompt.slots[: len(keys)], None)
         get_attn_backend().token_to_kv_pool.set_kv_buffer(self.attn, location, keys, values)
 
@@ -138,13 +116,8 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
         super().__init__(config, quant_config=quant_config, prefix=prefix)
         text = config.text_config
         settings = Settings.read(getattr(config, "crosstrim", None) or {}, os.environ)
-        check_server(resolved_view(get_server_args()))
-        self.trim = PromptTrim(
-            settings.config,
-            mllama.geometry_of(config),
-            config.image_token_index,
-            mllama.LLAMA_USER_TURN_IDS if text.vocab_size == mllama.LLAMA_VOCABULARY_SIZE else None,
-        )
+        check_server(resolved_view(get_server_args()), settings)
+        self.trim = PromptTrim.of(settings.config, config)
         self._free_slots = settings.free_slots
         if self._free_slots and self.trim.count_depends_on_prompt:
             slots.check_hooked()
@@ -152,7 +125,7 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
             layer = self.language_model.model.layers[index]
             name = add_prefix(f"language_model.model.layers.{index}.cross_attn", prefix)
             layer.cross_attn = TrimmedCrossAttention(text, index, quant_config=quant_config, prefix=name)
-            layer.cross_attn.leads = (self.trim, settings.free_slots) if place == 0 else None
+            layer.cross_attn.leads = place == 0
         self.vision_model.transformer.register_forward_hook(_AsManyStatesAsAskedFor())
 
     def pad_input_ids(self, input_ids: array[int], mm_inputs: Any) -> array[int]:
@@ -170,7 +143,7 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
             forward_batch.encoder_lens != 0 if decoding else torch.zeros_like(input_ids, dtype=torch.bool)
         )
         for prompt in prompts:
-            sees_something[prompt.rows] = prompt.visible.any(-1)
+            sees_something[prompt.rows] = prompt.sees
         hidden_states = self.language_model(
             input_ids=input_ids,
             positions=positions,
@@ -181,10 +154,11 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
             skip_cross_attention=max(forward_batch.encoder_lens_cpu) == 0,
         )
         for prompt in prompts:
-            prompt.images.crosstrim_retained = prompt.retained
+            assert prompt.kept is not None  # the first cross-attention layer has chosen
+            prompt.images.crosstrim_retained = Retained(prompt.kept, prompt.prompt_rows, self._free_slots)
         return self.logits_processor(input_ids, hidden_states, self.language_model.lm_head, forward_batch)
 
-    def _prompts(self, input_ids: torch.Tensor, forward_batch: Any) -> list[Prompt]:
+    def _prompts(self, input_ids: torch.Tensor, forward_batch: Any) -> list[SlottedPrompt]:
         """The requests with images among a batch of prompts."""
         pixels, ratio_ids, ratio_mask, _ = self._batch_image_inputs(forward_batch)
         if pixels is None:
@@ -193,24 +167,20 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
         lengths = forward_batch.encoder_lens_cpu
         features_of_each = iter(features.flatten(1, 3))
         slots_of_each = iter(forward_batch.encoder_out_cache_loc.split([length for length in lengths if length]))
-        starts, counts = forward_batch.extend_start_loc.tolist(), forward_batch.extend_seq_lens.tolist()
+        ids, end = input_ids.tolist(), 0  # the one look at the host
         prompts = []
-        for images, length, start, count in zip(forward_batch.mm_inputs, lengths, starts, counts, strict=True):
+        for images, length, count in zip(
+            forward_batch.mm_inputs, lengths, forward_batch.extend_seq_lens_cpu, strict=True
+        ):
+            start, end = end, end + count
             if length == 0:  # text alone
                 continue
-            rows = slice(start, start + count)
-            visible = self.trim.visible(input_ids[rows].tolist(), _tiles(images))
-            prompts.append(
-                Prompt(
-                    images=images,
-                    rows=rows,
-                    token_ids=input_ids[rows],
-                    features=next(features_of_each)[: visible.shape[1]],
-                    visible=visible.to(input_ids.device),
-                    slots=next(slots_of_each),
-                    retained=_retained(images),
-                )
-            )
+            rows, retained = slice(start, end), _retained(images)
+            asked = ids[start : end if retained is None else start + retained.prompt_rows]
+            prompt = SlottedPrompt(self.trim, asked, _tiles(images), rows, input_ids[rows], next(features_of_each))
+            prompt.images, prompt.slots = images, next(slots_of_each)
+            prompt.kept = None if retained is None else retained.indices
+            prompts.append(prompt)
         return prompts
 
     def _as_read(self, forward_batch: Any) -> Any:

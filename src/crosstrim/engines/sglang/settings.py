@@ -11,6 +11,7 @@ from crosstrim.engines.settings import config_for, read_options
 from crosstrim.errors import ConfigError
 
 _FREE_SLOTS = "free_slots"
+_ALLOW = "allow_untested_backend"
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,12 @@ class Settings:
         config: as for `crosstrim.trim`.
         free_slots: whether KV slots that turn out unneeded go back to the pool after the prompt. False keeps them
             allocated and unread, to compare with.
+        allow_untested_backend: whether attention backends may be used that should work but could not be tested.
     """
 
     config: TrimConfig
     free_slots: bool = True
+    allow_untested_backend: bool = False
 
     @classmethod
     def read(cls, overrides: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
@@ -33,8 +36,9 @@ class Settings:
         Raises:
             ConfigError: an option is unknown, out of range, given in both places, or cannot be had in SGLang.
         """
-        options = read_options(overrides, environment, (_FREE_SLOTS,))
-        free_slots = options.pop(_FREE_SLOTS, True)
-        if not isinstance(free_slots, bool):
-            raise ConfigError(f"{_FREE_SLOTS}={free_slots!r} must be true or false.")
-        return cls(config_for("SGLang", options), free_slots)
+        options = read_options(overrides, environment, (_FREE_SLOTS, _ALLOW))
+        switches = {name: options.pop(name, default) for name, default in ((_FREE_SLOTS, True), (_ALLOW, False))}
+        for name, value in switches.items():
+            if not isinstance(value, bool):
+                raise ConfigError(f"{name}={value!r} must be true or false.")
+        return cls(config_for("SGLang", options), **switches)
