@@ -12,9 +12,8 @@ def main() -> None:
         from crosstrim.cli import streams
 
         with streams.checked():
-            if sys.argv[1:] == [
-                "--version"
-            ]:  # which scripts ask often; the program takes ten times as long to import
+            # Scripts ask for it often, and the program takes ten times as long to import.
+            if sys.argv[1:] == ["--version"]:
                 print(f"crosstrim {crosstrim.__version__}")
                 return
             from crosstrim.cli import program
