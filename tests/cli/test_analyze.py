@@ -118,14 +118,14 @@ def test_files(analyze, picture, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["PICTURE"], "IMAGE goes with a QUESTION"),
-        (["PICTURE", "what?", "--shape", "11b"], "IMAGE and --shape are two things to look at"),
-        (["--data", "x.jsonl", "--shape", "11b"], "--data and --shape are two things"),
-        (["--shape", "7b"], "--shape 7b must be one of 11b, 90b"),
-        (["--shape", "11b", "--questions", "3"], "--questions goes with --data or the embedded questions"),
-        (["PICTURE", "what?", "--questions", "3"], "--questions goes with --data or the embedded questions"),
-        (["--data", "FOLDER"], "is a folder; give it as IMAGE, with a QUESTION"),
-        (["--on-error", "guess"], "--on-error guess must be one of stop, skip"),
+        (["PICTURE"], ("IMAGE", "QUESTION")),
+        (["PICTURE", "what?", "--shape", "11b"], ("IMAGE and --shape",)),
+        (["--data", "x.jsonl", "--shape", "11b"], ("--data and --shape",)),
+        (["--shape", "7b"], ("--shape 7b", "11b, 90b")),
+        (["--shape", "11b", "--questions", "3"], ("--questions", "--data")),
+        (["PICTURE", "what?", "--questions", "3"], ("--questions", "--data")),
+        (["--data", "FOLDER"], ("is a folder", "IMAGE")),
+        (["--on-error", "guess"], ("--on-error guess", "stop, skip")),
     ],
 )
 def test_contradictions_are_wrong_usage(run, nothing_loads, picture, tmp_path, arguments, words):
@@ -133,21 +133,22 @@ def test_contradictions_are_wrong_usage(run, nothing_loads, picture, tmp_path, a
     arguments = [named.get(one, one) for one in arguments]
     result = run("analyze", *arguments, "--to", tmp_path / "out")
     assert result.code == 2
-    assert words in " ".join(result.stderr.replace("│", " ").split())
+    told = " ".join(result.stderr.replace("│", " ").split())
+    assert all(one in told for one in words)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["missing.png", "what?"], "there is no picture missing.png"),
-        (["PICTURE", " "], "'question' must be a text that is not empty"),
-        (["PICTURE", "<|image|> what?"], "which stands for the picture"),
-        (["--data", "missing.jsonl"], "missing.jsonl cannot be read"),
+        (["missing.png", "what?"], ("missing.png",)),
+        (["PICTURE", " "], ("'question'", "empty")),
+        (["PICTURE", "<|image|> what?"], ("<|image|>",)),
+        (["--data", "missing.jsonl"], ("missing.jsonl",)),
     ],
 )
 def test_refusals(run, nothing_loads, picture, arguments, words):
     result = run("analyze", *[picture if one == "PICTURE" else one for one in arguments])
     assert result.code == 1
-    assert words in result.stderr
+    assert all(one in result.stderr for one in words)
     assert result.stdout == ""

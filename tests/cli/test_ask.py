@@ -166,15 +166,15 @@ def test_overlay_paints_what_the_report_says(ask, picture, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--overlay", "out.doc"], "out.doc ends in '.doc'; a picture can be written to .jpeg, .jpg, .png, .webp."),
-        (["--overlay", "no/out.png"], "no/out.png lies in a folder that does not exist; create no first."),
+        (["--overlay", "out.doc"], ("out.doc", ".png")),
+        (["--overlay", "no/out.png"], ("no/out.png", "create no")),
     ],
 )
 def test_refusals_take_one_line_and_no_work(ask, arguments, words):
     result = ask(*arguments)
     assert (result.code, result.stdout) == (1, "")
     assert result.stderr.startswith("crosstrim: ")
-    assert words in result.stderr
+    assert all(one in result.stderr for one in words)
     assert result.stderr.count("\n") == 1
 
 
@@ -182,24 +182,20 @@ def test_refusals_take_one_line_and_no_work(ask, arguments, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--k", "2"], "k=2.0 must be a share above 0 and at most 1"),
-        (["--keep", "0"], "keep=0 as a count must be at least 1"),
-        (["--keep", "1.5"], "keep=1.5 must be a share above 0 and at most 1"),
-        (["--keep", "nan"], "keep=nan must be a share"),
-        (
-            ["--policy", "onion"],
-            "policy='onion' is unknown; there are contribution, dpp, grid, mass, mean, mmr, pyramid, random, union, "
-            "value.",
-        ),
-        (["--rating-rows", "some"], "rating_rows='some' must be one of 'all', 'last_turn'."),
-        (["--k-base", "some"], "k_base='some' must be one of 'visible', 'all'."),
+        (["--k", "2"], ("k=2.0", "at most 1")),
+        (["--keep", "0"], ("keep=0 ", "at least 1")),
+        (["--keep", "1.5"], ("keep=1.5", "at most 1")),
+        (["--keep", "nan"], ("keep=nan", "a share")),
+        (["--policy", "onion"], ("policy='onion'", "contribution, dpp, ", "union, value.")),
+        (["--rating-rows", "some"], ("rating_rows='some'", "'last_turn'")),
+        (["--k-base", "some"], ("k_base='some'", "'visible'")),
     ],
 )
 def test_refused_values_take_one_line_and_no_work(ask, arguments, words):
     result = ask(*arguments)
     assert (result.code, result.stdout) == (2, "")
     assert result.stderr.startswith("crosstrim: ")
-    assert words in result.stderr
+    assert all(one in result.stderr for one in words)
     assert result.stderr.count("\n") == 1
 
 
@@ -207,23 +203,24 @@ def test_refused_values_take_one_line_and_no_work(ask, arguments, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--k", "0.5", "--keep", "0.5"], "--k and --keep are two ways to say how much stays"),
-        (["--keep", "1", "--lossless"], "--keep and --lossless are two ways to say how much stays"),
-        (["--lossless", "--policy", "grid"], "--policy has no effect with --lossless; leave one of them out."),
-        (["--lossless", "--policy", "mass:0.5"], "--policy has no effect with --lossless"),
-        (["--lossless", "--rating-rows", "last_turn"], "--rating-rows has no effect with --lossless"),
-        (["--lossless", "--k-base", "all"], "--k-base has no effect with --lossless"),
-        (["--keep", "0.5", "--k-base", "all"], "--k-base has no effect with --keep"),
-        (["--keep", "half"], "'half' is neither a share such as 0.5 nor a number such as 2048"),
-        (["--kv-dtype", "int4"], "'int4' must be one of model, int8, fp8"),
-        (["--max-new-tokens", "0"], "Invalid value for '--max-new-tokens'"),
-        (["--unknown"], "No such option: --unknown"),
+        (["--k", "0.5", "--keep", "0.5"], ("--k and --keep", "give one")),
+        (["--keep", "1", "--lossless"], ("--keep and --lossless", "give one")),
+        (["--lossless", "--policy", "grid"], ("--policy", "--lossless", "leave one")),
+        (["--lossless", "--policy", "mass:0.5"], ("--policy", "--lossless")),
+        (["--lossless", "--rating-rows", "last_turn"], ("--rating-rows", "--lossless")),
+        (["--lossless", "--k-base", "all"], ("--k-base", "--lossless")),
+        (["--keep", "0.5", "--k-base", "all"], ("--k-base", "--keep")),
+        (["--keep", "half"], ("'half'", "0.5", "2048")),
+        (["--kv-dtype", "int4"], ("'int4'", "model, int8, fp8")),
+        (["--max-new-tokens", "0"], ("'--max-new-tokens'",)),
+        (["--unknown"], ("--unknown",)),
     ],
 )
 def test_wrong_usage_ends_with_two(ask, arguments, words):
     result = ask(*arguments)
     assert (result.code, result.stdout) == (2, "")
-    assert words in " ".join(result.stderr.replace("│", " ").split())
+    told = " ".join(result.stderr.replace("│", " ").split())
+    assert all(one in told for one in words)
 
 
 @pytest.mark.usefixtures("nothing_loads")
@@ -277,16 +274,16 @@ def test_a_question_must_be_one(run, picture, checkpoint, tmp_path, question):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--model", "./nowhere"], 1, "'./nowhere' is neither 'mini' nor a folder here; check the path."),
-        (["--dtype", "int8"], 2, "dtype='int8' cannot be loaded; choose one of auto, bfloat16, float16, float32."),
-        (["--device", "warp"], 2, "crosstrim: 'warp' is no device"),
-        (["--device", "cuda:99"], 2, "crosstrim: the device 'cuda:99' is not there: torch sees"),
+        (["--model", "./nowhere"], 1, ("'./nowhere'", "check the path")),
+        (["--dtype", "int8"], 2, ("dtype='int8'", "auto, bfloat16")),
+        (["--device", "warp"], 2, ("crosstrim: 'warp'",)),
+        (["--device", "cuda:99"], 2, ("crosstrim: ", "'cuda:99'", "torch sees")),
     ],
 )
 def test_what_cannot_be_loaded_is_told(ask, arguments, code, words):
     result = ask(*arguments)
     assert (result.code, result.stdout) == (code, "")
-    assert words in result.stderr
+    assert all(one in result.stderr for one in words)
 
 
 def test_the_dtype_is_taken(ask):

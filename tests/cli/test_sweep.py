@@ -130,45 +130,49 @@ def test_a_page_is_drawn_from_a_finished_run(sweep, run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--k", "0.1", "--k", "0.2"], "several --k are compared with --out FILE.json; without it give one."),
-        (["--policy", "grid", "--policy", "union"], "several --policy are compared with --out"),
-        (["--policy", "oracle", "--keep", "0.5"], "--policy oracle goes with --out FILE.json"),
-        (["--kv-dtype", "int8", "--kv-dtype", "fp8"], "several --kv-dtype are compared with --out"),
-        (["--data", "a.jsonl"], "--data goes with --out FILE.json."),
-        (["--first-layer", "both"], "--first-layer goes with --out FILE.json."),
-        (["--seeds", "5"], "--seeds goes with --out FILE.json."),
-        (["--to", "page"], "--to goes with --report FILE.json."),
-        (["--report", "run.json", "--k", "0.5"], "--k has no effect with --report; leave one of them out."),
-        (["--report", "run.json", "--quick"], "--quick has no effect with --report"),
-        (["--report", "run.json", "--out", "o.json"], "--out has no effect with --report"),
-        (["--out", "run.json", "--k-base", "all"], "--k-base goes with --k."),
-        (["--out", "run.json", "--first-layer", "both", "--whole-first-layer"], "say the same thing"),
-        (["--out", "run.json", "--to", "page"], "--to goes with --report FILE.json."),
-        (["--out", "run.json", "--policy", "onion"], "policy='onion' is unknown"),
-        (["--out", "run.json", "--first-layer", "half"], "first_layer='half' must be one of"),
-        (["--out", "run.json", "--on-error", "ask"], "--on-error ask must be one of stop, skip."),
+        (["--k", "0.1", "--k", "0.2"], ("several --k ", "--out")),
+        (["--policy", "grid", "--policy", "union"], ("several --policy", "--out")),
+        (["--policy", "oracle", "--keep", "0.5"], ("--policy oracle", "--out")),
+        (["--kv-dtype", "int8", "--kv-dtype", "fp8"], ("several --kv-dtype", "--out")),
+        (["--data", "a.jsonl"], ("--data", "--out")),
+        (["--first-layer", "both"], ("--first-layer", "--out")),
+        (["--seeds", "5"], ("--seeds", "--out")),
+        (["--to", "page"], ("--to", "--report")),
+        (["--report", "run.json", "--k", "0.5"], ("--k has no effect", "--report", "leave one")),
+        (["--report", "run.json", "--quick"], ("--quick has no effect", "--report")),
+        (["--report", "run.json", "--out", "o.json"], ("--out has no effect", "--report")),
+        (["--out", "run.json", "--k-base", "all"], ("--k-base", "--k.")),
+        (
+            ["--out", "run.json", "--first-layer", "both", "--whole-first-layer"],
+            ("--first-layer and --whole-first-layer", "give one"),
+        ),
+        (["--out", "run.json", "--to", "page"], ("--to", "--report")),
+        (["--out", "run.json", "--policy", "onion"], ("policy='onion'",)),
+        (["--out", "run.json", "--first-layer", "half"], ("first_layer='half'",)),
+        (["--out", "run.json", "--on-error", "ask"], ("--on-error ask", "stop, skip")),
     ],
 )
 def test_wrong_usage_ends_with_two(run, arguments, words):
     result = run("eval", *arguments)
     assert (result.code, result.stdout) == (2, "")
-    assert words in " ".join(result.stderr.replace("│", " ").split())
+    told = " ".join(result.stderr.replace("│", " ").split())
+    assert all(one in told for one in words)
 
 
 @pytest.mark.usefixtures("nothing_loads", "questions")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--out", "run.txt"], "run.txt cannot hold a result; give a file that ends in .json."),
-        (["--out", "no/run.json"], "no/run.json lies in a folder that does not exist; create no first."),
-        (["--out", "run.json", "--data", "no.jsonl"], "no.jsonl cannot be read: No such file"),
-        (["--report", "no.json"], "no.json cannot be read: No such file"),
+        (["--out", "run.txt"], ("run.txt", ".json")),
+        (["--out", "no/run.json"], ("no/run.json", "create no")),
+        (["--out", "run.json", "--data", "no.jsonl"], ("no.jsonl", "No such file")),
+        (["--report", "no.json"], ("no.json", "No such file")),
     ],
 )
 def test_refusals_take_one_line_and_no_work(run, arguments, words):
     result = run("eval", *arguments)
     assert (result.code, result.stdout) == (1, "")
-    assert words in result.stderr
+    assert all(one in result.stderr for one in words)
     assert result.stderr.count("\n") == 1
 
 
