@@ -11,6 +11,9 @@ PYTEST := -m pytest
 SIDE_BY_SIDE := -n auto --maxprocesses 4
 FIND_LINKS := $(if $(WHEELS),--find-links $(WHEELS))
 
+# uv takes a tenth of pip's time. But torch is pip's, which may have been told of a build for the CPU.
+UV_INSTALL = .venv/bin/uv pip install -q --python $(@D)/bin/python $(FIND_LINKS)
+
 export HF_HUB_OFFLINE := 1
 # Most modules of what is installed are never imported: Python compiles the others itself, once.
 export PIP_NO_COMPILE := 1
@@ -44,31 +47,33 @@ help:
 	@echo "Installing into .venv ..."
 	@$(PYTHON) -m venv .venv
 	@sed 's|^torch==.*|$(or $(TORCH),&)|' constraints.txt > .venv/constraints.txt
-	@.venv/bin/python $(PIP_INSTALL) -c .venv/constraints.txt -e '.[dev,recipe,serve,ray]'
+	@.venv/bin/python $(PIP_INSTALL) -c .venv/constraints.txt torch uv
+	@$(UV_INSTALL) -c .venv/constraints.txt -e '.[dev,recipe,serve,ray]'
 	@touch $@
 
-# An environment on top of .venv: it sees what is installed there, torch above all, and holds only what differs.
+# An environment on top of .venv: it sees the torch and the pip that are installed there, and has all else of its own.
 define on_top
 	@echo "Installing into $(@D) ..."
 	@rm -rf $(@D)
 	@.venv/bin/python -m venv --without-pip $(@D)
 	@.venv/bin/python -c 'import sys, sysconfig; print(sysconfig.get_path("purelib"))' > \
 		"$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beneath.pth"
+	@echo 'torch; python_version < "3"' > $(@D)/not-installed.txt
 endef
+ON_TOP = $(UV_INSTALL) --overrides $(@D)/not-installed.txt
 
 # huggingface-hub follows transformers.
 .venv-oldest/.installed: .venv/.installed
 	$(on_top)
 	@sed -e 's|^transformers==.*|transformers==$(OLDEST_TRANSFORMERS)|' -e '/^huggingface-hub==/d' \
 		.venv/constraints.txt > $(@D)/constraints.txt
-	@$(@D)/bin/python $(PIP_INSTALL) -c $(@D)/constraints.txt -e '.[dev]'
+	@$(ON_TOP) -c $(@D)/constraints.txt -e '.[dev]'
 	@touch $@
 
-# It has an older protobuf than what .venv has for other ends; pip need not warn.
 .venv-lmms/.installed: .venv/.installed constraints-lmms.txt
 	$(on_top)
 	@sed 's|^torch==.*|$(or $(TORCH),&)|' constraints-lmms.txt > $(@D)/constraints.txt
-	@$(@D)/bin/python $(PIP_INSTALL) --no-warn-conflicts -c $(@D)/constraints.txt -e '.[lmms]' pytest
+	@$(ON_TOP) -c $(@D)/constraints.txt -e '.[lmms]' pytest
 	@touch $@
 
 # Triton takes 700 MB and does nothing else for a CPU: it stays beside .venv.
@@ -81,13 +86,13 @@ endef
 # SGLang's own requirements are for CUDA: what it imports on a CPU is listed instead.
 .venv-sglang/.installed: .venv/.installed requirements-sglang.txt
 	$(on_top)
-	@$(@D)/bin/python $(PIP_INSTALL) $(FIND_LINKS) --no-deps -r requirements-sglang.txt -e .
+	@$(UV_INSTALL) --no-deps -r requirements-sglang.txt -e .
 	@touch $@
 
 # The same goes for vLLM.
 .venv-vllm/.installed: .venv/.installed requirements-vllm.txt
 	$(on_top)
-	@$(@D)/bin/python $(PIP_INSTALL) $(FIND_LINKS) --no-deps -r requirements-vllm.txt -e .
+	@$(UV_INSTALL) --no-deps -r requirements-vllm.txt -e .
 	@touch $@
 
 # What pyproject.toml admits, in the newest versions. Of torch the newest that the index has a CPU build of.
@@ -96,8 +101,8 @@ CANARY := .venv-canary/bin
 	$(on_top)
 	@newest="$$(.venv/bin/python -m pip index versions torch 2>/dev/null | grep -oE '[0-9.]+\+cpu' | head -1)"; \
 		pinned="$$(sed -n 's|^torch==||p' .venv/constraints.txt)"; \
-		$(CANARY)/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager "torch==$${newest:-$$pinned}" \
-		-e '.[dev,serve,ray]'
+		$(CANARY)/python $(PIP_INSTALL) "torch==$${newest:-$$pinned}"
+	@$(ON_TOP) --upgrade -e '.[dev,serve,ray]'
 	@touch $@
 
 environments: $(foreach name,oldest lmms triton sglang vllm canary,.venv-$(name)/.installed)
