@@ -118,8 +118,9 @@ test: .venv/.installed
 test-slow: .venv/.installed
 	@.venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) --dist loadfile -m "slow and not ray"
 
+# Ray gives way to every other process, and beside another stage its workers would starve.
 test-ray: .venv/.installed
-	@.venv/bin/python $(PYTEST) -m ray
+	@RAY_worker_niceness=0 .venv/bin/python $(PYTEST) -m ray
 
 test-oldest: .venv-oldest/.installed
 	@.venv-oldest/bin/python $(PYTEST) $(SIDE_BY_SIDE) --disable-warnings -m "not slow" tests/models tests/trimming tests/asking
