@@ -147,7 +147,7 @@ def test_damage_is_told_and_leaves_nothing_behind(copy, monkeypatch, damage, wor
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"attn_implementation": "flash_attention_2"}, "Flash Attention 2"),
+        ({"attn_implementation": "flash_attention_2"}, "FlashAttention2"),
         ({"attn_implementation": "foo"}, 'attn_implementation="foo"'),
         ({"quantization_config": {"quant_method": "foo"}}, "foo"),
     ],
@@ -156,7 +156,7 @@ def test_what_transformers_refuses_is_not_blamed_on_the_weights(checkpoint, opti
     message = refused(LoadError, checkpoint, **options)
     ((name, value),) = options.items()
     assert message.startswith(f"{checkpoint} could not be loaded (")
-    assert words in message
+    assert words in message.replace("Flash Attention 2", "FlashAttention2")  # versions of transformers differ
     assert message.endswith(f"try it without {name}={value!r}.")
     assert "download" not in message
 
