@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from crosstrim.config import TrimConfig
 from crosstrim.errors import CalibrationError, ResultError
+from crosstrim.files import read_json
 
 FORMAT = 1
 """Of the file that a calibration writes."""
@@ -66,12 +66,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ResultError: it is no calibration, cannot be read, or is of another format.
     """
-    try:
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise ResultError(f"{path} is no JSON: {error}.") from error
+    found = read_json(path)
     if not isinstance(found, dict) or "calibration" not in found or "curve" not in found:
         raise ResultError(f"{path} is no result of crosstrim calibrate.")
     if found.get("format") != FORMAT:

@@ -74,6 +74,11 @@ class TrimConfig:
         return self.k is None and self.keep is None and self.policy is None
 
     @property
+    def count_depends_on_prompt(self) -> bool:
+        """Whether how much stays is only known once the features were scored."""
+        return not self.lossless and self.keep is None
+
+    @property
     def drops_nothing(self) -> bool:
         """Whether everything visible stays in every layer, by whatever rule."""
         everything = self.k == 1 or (self.keep == 1 and isinstance(self.keep, float))

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files of results: written whole or not at all, and read again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from crosstrim.errors import UnwritableError
+from crosstrim.errors import ResultError, UnwritableError
 
 
 @contextlib.contextmanager
@@ -54,3 +54,17 @@ def write_text(path: Path, text: str) -> None:
     """
     with written_whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ResultError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ResultError(f"{path} is no JSON: {error}.") from error

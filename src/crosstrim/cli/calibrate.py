@@ -173,10 +173,7 @@ def _draw(result: Path, folder: Path | None, json: bool) -> None:
     from crosstrim.eval import calibrate_page
 
     files = calibrate_page.write(calibrated.read(result), folder or result.with_suffix(""))
-    if json:
-        console.print_json({"files": list(map(str, files))})
-    else:
-        typer.echo("\n".join(map(str, files)))
+    console.print_files(files, json)
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -56,6 +56,14 @@ def print_json(result: dict[str, Any]) -> None:
     typer.echo(json.dumps(result))
 
 
+def print_files(files: Iterable[Path], as_json: bool) -> None:
+    """Write which files were made, one a line or as one JSON object."""
+    if as_json:
+        print_json({"files": list(map(str, files))})
+    else:
+        typer.echo("\n".join(map(str, files)))
+
+
 def print_rich(*results: RenderableType) -> None:
     """Write tables for people; a pipe gets them unfolded and without colours."""
     # Square brackets and colons are what they are: no markup, no emoji.

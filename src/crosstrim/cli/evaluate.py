@@ -104,10 +104,7 @@ def _draw(result: Path, folder: Path | None, json: bool) -> None:
     from crosstrim.eval import sweep, sweep_page
 
     files = sweep_page.write(sweep.read(result), folder or result.with_suffix(""))
-    if json:
-        console.print_json({"files": list(map(str, files))})
-    else:
-        typer.echo("\n".join(map(str, files)))
+    console.print_files(files, json)
 
 
 def _single(name: str, values: list[Any] | None) -> Any:

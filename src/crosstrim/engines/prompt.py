@@ -46,11 +46,6 @@ class PromptTrim:
         user_turn_ids = mllama.LLAMA_USER_TURN_IDS if has_llamas_words else None
         return cls(config, mllama.geometry_of(model), model.image_token_index, config.user_turn_ids or user_turn_ids)
 
-    @property
-    def count_depends_on_prompt(self) -> bool:
-        """Whether how much stays is only known once the features were scored."""
-        return not self.config.lossless and self.config.keep is None
-
     def visible(self, token_ids: Sequence[int], tiles: Sequence[int]) -> torch.Tensor:
         """What each text row may see: the real tiles of the images that come last before it.
 
@@ -78,7 +73,7 @@ class PromptTrim:
         """
         visible = self.visible(token_ids, tiles)[-1:].unflatten(-1, (len(tiles), -1))
         counts, config = visible.sum(-1), self.config
-        if self.count_depends_on_prompt and config.k is None:
+        if config.count_depends_on_prompt and config.k is None:
             return int(counts.sum())
         voters = 1 if config.k is None else self.geometry.query_heads
         budget = budget_of(visible, k=config.k, keep=config.keep, k_base=config.k_base)
@@ -200,7 +195,7 @@ class Prompt:
         self.features = features[: visible.shape[1]]
         self.prompt_rows = len(prompt_ids)
         self.kept: torch.Tensor | None = None
-        self._count = None if trim.count_depends_on_prompt else trim.slots(prompt_ids, tiles)
+        self._count = None if trim.config.count_depends_on_prompt else trim.slots(prompt_ids, tiles)
         self._first = int(visible.any(-1).int().argmax())
         self._alike = bool((visible[self._first :] == visible[-1]).all())
         self._visible = visible.to(features.device, non_blocking=True)

@@ -61,7 +61,7 @@ def config_for(engine: str, options: Mapping[str, Any], *, count_beforehand: boo
         raise ConfigError(
             f"kv_dtype={config.kv_dtype!r} cannot be had in {engine}, which holds the cache; leave it out."
         )
-    if count_beforehand and not config.lossless and config.keep is None:
+    if count_beforehand and config.count_depends_on_prompt:
         given = f"policy={config.policy!r}" if config.k is None else f"k={config.k!r}"
         raise ConfigError(
             f"{given} lets the prompt decide how much stays, and {engine} must know it before, to give a request its "

@@ -22,7 +22,7 @@ from crosstrim.eval import metrics, oracle, provenance, summary
 from crosstrim.eval.defaults import DATA_TOKENS
 from crosstrim.eval.items import asked
 from crosstrim.eval.settings import ORACLE, UNTRIMMED, Setting
-from crosstrim.files import write_json
+from crosstrim.files import read_json, write_json
 from crosstrim.method.policies import Given
 from crosstrim.method.quantisation import share_of_bytes
 from crosstrim.models import mllama
@@ -104,12 +104,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ResultError: it is none, or of another format.
     """
-    try:
-        result = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise ResultError(f"{path} is no JSON: {error}.") from error
+    result = read_json(path)
     if not isinstance(result, dict) or "summary" not in result:
         raise ResultError(f"{path} is no result of crosstrim eval --out.")
     if result.get("format") != FORMAT:

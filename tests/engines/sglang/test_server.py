@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
 
 import openai
 import pytest
@@ -17,17 +11,12 @@ import crosstrim
 from crosstrim import TrimConfig, mini
 from crosstrim.engines.sglang import launch
 from tests.support import sglang_runs
+from tests.support.engine_server import free_port, serving
 
 pytestmark = pytest.mark.sglang
 
 K = 0.1
 TOKENS = 12
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -36,31 +25,8 @@ def client(tmp_path_factory):
     arguments, environment = launch.command(
         "mini", TrimConfig(k=K), device="cpu", port=port, options=["--max-total-tokens", "4096"]
     )
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            arguments,
-            env={**os.environ, **sglang_runs.ENVIRONMENT, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + 240
-        while not healthy(port):
-            assert server.poll() is None, log.read_text()[-5000:]
-            assert time.monotonic() < deadline, log.read_text()[-5000:]
-            time.sleep(0.5)
-        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
-
-
-def healthy(port: int) -> bool:
-    try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
-    except (urllib.error.URLError, OSError):
-        return False
+    with serving(arguments, {**sglang_runs.ENVIRONMENT, **environment}, port, log) as url:
+        yield openai.OpenAI(base_url=url, api_key="none")
 
 
 def test_streaming_gives_the_answer_of_transformers(client):

@@ -62,8 +62,8 @@ class TestSettings:
         [({}, False), ({"keep": 0.5}, False), ({"keep": 3, "policy": "mass"}, False), ({"k": 0.5}, True)],
     )
     def test_when_the_count_is_known_beforehand(self, options, depends):
-        assert trimming(**options).count_depends_on_prompt is depends
-        assert trimming(policy="mass:0.5").count_depends_on_prompt
+        assert trimming(**options).config.count_depends_on_prompt is depends
+        assert trimming(policy="mass:0.5").config.count_depends_on_prompt
 
 
 class TestVisible:

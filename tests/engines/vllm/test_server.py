@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -18,6 +12,7 @@ from crosstrim import TrimConfig
 from crosstrim.engines.vllm import launch
 from tests.support import vllm_runs as runs
 from tests.support.docs import pages
+from tests.support.engine_server import free_port, serving
 
 pytestmark = pytest.mark.vllm
 
@@ -28,43 +23,14 @@ OPTIONS += ["--kv-cache-memory-bytes", str(64 << 20), "--limit-mm-per-prompt", '
 OPTIONS += ["--trust-request-mm-kwargs"]
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def healthy(port: int) -> bool:
-    try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).status == 200
-    except (urllib.error.URLError, OSError):
-        return False
-
-
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     log, port = tmp_path_factory.mktemp("server") / "log.txt", free_port()
     arguments, environment = launch.command(
         "mini", TrimConfig(keep=KEEP), port=port, tensor_parallel=2, options=OPTIONS
     )
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            arguments,
-            env={**os.environ, **environment, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        deadline = time.monotonic() + 240
-        while not healthy(port):
-            assert server.poll() is None, log.read_text()[-5000:]
-            assert time.monotonic() < deadline, log.read_text()[-5000:]
-            time.sleep(1)
-        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
+    with serving(arguments, {**environment, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, port, log) as url:
+        yield openai.OpenAI(base_url=url, api_key="none", max_retries=0)
 
 
 def content_of(row):

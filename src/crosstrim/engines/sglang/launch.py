@@ -48,7 +48,7 @@ def check_server(server_args: Any, settings: Settings) -> None:
     """
     required, backend = dict(_REQUIRED), server_args.attention_backend
     if backend in _UNTESTED:
-        if not settings.config.lossless and settings.config.keep is None:
+        if settings.config.count_depends_on_prompt:
             raise EngineError(
                 f"attention_backend={backend!r} plans its reads before the prompt has decided how much stays; give "
                 "keep= in place of k, or start SGLang with --attention-backend torch_native."

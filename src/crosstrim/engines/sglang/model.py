@@ -119,7 +119,7 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
         check_server(resolved_view(get_server_args()), settings)
         self.trim = PromptTrim.of(settings.config, config)
         self._free_slots = settings.free_slots
-        if self._free_slots and self.trim.count_depends_on_prompt:
+        if self._free_slots and settings.config.count_depends_on_prompt:
             slots.check_hooked()
         for place, index in enumerate(sorted(text.cross_attention_layers)):
             layer = self.language_model.model.layers[index]
