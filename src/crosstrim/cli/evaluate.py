@@ -44,7 +44,7 @@ def evaluate(
     """Measure accuracy and kept image features, untrimmed and trimmed, on held-out questions.
 
     The questions are those of the embedded mini: digits on photographs that its training never saw. An answer is
-    right when it is exactly the expected one.
+    right when it is the expected one; case and a full stop at its end do not count.
 
     With --out several trims are compared, on these questions or on those of --data.
     """
