@@ -11,21 +11,23 @@ PYTEST := -m pytest
 SIDE_BY_SIDE := -n auto --maxprocesses 4
 FIND_LINKS := $(if $(WHEELS),--find-links $(WHEELS))
 
-# uv takes a tenth of pip's time. But torch is pip's, which may have been told of a build for the CPU.
-UV_INSTALL = .venv/bin/uv pip install -q --python $(@D)/bin/python $(FIND_LINKS)
+# uv takes a tenth of pip's time. But torch is pip's, which may have been told of a build for the CPU. Modules are
+# compiled here, once: where Python may write no bytecode, every process of the tests would compile them anew.
+UV_INSTALL = .venv/bin/uv pip install -q --compile-bytecode --python $(@D)/bin/python $(FIND_LINKS)
 
 export HF_HUB_OFFLINE := 1
-# Most modules of what is installed are never imported: Python compiles the others itself, once.
-export PIP_NO_COMPILE := 1
+# Tests keep every core busy with processes: threads on top of them would only wait for each other.
+test coverage test-%: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help environments demo test test-slow test-ray test-oldest test-lmms test-kernels test-sglang test-vllm \
+.PHONY: help environments demo test coverage test-slow test-ray test-oldest test-lmms test-kernels test-sglang test-vllm \
 	test-gpu test-install test-canary bench lint clean
 
 help:
 	@echo "make demo         ask the embedded model about a picture, trimmed and untrimmed"
-	@echo "make test         the tests, with coverage"
+	@echo "make test         the tests"
+	@echo "make coverage     the tests, and the lines that none of them runs"
 	@echo "make test-slow    the tests that take longer than twenty seconds"
 	@echo "make test-ray     the tests that start a Ray cluster"
 	@echo "make test-oldest  the model's tests on transformers $(OLDEST_TRANSFORMERS), the oldest supported"
@@ -113,7 +115,10 @@ demo: .venv/.installed
 	@echo "build/overlay.png is the picture; what is grey in it was dropped after the first cross-attention layer."
 
 test: .venv/.installed
-	@.venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not ray" --cov --cov-report=term:skip-covered
+	@.venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) $(COVERAGE) -m "not slow and not ray"
+
+coverage: COVERAGE := --cov --cov-report=term:skip-covered
+coverage: test
 
 test-slow: .venv/.installed
 	@.venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) --dist loadfile -m "slow and not ray"

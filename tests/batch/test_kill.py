@@ -49,16 +49,17 @@ def killed_and_resumed(engine, checkpoint, questions, tmp_path):
     started = time.monotonic()
     _, complaints = undisturbed.communicate(timeout=300)
     assert undisturbed.returncode == 0, complaints.decode()
-    longest = (time.monotonic() - started) / (KILLS + 1)
+    one_batch = (time.monotonic() - started) / 31
 
     log, journal, moments = tmp_path / "run.jsonl.log", tmp_path / "run.jsonl.journal", random.Random(7)
     done: set[int] = set()
     for _ in range(KILLS):
         before = len(lines(log))
         process = begin("run.jsonl")
-        while len(lines(log)) == before and process.poll() is None:
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0, longest))
+        enough = before + moments.randint(1, 30 // KILLS)
+        while len(lines(log)) < enough and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, one_batch))
         process.kill()
         process.communicate(timeout=60)
         time.sleep(0.5 if engine == "ray" else 0)  # its workers die with it, a moment later

@@ -38,27 +38,25 @@ def lines(path):
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
-def await_first_line(log, process, before=0):
-    while len(lines(log)) == before and process.poll() is None:
-        time.sleep(0.01)
-
-
 @pytest.mark.slow
 def test_killed_at_random_moments(begin, tmp_path):
     undisturbed = begin("other.json", "other.log")
-    await_first_line(tmp_path / "other.log", undisturbed)
+    while not lines(tmp_path / "other.log") and undisturbed.poll() is None:
+        time.sleep(0.01)
     started = time.monotonic()
     _, complaints = undisturbed.communicate(timeout=300)
     assert undisturbed.returncode == 0, complaints.decode()
-    longest = (time.monotonic() - started) / (KILLS + 1)
     batches = lines(tmp_path / "other.log")
+    one_batch = (time.monotonic() - started) / len(batches)
     log, journal, moments = tmp_path / "run.log", tmp_path / "run.json.journal", random.Random(3)
     done = 0
     for _ in range(KILLS):
         before = len(lines(log))
         process = begin("run.json", "run.log")
-        await_first_line(log, process, before)
-        time.sleep(moments.uniform(0, longest))
+        enough = before + moments.randint(1, (len(batches) - 1) // KILLS)
+        while len(lines(log)) < enough and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, one_batch))
         process.kill()
         process.communicate(timeout=60)
         on_disk = journal.read_bytes().count(b"\n") - 1
