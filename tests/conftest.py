@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -12,6 +13,12 @@ from crosstrim.models import compat
 from tests.support import questions, tiny, tiny_checkpoint
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only gets in the way
+
+
+def pytest_collection_finish():
+    """Everything imported and collected stays: the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

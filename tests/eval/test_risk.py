@@ -16,8 +16,9 @@ from crosstrim.eval import risk
 
 def brute(changed, count, chance):
     """The tail in exact arithmetic; `chance` is the float itself as a fraction."""
-    share = Fraction(chance)
-    return float(sum(comb(count, one) * share**one * (1 - share) ** (count - one) for one in range(changed + 1)))
+    part, whole = chance.as_integer_ratio()
+    ways = (comb(count, one) * part**one * (whole - part) ** (count - one) for one in range(changed + 1))
+    return float(Fraction(sum(ways), whole**count))
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 59, 150, 600])
