@@ -8,7 +8,8 @@ PYTHON ?= python3
 OLDEST_TRANSFORMERS := 5.17.0
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 PYTEST := -m pytest
-SIDE_BY_SIDE := -n auto --maxprocesses 4
+# Each process gets a run of neighbours, which share what is expensive to make, and takes over from others at the end.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 FIND_LINKS := $(if $(WHEELS),--find-links $(WHEELS))
 
 # uv takes a tenth of pip's time. But torch is pip's, which may have been told of a build for the CPU. Modules are
@@ -121,7 +122,7 @@ coverage: COVERAGE := --cov --cov-report=term:skip-covered
 coverage: test
 
 test-slow: .venv/.installed
-	@.venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) --dist loadfile -m "slow and not ray"
+	@.venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) -m "slow and not ray"
 
 # Ray gives way to every other process, and beside another stage its workers would starve.
 test-ray: .venv/.installed

@@ -83,12 +83,13 @@ def test_a_sampled_answer_depends_on_its_seed_and_on_nothing_else(start):
         options = {"temperature": 1.5, "max_tokens": 20, **options}
         return server.ask("what is it?", png(picture), seed=seed, **options).choices[0].message.content
 
-    with start(max_batch=4, max_wait_ms=500) as server:
+    with start() as server:
         first, cut = draw(1), draw(1, top_p=0.4)
         greedy = draw(None, temperature=0)
         assert draw(3, top_p=1e-9) == greedy
         assert len({draw(seed) for seed in range(2, 6)} | {first}) > 1
         assert len({draw(None) for _ in range(6)}) > 1
+    with start(max_batch=4, max_wait_ms=500) as server:
         together = [((1,), {}), ((1,), {"top_p": 0.4}), ((None,), {"temperature": 0}), ((7, 5), {"max_tokens": 30})]
         with ThreadPoolExecutor(4) as others:
             answers = [other.result() for other in [others.submit(draw, *args, **more) for args, more in together]]

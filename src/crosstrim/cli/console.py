@@ -30,13 +30,22 @@ class Verb(TyperCommand):
     """
 
     def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        try:
+            return super().invoke(ctx)
+        except CrosstrimError as error:
+            say(" ".join(str(error).splitlines()))
+            raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
+
+
+class ModelVerb(Verb):
+    """A verb that runs a model, or knows about those that can be run."""
+
+    def invoke(self, ctx: Any) -> Any:
         """Run it. Until here torch and transformers are not imported, which takes seconds that no help needs."""
         with _quiet_libraries():
             try:
                 return super().invoke(ctx)
-            except CrosstrimError as error:
-                say(" ".join(str(error).splitlines()))
-                raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from error
             except RuntimeError as error:
                 import torch
 

@@ -8,7 +8,7 @@ import typer
 
 import crosstrim
 from crosstrim.cli import analyze, ask, batch, bench, calibrate, doctor, evaluate, examples, serve
-from crosstrim.cli.console import Verb
+from crosstrim.cli.console import ModelVerb, Verb
 
 app = typer.Typer(
     name="crosstrim",
@@ -38,12 +38,12 @@ def _options(
     """
 
 
-app.command("ask", cls=Verb)(ask.ask)
+app.command("ask", cls=ModelVerb)(ask.ask)
 app.command("examples", cls=Verb)(examples.examples)
-app.command("eval", cls=Verb)(evaluate.evaluate)
-app.command("calibrate", cls=Verb)(calibrate.calibrate)
-app.command("analyze", cls=Verb)(analyze.analyze)
-app.command("bench", cls=Verb)(bench.bench)
-app.command("batch", cls=Verb)(batch.batch)
-app.command("serve", cls=Verb)(serve.serve)
-app.command("doctor", cls=Verb)(doctor.doctor)
+app.command("eval", cls=ModelVerb)(evaluate.evaluate)
+app.command("calibrate", cls=ModelVerb)(calibrate.calibrate)
+app.command("analyze", cls=ModelVerb)(analyze.analyze)
+app.command("bench", cls=ModelVerb)(bench.bench)
+app.command("batch", cls=ModelVerb)(batch.batch)
+app.command("serve", cls=ModelVerb)(serve.serve)
+app.command("doctor", cls=ModelVerb)(doctor.doctor)
