@@ -107,7 +107,7 @@ def test_which_rows_see_an_image():
 
 
 def test_a_batch_of_prompts_looks_at_the_host_once(engine, network, processor, monkeypatch):
-    """Lossless, since scoring (the method itself, on a CPU) looks for rows that rate."""
+    """Here, for what it is to compute; tests/engines/test_looks.py says that computing it takes no look."""
     from crosstrim.engines.vllm import model
 
     steps, step_of = [], model._step_of
