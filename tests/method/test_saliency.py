@@ -15,6 +15,7 @@ import crosstrim
 from crosstrim import saliency as function
 from crosstrim.errors import InputError
 from crosstrim.method.kernels import saliency_torch
+from tests.support.device import DEVICE, device
 from tests.support.oracle import saliency_by_loops
 
 
@@ -77,6 +78,16 @@ def test_invisible_features_change_nothing():
     assert torch.equal(got[..., left], function(queries, keys[:, :, left], visible[..., left], rating_rows=rating))
 
 
+@pytest.mark.parametrize("scores", [10**6, 3 * 2 * 40], ids=["whole", "in chunks"])
+def test_features_that_stand_together_may_share_an_entry(monkeypatch, scores):
+    monkeypatch.setattr(saliency_torch, "CHUNK_BYTES", 4 * scores)
+    queries, keys, visible, rating = case(rows=20, features=40)
+    tiles = visible[..., :8] & (torch.arange(8) != 3)
+    got = function(queries, keys, tiles, rating_rows=rating)
+    each = tiles.repeat_interleave(5, dim=-1)
+    assert torch.equal(got, function(queries, keys, each, rating_rows=rating))
+
+
 def test_no_gradient_flows():
     queries, keys, visible, rating = case()
     got = function(queries.requires_grad_(), keys.requires_grad_(), visible, rating_rows=rating)
@@ -87,6 +98,23 @@ def test_no_rating_row_gives_zeros():
     queries, keys, visible, rating = case()
     assert not function(queries, keys, visible, rating_rows=torch.zeros_like(rating)).any()
     assert not function(queries, keys, torch.zeros_like(visible)).any()
+
+
+@pytest.mark.parametrize("scores", [10**6, 3 * 2 * 40], ids=["whole", "in chunks"])
+def test_masks_on_the_cpu_spare_the_host_to_wait_for_the_device(monkeypatch, scores):
+    monkeypatch.setattr(saliency_torch, "CHUNK_BYTES", 4 * scores)
+    monkeypatch.setattr(saliency_torch, "CHUNK_BYTES_ELSEWHERE", 4 * scores)
+    queries, keys, visible, rating = case(rows=20, features=40)
+    visible[..., ::3] = False
+    expected = function(queries, keys, visible, rating_rows=rating)
+    with device() as looks:
+        moved = queries.to(DEVICE), keys.to(DEVICE)
+        got = function(*moved, visible, rating_rows=rating)
+        assert looks == []
+        beside = function(*moved, visible.to(DEVICE), rating_rows=rating.to(DEVICE))
+        assert looks
+    assert torch.equal(got.values, expected)
+    assert torch.equal(beside.values, expected)
 
 
 MEASURE = """
@@ -157,6 +185,10 @@ def test_the_attention_map_is_never_materialised():
         ({"queries": torch.ones(2, 4, 5, 8, dtype=torch.int64)}, "floating point"),
         ({"visible": torch.ones(2, 5, 11)}, "must be bool"),
         ({"visible": torch.ones(2, 5, 10, dtype=torch.bool)}, r"\(2, 5, 11\)"),
+        (
+            {"visible": torch.ones(2, 5, 11, dtype=torch.bool, device="meta")},
+            "visible is on meta; .* as queries, on cpu",
+        ),
         ({"rating_rows": torch.ones(2, 4, dtype=torch.bool)}, r"\(2, 5\)"),
     ],
 )

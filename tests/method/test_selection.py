@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from crosstrim import select
 from crosstrim.errors import InputError
+from crosstrim.method.selection import budget_of
 from tests.support.oracle import kept_by_loops
 
 SHARES = st.sampled_from([0.01, 0.05, 0.07, 0.1, 0.25, 1 / 3, 0.5, 0.9, 1.0])
@@ -123,6 +124,14 @@ def test_the_smallest_share_is_one_feature():
 def test_more_than_there_is_is_everything():
     votes, visible = torch.rand(1, 1, 9), torch.ones(1, 9, dtype=torch.bool)
     assert select(votes, visible, keep=10**20).all()
+
+
+@settings(deadline=None)
+@given(cases(), knobs)
+def test_no_budget_is_larger_than_what_is_visible(case, knob):
+    _, visible, size = case
+    visible = visible.unflatten(1, (-1, size))
+    assert (budget_of(visible, **knob) <= visible.sum(-1)).all()
 
 
 def test_numpys_numbers_are_numbers():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,12 @@ from crosstrim.method.geometry import Geometry
 from crosstrim.method.rating import last_turn_rows
 from crosstrim.method.selection import budget_of
 from crosstrim.models import mllama
+
+AllHeads = Callable[[torch.Tensor], torch.Tensor]
+"""Joins [1, heads of this rank, ...] of all tensor-parallel ranks along the heads."""
+
+Project = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""A layer's keys and values [M, Hkv, D] of features [M, hidden], of this tensor-parallel rank, after the key norm."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +60,28 @@ class PromptTrim:
             tiles: real tiles of each image.
 
         Returns:
-            [T, N] bool on the CPU, features in (image, tile, feature) order, padding tiles counted.
+            [T, M] bool on the CPU, for all tiles of the images, padding tiles counted.
         """
         # Meta's rule, as transformers' own processor states it.
         from transformers.models.mllama.processing_mllama import get_cross_attention_token_mask
 
         spans = get_cross_attention_token_mask(list(token_ids), self.image_token_id)
-        seen = torch.zeros(len(token_ids), len(tiles), self.geometry.features_per_image, dtype=torch.bool)
+        seen = torch.zeros(len(token_ids), len(tiles), self.geometry.tiles_per_image, dtype=torch.bool)
         for image, ((start, end), count) in enumerate(zip(spans, tiles, strict=True)):
             rows = slice(start, len(token_ids) if end == -1 else end)
-            seen[rows, image, : count * self.geometry.features_per_tile] = True
+            seen[rows, image, :count] = True
         return seen.flatten(1)
+
+    def features_of(self, tiles: torch.Tensor) -> torch.Tensor:
+        """[..., M] of tiles to [..., N] of their features."""
+        return tiles.repeat_interleave(self.geometry.features_per_tile, dim=-1)
 
     def slots(self, token_ids: Sequence[int], tiles: Sequence[int]) -> int:
         """KV slots that suffice for what will be kept: exact but for `k`, which is bounded by the number of voters.
 
         Only what the last row sees is ever read again, so earlier images need none.
         """
-        visible = self.visible(token_ids, tiles)[-1:].unflatten(-1, (len(tiles), -1))
+        visible = self.features_of(self.visible(token_ids, tiles)[-1:]).unflatten(-1, (len(tiles), -1))
         counts, config = visible.sum(-1), self.config
         if config.count_depends_on_prompt and config.k is None:
             return int(counts.sum())
@@ -115,31 +125,29 @@ class PromptTrim:
 
     def choose(
         self,
-        token_ids: torch.Tensor,
+        token_ids: Sequence[int],
         visible: torch.Tensor,
         queries: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
-        all_heads: Callable[[torch.Tensor], torch.Tensor],
-        count: int | None = None,
+        all_heads: AllHeads,
     ) -> torch.Tensor:
         """Choose in the first cross-attention layer.
 
         Args:
             token_ids: [T] of the prompt.
-            visible: [T, N] bool.
+            visible: [T, M] bool, as `visible` gives it: on the CPU, so that nobody has to wait for the device.
             queries: [T, Hq, D] of this tensor-parallel rank, after the query norm.
             keys: [N, Hkv, D] likewise.
             values: [N, Hkv, D] likewise.
-            all_heads: joins the ranks' [1, heads, ...] along the heads. Every rank then chooses the same.
-            count: K, if it is known; nobody then has to wait for the device to know it.
+            all_heads: joins the heads of the ranks, so that every rank chooses the same.
 
         Returns:
-            [K] int64, the features that stay, in ascending order.
+            [N] bool beside the queries, whether the feature stays.
         """
         rating = None
         if self.config.rating_rows == "last_turn":
-            rating = last_turn_rows(token_ids.unsqueeze(0), self.image_token_id, self.user_turn_ids)
+            rating = last_turn_rows(torch.tensor([token_ids]), self.image_token_id, self.user_turn_ids)
         choice = choose(
             queries.transpose(0, 1).unsqueeze(0),
             keys.transpose(0, 1).unsqueeze(0),
@@ -150,14 +158,14 @@ class PromptTrim:
             rating_rows=rating,
             processes=_Ranks(all_heads),
         )
-        stays = choice.kept[0] & visible[-1]  # rows to come see what the last one sees
-        return stays.nonzero().squeeze(-1) if count is None else (~stays).int().argsort(stable=True)[:count]
+        # Rows to come see what the last one sees.
+        return choice.kept[0] & self.features_of(visible[-1]).to(queries.device, non_blocking=True)
 
 
 class _Ranks(Processes):
     """Tensor-parallel ranks. All are given the same, bit by bit, and so choose the same."""
 
-    def __init__(self, all_heads: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, all_heads: AllHeads) -> None:
         self._all_heads = all_heads
 
     def gather_heads(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -174,65 +182,82 @@ class Prompt:
         trim: what it keeps.
         rows: its text rows among those of the batch. Those beyond the prompt were generated before the request lost
             its memory: they do not rate, and read what they read then.
-        token_ids: [T] of these rows.
         features: [N, hidden] of its images, padding tiles included.
         prompt_rows: text rows of the prompt.
         kept: [K] int64, ascending; None until the first cross-attention layer has chosen.
     """
 
     def __init__(
-        self,
-        trim: PromptTrim,
-        prompt_ids: Sequence[int],
-        tiles: Sequence[int],
-        rows: slice,
-        token_ids: torch.Tensor,
-        features: torch.Tensor,
+        self, trim: PromptTrim, prompt_ids: Sequence[int], tiles: Sequence[int], rows: slice, features: torch.Tensor
     ) -> None:
-        visible = trim.visible(prompt_ids, tiles)
-        visible = torch.cat([visible, visible[-1:].expand(len(token_ids) - len(visible), -1)])
-        self.trim, self.rows, self.token_ids = trim, rows, token_ids
-        self.features = features[: visible.shape[1]]
+        seen = trim.visible(prompt_ids, tiles)
+        visible = torch.cat([seen, seen[-1:].expand(rows.stop - rows.start - len(seen), -1)])
+        self.trim, self.rows = trim, rows
+        self.features = features[: visible.shape[1] * trim.geometry.features_per_tile]
         self.prompt_rows = len(prompt_ids)
         self.kept: torch.Tensor | None = None
+        self._prompt_ids, self._seen = prompt_ids, seen
         self._count = None if trim.config.count_depends_on_prompt else trim.slots(prompt_ids, tiles)
         self._first = int(visible.any(-1).int().argmax())
         self._alike = bool((visible[self._first :] == visible[-1]).all())
         self._visible = visible.to(features.device, non_blocking=True)
-        self._columns = visible[-1].nonzero().squeeze(-1).to(features.device, non_blocking=True)
+        columns = trim.features_of(visible[-1]).nonzero().squeeze(-1)
+        self._columns = columns.to(features.device, non_blocking=True)
 
     @property
     def sees(self) -> torch.Tensor:
         """[T] bool, whether the row sees any image."""
         return self._visible.any(-1)
 
-    def lead(
-        self,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        all_heads: Callable[[torch.Tensor], torch.Tensor],
-    ) -> torch.Tensor:
-        """Choose, where that was not done, and attend in the first cross-attention layer.
+    @property
+    def asks(self) -> bool:
+        """Whether only the device will know how much is kept."""
+        return self.kept is None and self._count is None
+
+    def choose(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, all_heads: AllHeads) -> None:
+        """Choose, as the first cross-attention layer does; `settle` then tells what is kept.
 
         Args:
             queries: [T, Hq, D] of this tensor-parallel rank, after the query norm.
             keys: [N, Hkv, D] likewise, of all features.
             values: [N, Hkv, D] likewise.
             all_heads: as for `PromptTrim.choose`.
+        """
+        rows = self._prompt_ids, self._seen, queries[: self.prompt_rows]
+        self._stays = self.trim.choose(*rows, keys, values, all_heads)
+
+    @staticmethod
+    def settle(prompts: Sequence[Prompt]) -> None:
+        """Set `kept` of prompts that have chosen.
+
+        Where it was for them to decide how much stays, the host asks the device for all of their counts at once.
+        """
+        asked = [prompt for prompt in prompts if prompt.asks]
+        if asked:
+            counts = torch.stack([prompt._stays.sum() for prompt in asked]).tolist()
+            for prompt, count in zip(asked, counts, strict=True):
+                prompt._count = count
+        for prompt in prompts:
+            prompt.kept = (~prompt._stays).int().argsort(stable=True)[: prompt._count]
+
+    def lead(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Attend in the first cross-attention layer.
+
+        Args:
+            queries: [T, Hq, D].
+            keys: [N, Hkv, D] of all features.
+            values: [N, Hkv, D].
 
         Returns:
             [T, Hq, D]: the prompt's rows attend to what they see, rows after it to what is kept.
         """
         asked, first = self.prompt_rows, self._first
-        if self.kept is None:
-            rows = self.token_ids[:asked], self._visible[:asked], queries[:asked]
-            self.kept = self.trim.choose(*rows, keys, values, all_heads, self._count)
         output = torch.zeros_like(queries)
         if self._alike:
             output[first:asked] = attend(queries[first:asked], keys[self._columns], values[self._columns])
         else:
-            output[first:asked] = attend(queries[first:asked], keys, values, self._visible[first:asked])
+            visible = self.trim.features_of(self._visible[first:asked])
+            output[first:asked] = attend(queries[first:asked], keys, values, visible)
         if asked < len(queries):
             output[asked:] = attend(queries[asked:], keys[self.kept], values[self.kept])
         return output
@@ -249,9 +274,44 @@ class Prompt:
             [T, Hq, D].
         """
         output, seeing = torch.zeros_like(queries), slice(self._first, None)
-        visible = None if self._alike else self._visible[seeing][:, self.kept]
+        assert self.kept is not None  # the first cross-attention layer has chosen
+        tiles = self.kept // self.trim.geometry.features_per_tile
+        visible = None if self._alike else self._visible[seeing][:, tiles]
         output[seeing] = attend(queries[seeing], keys, values, visible)
         return output
+
+
+def cross_attend(
+    prompts: Sequence[Prompt], queries: torch.Tensor, project: Project, all_heads: AllHeads | None = None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """What a cross-attention layer does for the prompts of a batch. The first one chooses what they keep.
+
+    The host looks at the device once at most, for all of the batch: where prompts decide how much stays.
+
+    Args:
+        prompts: the requests with images.
+        queries: [rows, Hq, D] of the batch, after the query norm.
+        project: the layer's own.
+        all_heads: as for `PromptTrim.choose` in the first layer; None in the others.
+
+    Yields:
+        For each prompt the keys and values [K, Hkv, D] of what it keeps, and its rows' attention [T, Hq, D].
+    """
+    if all_heads is None:
+        for prompt in prompts:
+            keys, values = project(prompt.features[prompt.kept])
+            yield keys, values, prompt.follow(queries[prompt.rows], keys, values)
+        return
+    # Those of a group have their keys and values of all features at the same time: as few as can be.
+    together = any(prompt.asks for prompt in prompts)
+    for group in [prompts] if together else [[prompt] for prompt in prompts]:
+        projected = [project(prompt.features) for prompt in group]
+        new = [(prompt, *own) for prompt, own in zip(group, projected, strict=True) if prompt.kept is None]
+        for prompt, keys, values in new:
+            prompt.choose(queries[prompt.rows], keys, values, all_heads)
+        Prompt.settle([prompt for prompt, _, _ in new])
+        for prompt, (keys, values) in zip(group, projected, strict=True):
+            yield keys[prompt.kept], values[prompt.kept], prompt.lead(queries[prompt.rows], keys, values)
 
 
 def attend(

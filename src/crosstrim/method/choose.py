@@ -88,7 +88,9 @@ def choose(
         queries: [B, Hq, T, D] of the prompt's text rows, after the layer's query norm.
         keys: [B, Hkv, older + N, D], after its key norm. Query head h reads key head h * Hkv // Hq.
         values: [B, Hkv, older + N, D].
-        visible: [B, T, older + N] bool, whether the text row may see the feature.
+        visible: [B, T, older + N] bool, whether the text row may see the feature, or less of them, as for `saliency`.
+            This and the rows below may be on the CPU while the queries are on a device: then the host does not wait
+            for the device.
         config: how much stays, and who decides.
         geometry: of the model.
         older: features of earlier images, which come first. They take their part of the attention, and what stays of
@@ -99,7 +101,7 @@ def choose(
         processes: those that share the heads; each is given its own, and all return the same. None: this one has all.
 
     Returns:
-        The choice among the last N features.
+        The choice among the last N features, beside the queries.
 
     Raises:
         InputError: shapes do not fit, or the policy returned something that is no vote.
@@ -107,7 +109,9 @@ def choose(
     real = visible.new_ones(visible.shape[:2]) if real_rows is None else real_rows
     looking = real.clone()
     looking[:, -1] = True
-    seen = (visible[..., older:] & looking.unsqueeze(-1)).any(1)
+    seen = (visible & looking.unsqueeze(-1)).any(1)
+    known = seen.repeat_interleave(keys.shape[2] // visible.shape[2], dim=-1)[:, older:]  # where the masks are
+    seen = known.to(queries.device, non_blocking=True)
     size, processes = geometry.features_per_image, processes or Processes()
     if config.lossless:
         return Choice(seen, seen, None, size)
@@ -120,7 +124,7 @@ def choose(
             visible=seen,
             keys=processes.gather_heads(keys[:, :, older:].detach()),
             values=processes.gather_heads(values[:, :, older:].detach()),
-            budget=budget_of(seen.unflatten(-1, (-1, size)), **knobs),
+            budget=budget_of(known.unflatten(-1, (-1, size)), **knobs),
             features_per_image=size,
             features_per_tile=geometry.features_per_tile,
         )

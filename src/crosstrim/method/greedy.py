@@ -38,7 +38,8 @@ def order(
         relevance: [R, F] float32, not negative, for each of R images.
         visible: [R, F] bool.
         keys: [R, Hkv, F, D]; likeness is the cosine between the keys of all heads, side by side (see `sketch`).
-        budget: [R] int64, how many features each image takes, of which at most `MOST_STEPS` by the rule.
+        budget: [R] int64, how many features each image takes, of which at most `MOST_STEPS` by the rule. It may be
+            on the CPU while the others are on a device: then the host need not ask it for the number of steps.
         take: the rule.
 
     Returns:
@@ -51,12 +52,12 @@ def order(
 def _order(
     relevance: torch.Tensor, visible: torch.Tensor, keys: torch.Tensor, budget: torch.Tensor, take: Take
 ) -> torch.Tensor:
-    budget = budget.minimum(visible.sum(-1)).clamp_max(MOST_STEPS)
+    steps = min(int(budget.max()), MOST_STEPS) if budget.numel() else 0
+    budget = budget.to(visible.device, non_blocking=True).minimum(visible.sum(-1)).clamp_max(steps)
     ranked = relevance.masked_fill(~visible, -1.0).argsort(dim=-1, descending=True, stable=True)
     size = ranked.shape[1]
     places = torch.arange(size, device=ranked.device)
     votes = torch.empty_like(relevance).scatter_(-1, ranked, -(places + size).to(relevance.dtype).expand_as(ranked))
-    steps = int(budget.max()) if budget.numel() else 0
     pooled = min(POOL * steps, size)
     inside = places[:pooled] < (POOL * budget).minimum(visible.sum(-1)).unsqueeze(-1)
     pool = ranked[:, :pooled].masked_fill(~inside, size - 1).sort(dim=-1).values  # so that ties go to the lower index
@@ -151,7 +152,8 @@ def sketch(keys: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
         return F.normalize(torch.cat(list(each), dim=-1), dim=-1)
     # Always drawn on the CPU and in float32, whatever the caller made torch's defaults: the same on every machine.
     seeded = torch.Generator("cpu").manual_seed(0)
-    projection = torch.randn(heads, size, SKETCH, generator=seeded, dtype=torch.float32, device="cpu").to(keys.device)
+    projection = torch.randn(heads, size, SKETCH, generator=seeded, dtype=torch.float32, device="cpu")
+    projection = projection.to(keys.device, non_blocking=True)
     projected = torch.zeros(*pool.shape, SKETCH, dtype=torch.float32, device=keys.device)
     for head, unit in enumerate(each):  # one after the other: side by side they would be as large as the keys
         projected += unit @ projection[head]

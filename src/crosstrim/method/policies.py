@@ -79,7 +79,7 @@ class Random(Policy):
         visible = evidence.visible
         seeded = torch.Generator("cpu").manual_seed(int(self.seed))
         noise = torch.rand(visible.shape[1], generator=seeded, dtype=torch.float32, device="cpu")
-        return noise.to(visible.device).expand(visible.shape[0], 1, -1)
+        return noise.to(visible.device, non_blocking=True).expand(visible.shape[0], 1, -1)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Grid(Policy):
     def __call__(self, evidence: Evidence) -> torch.Tensor:
         """Return the same ranking for every tile."""
         tile = -_even_order(evidence.features_per_tile - 1)
-        tile = torch.cat([tile.new_ones(1), tile]).to(evidence.visible.device)
+        tile = torch.cat([tile.new_ones(1), tile]).to(evidence.visible.device, non_blocking=True)
         batch, count = evidence.visible.shape
         return tile.repeat(count // len(tile)).expand(batch, 1, -1)
 

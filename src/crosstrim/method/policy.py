@@ -20,7 +20,8 @@ class Evidence:
         visible: [B, N] bool. What a voter says of invisible features is ignored.
         keys: [B, Hkv, N, D], the first cross-attention layer's keys.
         values: [B, Hkv, N, D], its values.
-        budget: [B, I] int64, how many features of each image a voter may name.
+        budget: [B, I] int64, how many visible features of each image a voter may name. It may be on the CPU while
+            the others are on a device: whoever must know a number then need not wait for the device.
         features_per_image: features of one image; N = I * features_per_image.
         features_per_tile: features of one tile, the first of which is its class token.
     """

@@ -27,7 +27,9 @@ def saliency(
     Args:
         queries: [B, Hq, T, D], any float dtype, as the layer makes them (after its query norm).
         keys: [B, Hkv, N, D], same dtype, Hq a multiple of Hkv. Query head h reads key head h * Hkv // Hq.
-        visible: [B, T, N] bool, whether the text row may see the feature.
+        visible: [B, T, N] bool, whether the text row may see the feature; or [B, T, M], M a divisor of N, where N / M
+            features that stand together, such as a tile's, are seen together. This and `rating_rows` may be on the
+            CPU while the queries are on a device: then the host does not wait for the device.
         rating_rows: [B, T] bool, rows that count; rows that see nothing never do. None: all.
         scale: factor on q·k before the softmax; None: D ** -0.5.
 
@@ -35,7 +37,7 @@ def saliency(
         [B, Hq, N] float32. A sample without rating rows gets zeros, invisible features get zero.
 
     Raises:
-        InputError: shapes or dtypes do not fit together.
+        InputError: shapes, dtypes or devices do not fit together.
         ConfigError: CROSSTRIM_KERNEL has a bad value; what it asks for cannot run on these tensors.
         MissingExtraError: CROSSTRIM_KERNEL asks for Triton, which is not installed.
     """
@@ -64,8 +66,14 @@ def _check(
     if not queries.is_floating_point() or not keys.is_floating_point():
         raise InputError(f"queries ({queries.dtype}) and keys ({keys.dtype}) must be floating point.")
     expected = (batch, rows, keys.shape[2])
-    if tuple(visible.shape) != expected or visible.dtype != torch.bool:
+    entries = visible.shape[-1] if visible.dim() == 3 else 0
+    divides = entries == expected[2] or (entries > 0 and expected[2] % entries == 0)
+    if tuple(visible.shape[:2]) != expected[:2] or not divides or visible.dtype != torch.bool:
         raise InputError(f"visible must be bool of shape {expected}, got {visible.dtype} {tuple(visible.shape)}.")
+    if visible.device not in (queries.device, torch.device("cpu")):
+        raise InputError(
+            f"visible is on {visible.device}; it must be on the CPU or, as queries, on {queries.device}."
+        )
     if rating_rows is not None and (tuple(rating_rows.shape) != expected[:2] or rating_rows.dtype != torch.bool):
         raise InputError(
             f"rating_rows must be bool of shape {expected[:2]}, got {rating_rows.dtype} {tuple(rating_rows.shape)}."

@@ -78,15 +78,16 @@ def budget_of(
         k_base: as for `select`.
 
     Returns:
-        [B, I] int64, for `keep` as an int at most F. All visible ones with neither knob.
+        [B, I] int64, never more than are visible. All visible ones with neither knob.
     """
     counts = visible.sum(-1)
     if k is not None:
-        return share_of(k, counts if k_base == "visible" else torch.full_like(counts, visible.shape[-1]))
+        base = counts if k_base == "visible" else torch.full_like(counts, visible.shape[-1])
+        return share_of(k, base).minimum(counts)
     if keep is None:
         return counts
     if isinstance(keep, int):
-        return torch.full_like(counts, min(keep, visible.shape[-1]))
+        return counts.clamp_max(min(keep, visible.shape[-1]))
     return share_of(keep, counts)
 
 

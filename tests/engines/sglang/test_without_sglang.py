@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from crosstrim import TrimConfig, mini
-from crosstrim.engines.prompt import Prompt, PromptTrim, attend
+from crosstrim.engines.prompt import Prompt, PromptTrim, attend, cross_attend
 from crosstrim.engines.sglang import launch, slots
 from crosstrim.engines.sglang.settings import Settings
 from crosstrim.errors import ConfigError, CrosstrimWarning, EngineError, InputError
@@ -69,17 +69,17 @@ class TestSettings:
 class TestVisible:
     def test_rows_from_the_image_on_see_its_real_tiles(self):
         visible = trimming().visible([1, 2, IMAGE, 3, 4], [3])
-        assert visible.shape == (5, 20)
+        assert visible.shape == (5, 4)
         assert not visible[:2].any()
-        assert visible[2:, :15].all()
-        assert not visible[:, 15:].any()
+        assert visible[2:, :3].all()
+        assert not visible[:, 3:].any()
 
     def test_rows_see_the_latest_image(self):
         visible = trimming().visible([1, IMAGE, 2, IMAGE, 3], [1, 4])
-        assert visible[1:3, :5].all()
-        assert not visible[1:3, 20:].any()
-        assert visible[3:, 20:].all()
-        assert not visible[3:, :20].any()
+        assert visible[1:3, :1].all()
+        assert not visible[1:3, 4:].any()
+        assert visible[3:, 4:].all()
+        assert not visible[3:, :4].any()
 
 
 class TestSlots:
@@ -106,7 +106,13 @@ class TestSlots:
 
 def choose(options, ids, tiles, *heads, all_heads=lambda tensor: tensor):
     trim = trimming(**options)
-    return trim.choose(torch.tensor(ids), trim.visible(ids, tiles), *heads, all_heads)
+    return trim.choose(ids, trim.visible(ids, tiles), *heads, all_heads).nonzero().squeeze(-1)
+
+
+def lead(prompt, queries, keys, values):
+    """The first cross-attention layer's work for a prompt alone; its attention."""
+    (_, _, output), *_ = cross_attend([prompt], queries, lambda features: (keys, values), lambda heads: heads)
+    return output
 
 
 class TestChoose:
@@ -149,8 +155,7 @@ class TestPrompt:
 
     def prompt(self, options, tiles=(3,), ids=ids, generated=2):
         features = torch.zeros(20 * len(tiles), 6)
-        token_ids = torch.tensor([*ids, *[7] * generated])
-        return Prompt(trimming(**options), ids, tiles, slice(0, len(token_ids)), token_ids, features)
+        return Prompt(trimming(**options), ids, tiles, slice(0, len(ids) + generated), features)
 
     def heads(self, rows, features):
         generator = torch.Generator().manual_seed(0)
@@ -161,8 +166,7 @@ class TestPrompt:
     def test_what_was_generated_reads_what_was_kept(self, options):
         prompt, whole = self.prompt(options), self.prompt(options, generated=0)
         queries, keys, values = self.heads(7, 20)
-        output = prompt.lead(queries, keys, values, lambda heads: heads)
-        alone = whole.lead(queries[:5], keys, values, lambda heads: heads)
+        output, alone = lead(prompt, queries, keys, values), lead(whole, queries[:5], keys, values)
         assert prompt.kept.tolist() == whole.kept.tolist()
         torch.testing.assert_close(output[:5], alone)
         kept = prompt.kept
@@ -172,7 +176,7 @@ class TestPrompt:
     def test_rows_see_the_real_tiles(self):
         prompt = self.prompt({"keep": 4})
         queries, keys, values = self.heads(7, 20)
-        output = prompt.lead(queries, keys, values, lambda heads: heads)
+        output = lead(prompt, queries, keys, values)
         assert not output[0].any()
         torch.testing.assert_close(output[1:5], attend(queries[1:5], keys[:15], values[:15]))
         later = prompt.follow(queries, keys[prompt.kept], values[prompt.kept])
@@ -183,7 +187,7 @@ class TestPrompt:
         ids = (IMAGE, IMAGE, 2)
         prompt = self.prompt({}, (4, 1), ids, generated=1)
         queries, keys, values = self.heads(4, 40)
-        output = prompt.lead(queries, keys, values, lambda heads: heads)
+        output = lead(prompt, queries, keys, values)
         assert prompt.kept.tolist() == [*range(20), *range(20, 25)]
         torch.testing.assert_close(output[:1], attend(queries[:1], keys[:20], values[:20]))
         torch.testing.assert_close(output[1:], attend(queries[1:], keys[:25], values[:25]))

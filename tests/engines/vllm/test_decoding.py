@@ -7,28 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from crosstrim.engines.prompt import PromptTrim
 from crosstrim.errors import EngineError
-from tests.support import vllm_runs as runs
+from tests.support.device import DEVICE, device
 
 pytestmark = pytest.mark.vllm
-
-
-class Looks(TorchDispatchMode):
-    """Counts what makes the host wait for the device."""
-
-    waits = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.is_nonzero", "aten.equal")
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if str(function).startswith(self.waits):
-            self.seen.append(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 def count_lists(monkeypatch):
@@ -55,10 +39,9 @@ def network(engine):
     return engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
 
 
-def metadata(starts, slots):
-    return SimpleNamespace(
-        query_start_loc=torch.tensor(starts, dtype=torch.int32), seq_lens=torch.tensor(slots, dtype=torch.int32)
-    )
+def metadata(starts, slots, place="cpu"):
+    query_start_loc, seq_lens = (torch.tensor(numbers, dtype=torch.int32).to(place) for numbers in (starts, slots))
+    return SimpleNamespace(query_start_loc=query_start_loc, seq_lens=seq_lens)
 
 
 def test_decoding_runs_on_tensors_that_hold_nothing(engine, monkeypatch):
@@ -106,27 +89,23 @@ def test_which_rows_see_an_image():
     assert step.prompts == []
 
 
-def test_a_batch_of_prompts_looks_at_the_host_once(engine, network, processor, monkeypatch):
-    """Lossless, since scoring (the method itself, on a CPU) looks for rows that rate."""
+def test_a_batch_of_prompts_looks_at_the_host_once(network):
+    """Here, for what it is to compute; tests/engines/test_looks.py says that computing it takes no look."""
     from crosstrim.engines.vllm import model
 
-    steps, step_of = [], model._step_of
-
-    def watched(*args):
-        calls, looks = count_lists(monkeypatch), Looks()
-        with looks:
-            step = step_of(*args)
-        monkeypatch.undo()
-        monkeypatch.setattr(model, "_step_of", watched)
-        steps.append((len(step.prompts), [call for call in calls if call == "tolist"]))
-        return step
-
-    monkeypatch.setattr(model, "_step_of", watched)
-    row = runs.rows_of("2x2")[0]
-    engine.answer([runs.request(processor, row["question"], [row["image"]], 3)] * 3)
-    assert max(prompts for prompts, _ in steps) == 3
-    assert all(len(calls) <= 1 for _, calls in steps)
-    assert all(calls == [] for prompts, calls in steps if prompts == 0)
+    starts, slots = [0, 4, 5, 9, 13], [78, 0, 78, 78]  # the second is text that was generated
+    positions = torch.tensor([*range(4), 40, *range(4), *range(4)])
+    with device() as looks:
+        given = metadata(starts, slots, DEVICE)
+        images = [torch.zeros(260, 192).to(DEVICE) for _ in range(3)]
+        for features in images:
+            features.crosstrim = network.trim, [408, 416, 5, 6], [4]
+        rows = torch.ones(13, dtype=torch.long).to(DEVICE), positions.to(DEVICE)
+        step = model._step_of(given, *rows, images)
+        assert looks == ["tolist"]
+        assert model._step_of(given, *rows, []).prompts == []
+        assert looks == ["tolist"]
+    assert [prompt.rows for prompt in step.prompts] == [slice(0, 4), slice(5, 9), slice(9, 13)]
 
 
 def test_pictures_of_another_request_are_refused(network):

@@ -21,7 +21,7 @@ from sglang.srt.models import mllama as upstream
 from sglang.srt.runtime_context import get_parallel, get_server_args
 from sglang.srt.utils import add_prefix
 
-from crosstrim.engines.prompt import Prompt, PromptTrim
+from crosstrim.engines.prompt import Prompt, PromptTrim, cross_attend
 from crosstrim.engines.sglang import slots
 from crosstrim.engines.sglang.launch import check_server
 from crosstrim.engines.sglang.settings import Settings
@@ -33,12 +33,10 @@ class Retained:
 
     Attributes:
         indices: [K] int64, ascending, over all features of the request's images, padding tiles counted.
-        prompt_rows: text rows of the prompt; rows after them were generated.
         free_slots: whether image slots beyond K go back to the pool.
     """
 
     indices: torch.Tensor
-    prompt_rows: int
     free_slots: bool
 
 
@@ -80,19 +78,12 @@ class TrimmedCrossAttention(upstream.MllamaTextCrossAttention):
             output = output.masked_fill((attention_mask.encoder_lens == 0).view(-1, 1, 1), 0)
         else:
             output = torch.zeros_like(queries)
-            for prompt in cross_attention_states:
-                output[prompt.rows] = self._attend(queries[prompt.rows], prompt)
+            all_heads = _all_heads if self.leads else None
+            new = cross_attend(cross_attention_states, queries, self._project, all_heads)
+            for prompt, (keys, values, attended) in zip(cross_attention_states, new, strict=True):
+                self._write(prompt, keys, values)
+                output[prompt.rows] = attended
         return self.o_proj(output.flatten(1))[0]
-
-    def _attend(self, queries: torch.Tensor, prompt: SlottedPrompt) -> torch.Tensor:
-        if self.leads:
-            keys, values = self._project(prompt.features)
-            output = prompt.lead(queries, keys, values, _all_heads)
-            self._write(prompt, keys[prompt.kept], values[prompt.kept])
-            return output
-        keys, values = self._project(prompt.features[prompt.kept])
-        self._write(prompt, keys, values)
-        return prompt.follow(queries, keys, values)
 
     def _project(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self._heads(features, 1, self.k_norm), self._heads(features, 2, None)
@@ -129,7 +120,11 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
         self.vision_model.transformer.register_forward_hook(_AsManyStatesAsAskedFor())
 
     def pad_input_ids(self, input_ids: array[int], mm_inputs: Any) -> array[int]:
-        """Put as many ids before the prompt as its images need KV slots; padding tiles need none."""
+        """Put as many ids before the prompt as its images need KV slots; padding tiles need none.
+
+        SGLang's record of the images takes the prompt along, so that nobody has to ask the device for it.
+        """
+        mm_inputs.crosstrim_asked = list(input_ids)
         mm_inputs.num_image_tokens = self.trim.slots(input_ids, _tiles(mm_inputs))
         values = array("q", (item.pad_value for item in mm_inputs.mm_items))
         padding = values * (mm_inputs.num_image_tokens // len(values) + 1)
@@ -138,7 +133,7 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
     def forward(self, input_ids: torch.Tensor, positions: torch.Tensor, forward_batch: Any) -> Any:
         """One step of SGLang's: prompts, or one more token of each running request."""
         decoding = forward_batch.forward_mode.is_decode()
-        prompts = [] if decoding else self._prompts(input_ids, forward_batch)
+        prompts = [] if decoding else self._prompts(forward_batch)
         sees_something = (
             forward_batch.encoder_lens != 0 if decoding else torch.zeros_like(input_ids, dtype=torch.bool)
         )
@@ -155,10 +150,10 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
         )
         for prompt in prompts:
             assert prompt.kept is not None  # the first cross-attention layer has chosen
-            prompt.images.crosstrim_retained = Retained(prompt.kept, prompt.prompt_rows, self._free_slots)
+            prompt.images.crosstrim_retained = Retained(prompt.kept, self._free_slots)
         return self.logits_processor(input_ids, hidden_states, self.language_model.lm_head, forward_batch)
 
-    def _prompts(self, input_ids: torch.Tensor, forward_batch: Any) -> list[SlottedPrompt]:
+    def _prompts(self, forward_batch: Any) -> list[SlottedPrompt]:
         """The requests with images among a batch of prompts."""
         pixels, ratio_ids, ratio_mask, _ = self._batch_image_inputs(forward_batch)
         if pixels is None:
@@ -167,19 +162,17 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
         lengths = forward_batch.encoder_lens_cpu
         features_of_each = iter(features.flatten(1, 3))
         slots_of_each = iter(forward_batch.encoder_out_cache_loc.split([length for length in lengths if length]))
-        ids, end = input_ids.tolist(), 0  # the one look at the host
-        prompts = []
+        prompts, end = [], 0
         for images, length, count in zip(
             forward_batch.mm_inputs, lengths, forward_batch.extend_seq_lens_cpu, strict=True
         ):
             start, end = end, end + count
             if length == 0:  # text alone
                 continue
-            rows, retained = slice(start, end), _retained(images)
-            asked = ids[start : end if retained is None else start + retained.prompt_rows]
-            prompt = SlottedPrompt(self.trim, asked, _tiles(images), rows, input_ids[rows], next(features_of_each))
+            asked = images.crosstrim_asked[:count]  # SGLang may have cut it
+            prompt = SlottedPrompt(self.trim, asked, _tiles(images), slice(start, end), next(features_of_each))
             prompt.images, prompt.slots = images, next(slots_of_each)
-            prompt.kept = None if retained is None else retained.indices
+            prompt.kept = None if (retained := _retained(images)) is None else retained.indices
             prompts.append(prompt)
         return prompts
 
@@ -189,7 +182,7 @@ class MllamaForConditionalGeneration(upstream.MllamaForConditionalGeneration):
             return forward_batch
         lengths = [0 if one is None else len(one.indices) for one in map(_retained, forward_batch.mm_inputs)]
         view = copy.copy(forward_batch)
-        view.encoder_lens = torch.tensor(lengths).to(forward_batch.encoder_lens)
+        view.encoder_lens = torch.tensor(lengths).to(forward_batch.encoder_lens, non_blocking=True)
         return view
 
 

@@ -59,7 +59,11 @@ class EngineSettings:
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        """Check the trim, and say that images are read by cross-attention."""
+        """Check the trim, and say that images are read by cross-attention.
+
+        Raises:
+            ConfigError: as `trim_of`.
+        """
         trim_of(model_config.hf_config)
         model_config.hf_config.is_encoder_decoder = True
         model_config.__dict__.pop("is_encoder_decoder", None)  # vLLM has asked before, and remembers
@@ -67,7 +71,11 @@ class EngineSettings:
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
-        """Check the rest, and take the scheduler that keeps images in order."""
+        """Check the rest, and take the scheduler that keeps images in order.
+
+        Raises:
+            EngineError: something is set in a way that trimming was not made for, or ranks cannot share the heads.
+        """
         check_values("vLLM", vllm_config, _REQUIRED)
         ranks = vllm_config.parallel_config.tensor_parallel_size
         heads = vllm_config.model_config.hf_config.text_config.num_key_value_heads

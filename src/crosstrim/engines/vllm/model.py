@@ -32,7 +32,7 @@ from vllm.platforms import current_platform
 from vllm.utils.math_utils import cdiv
 from vllm.v1.kv_cache_interface import CrossAttentionSpec
 
-from crosstrim.engines.prompt import Prompt
+from crosstrim.engines.prompt import Prompt, cross_attend
 from crosstrim.engines.vllm import launch
 from crosstrim.engines.vllm.processing import DummyInputs, Info, Processor
 from crosstrim.errors import EngineError
@@ -127,21 +127,12 @@ class _CrossAttention(nn.Module):
 
     def forward(self, hidden: torch.Tensor, positions: torch.Tensor, step: _Step) -> torch.Tensor:
         queries = self.q_norm(self._split(self.q_proj, hidden))
-        new = [self._prompt(queries[prompt.rows], prompt) for prompt in step.prompts]
+        new = [*cross_attend(step.prompts, queries, self._project, _all_heads if self.leads else None)]
         keys, values, own = ([part[place] for part in new] for place in range(3))
         output = self.heads(queries, torch.cat(keys) if new else None, torch.cat(values) if new else None)
         for prompt, attended in zip(step.prompts, own, strict=True):
             output[prompt.rows] = attended
         return self.o_proj(torch.where(step.sees.unsqueeze(-1), output, 0).flatten(1))[0]
-
-    def _prompt(self, queries: torch.Tensor, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Keys and values that stay, and the attention of a new prompt's rows, which is computed beside the cache."""
-        if not self.leads:
-            keys, values = self._project(prompt.features[prompt.kept])
-            return keys, values, prompt.follow(queries, keys, values)
-        keys, values = self._project(prompt.features)
-        output = prompt.lead(queries, keys, values, _all_heads)
-        return keys[prompt.kept], values[prompt.kept], output
 
     def _project(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.k_norm(self._split(self.k_proj, features)), self._split(self.v_proj, features)
@@ -249,7 +240,7 @@ class MllamaForConditionalGeneration(nn.Module, SupportsMultiModal):
         names = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask", "prompt_ids", "keep")
         encoded = []
         for pixels, ratios, mask, ids, keep in zip(*(inputs[name] for name in names), strict=True):
-            batch = [part.unsqueeze(0) for part in (pixels, ratios, mask.to(ratios.device))]
+            batch = [part.unsqueeze(0) for part in (pixels, ratios, mask.to(ratios.device, non_blocking=True))]
             features = self.multi_modal_projector(self.vision_model(*batch).last_hidden_state).flatten(0, 3)
             amount, is_count = keep.tolist()
             trim = self.trim.with_keep((int(amount) if is_count else amount) or None)
@@ -300,7 +291,7 @@ def _step_of(metadata: Any, input_ids: torch.Tensor, positions: torch.Tensor, im
         trim, ids, tiles = features.crosstrim
         if trim.slots(ids, tiles) != count or place.stop - place.start < len(ids):
             raise EngineError("vLLM gave a request the images of another one.")
-        prompts.append(Prompt(trim, ids, tiles, place, input_ids[place], features))
+        prompts.append(Prompt(trim, ids, tiles, place, features))
         sees[place] = prompts[-1].sees
     return _Step(sees.unsqueeze(-1), prompts)
 

@@ -24,7 +24,8 @@ def attention_received(
     Args:
         queries: [B, Hq, T, D], any float dtype.
         keys: [B, Hkv, N, D], Hq a multiple of Hkv.
-        visible: [B, T, N] bool.
+        visible: [B, T, M] bool, each entry for N // M features that stand together. Which rows and features are
+            computed is found out where this and `rating` are.
         rating: [B, T] bool, rows that count; rows that see nothing never do.
         scale: factor on q·k.
 
@@ -32,20 +33,23 @@ def attention_received(
         [B, Hq, N] float32.
     """
     result = torch.zeros(*queries.shape[:2], keys.shape[2], dtype=torch.float32, device=queries.device)
+    together = torch.arange(keys.shape[2] // max(1, visible.shape[2]), device=keys.device)
     for sample in range(len(queries)):
         seen = visible[sample]
         rows = (rating[sample] & seen.any(-1)).nonzero().squeeze(-1)
         if not len(rows):
             continue
         columns = _seen_by_any(seen, rows)
-        features = keys[sample] if len(columns) == keys.shape[2] else keys[sample][:, columns]
+        places = columns.to(keys.device, non_blocking=True).unsqueeze(-1) * len(together) + together
+        places = places.flatten()
+        features = keys[sample] if len(places) == keys.shape[2] else keys[sample][:, places]
         received = _one_sample(queries[sample], features.float(), seen, rows, columns, scale)
-        result[sample].index_copy_(-1, columns, received)
+        result[sample].index_copy_(-1, places, received)
     return result
 
 
 def _seen_by_any(seen: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Indices [M] of the features that some of the `rows` see; `seen` [T, N] is read chunk by chunk."""
+    """Indices of what some of the `rows` see; `seen` [T, M] is read chunk by chunk."""
     union = torch.zeros(seen.shape[1], dtype=torch.bool, device=seen.device)
     for chunk in rows.split(max(1, _chunk_bytes(seen.device) // (4 * seen.shape[1]))):
         union |= seen[chunk].any(0)
@@ -60,7 +64,7 @@ def _one_sample(
     columns: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """The attention [Hq, M] that the features `columns`, whose keys are [Hkv, M, D], receive from `rows`."""
+    """The attention [Hq, F] that the features of `columns`, whose keys are [Hkv, F, D], receive from `rows`."""
     key_heads, feature_count, head_size = keys.shape
     group = len(queries) // key_heads
     per_row = group * feature_count  # scores, for each key head
@@ -71,16 +75,18 @@ def _one_sample(
     received = torch.zeros(key_heads, group, feature_count, dtype=torch.float32, device=keys.device)
     for chunk in rows.split(rows_per_chunk):
         # The query heads that share a key head stand below each other, so that no key is copied.
-        packed = (queries[:, chunk].float() * scale).view(key_heads, group * len(chunk), head_size)
+        asked = queries[:, chunk.to(queries.device, non_blocking=True)]
+        packed = (asked.float() * scale).view(key_heads, group * len(chunk), head_size)
         hidden = ~seen[chunk].index_select(1, columns)
         masked = bool(hidden.any())  # mostly all rows see the same features, and there is nothing left to hide
+        hidden = hidden.to(keys.device, non_blocking=True) if masked else hidden
         for first in range(0, key_heads, heads_per_chunk):
             heads = slice(first, first + heads_per_chunk)
             shape = (len(keys[heads]), group, len(chunk), feature_count)
             scores, weights = (buffer[: prod(shape)].view(shape) for buffer in buffers)
             torch.bmm(packed[heads], keys[heads].transpose(1, 2), out=scores.flatten(1, 2))
             if masked:
-                scores.masked_fill_(hidden, float("-inf"))
+                scores.unflatten(-1, (len(columns), -1)).masked_fill_(hidden.unsqueeze(-1), float("-inf"))
             torch.softmax(scores, -1, out=weights)
             received[heads] += weights.sum(2)
     return received.flatten(0, 1)

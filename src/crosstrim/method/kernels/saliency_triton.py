@@ -26,7 +26,7 @@ def attention_received(
     Args:
         queries: [B, Hq, T, D].
         keys: [B, Hkv, N, D], same dtype, Hq a multiple of Hkv.
-        visible: [B, T, N] bool.
+        visible: [B, T, M] bool, each entry for N // M features that stand together.
         rating: [B, T] bool, rows that count; rows that see nothing never do.
         scale: factor on q·k.
 
@@ -41,6 +41,9 @@ def attention_received(
     if INTERPRETED and queries.dtype == torch.bfloat16:  # the interpreter multiplies its bits (triton #11584)
         queries, keys = queries.float(), keys.float()
     row_lse = torch.empty(batch, heads, rows, dtype=torch.float32, device=queries.device)
+    visible, rating = (mask.to(queries.device, non_blocking=True) for mask in (visible, rating))
+    if visible.shape[2] < features:
+        visible = visible.repeat_interleave(features // visible.shape[2], dim=-1)
     inputs = (queries, keys, visible)
     strides = [stride for tensor in inputs for stride in tensor.stride()]
     sizes = (heads, heads // keys.shape[1], rows, features, scale * LOG2_E)  # the kernels take powers of 2
