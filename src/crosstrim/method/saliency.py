@@ -69,7 +69,10 @@ def _check(
     entries = visible.shape[-1] if visible.dim() == 3 else 0
     divides = entries == expected[2] or (entries > 0 and expected[2] % entries == 0)
     if tuple(visible.shape[:2]) != expected[:2] or not divides or visible.dtype != torch.bool:
-        raise InputError(f"visible must be bool of shape {expected}, got {visible.dtype} {tuple(visible.shape)}.")
+        raise InputError(
+            f"visible must be bool of shape {expected}, or with a divisor of {expected[2]} as its last size, got "
+            f"{visible.dtype} {tuple(visible.shape)}."
+        )
     if visible.device not in (queries.device, torch.device("cpu")):
         raise InputError(
             f"visible is on {visible.device}; it must be on the CPU or, as queries, on {queries.device}."
