@@ -12,11 +12,15 @@ PYTEST := -m pytest
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 FIND_LINKS := $(if $(WHEELS),--find-links $(WHEELS))
 
-# uv takes a tenth of pip's time. But torch is pip's, which may have been told of a build for the CPU. Modules are
-# compiled here, once: where Python may write no bytecode, every process of the tests would compile them anew.
-UV_INSTALL = .venv/bin/uv pip install -q --compile-bytecode --python $(@D)/bin/python $(FIND_LINKS)
+# uv takes a tenth of pip's time. But torch is pip's, which may have been told of a build for the CPU.
+UV_INSTALL = .venv/bin/uv pip install -q --python $(@D)/bin/python $(FIND_LINKS)
 
 export HF_HUB_OFFLINE := 1
+# Most modules of what is installed are never imported. Python compiles the others once, outside the sources; where it
+# may not write that down, every process of the tests would compile them anew.
+export PIP_NO_COMPILE := 1
+export PYTHONDONTWRITEBYTECODE :=
+export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
 # Tests keep every core busy with processes: threads on top of them would only wait for each other.
 test coverage test-%: export OMP_NUM_THREADS := 1
 
