@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,10 +59,14 @@ class Trim:
         if self.blind_rows_leak:  # then a sample that sees nothing reads everything, and dropping any would show
             kept = kept | ~(choice.visible.any(-1) & last_row_sees).unsqueeze(-1)
         most = _most_kept(self.config, kept.shape[1], size)
-        layers = [leader := Kept.of(kept, choice.visible, size, at_most=most)]
+        leader = Kept.of(kept, choice.visible, size, at_most=most)
+        groups = choice.groups(kept)  # for the followers: the leader has read everything, and its cache stays plain
+        first = leader if groups is None else replace(leader, groups=groups)
+        layers = [leader]
         for share in self.config.voters().shares(len(self.model.followers)):
-            at_most = int(share_of(share, torch.tensor(most, device="cpu")))
-            layers.append(leader if share == 1 else Kept.of(choice.share(share), choice.visible, size, at_most))
+            at_most, less = int(share_of(share, torch.tensor(most, device="cpu"))), choice.share(share)
+            own = first if share == 1 else Kept.of(less, choice.visible, size, at_most, choice.groups(less))
+            layers.append(own)
         return tuple(layers)
 
 
