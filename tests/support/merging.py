@@ -12,7 +12,7 @@ from tests.support.tiny import CROSS_LAYERS, FEATURES_PER_IMAGE
 
 
 def groups_by_loops(keys, visible, kept, size):
-    """Per sample {kept feature: its group}: a dropped visible feature goes where the cosine of leader keys is largest.
+    """Per sample {kept feature: its group}: what is dropped goes where the cosine of the leader's keys is largest.
 
     Args:
         keys: [B, Hkv, N, D].
@@ -34,7 +34,7 @@ def groups_by_loops(keys, visible, kept, size):
 
 
 def mean_by_loops(features, saliency, group):
-    """[C]: the mean over a group, weighted by saliency [Hq, N] summed over heads; a plain one where all of it is 0."""
+    """[C]: the mean over a group, weighted by saliency [Hq, N] summed over heads; plain where all of it is 0."""
     weights = [float(saliency[:, n].double().sum()) for n in group]
     if sum(weights) == 0:
         weights = [1.0] * len(group)

@@ -48,6 +48,8 @@ def test_merged_equals_the_untrimmed_model_with_groups_merged_by_hand(model, sam
     assert torch.equal(expected.argmax(-1), tokens)
     assert reported_sizes(report) == sizes_of(merging.groups_of(model, batch, kept))
     assert sum(map(sum, reported_sizes(report))) == report.visible > report.kept
+    told = [image["merged"] for sample in report.to_dict()["samples"] for image in sample["images"]]
+    assert sum(told) == report.visible - report.kept
 
 
 def test_merging_is_seen(model):

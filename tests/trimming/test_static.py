@@ -114,7 +114,9 @@ def test_a_prompt_with_images_is_not_compiled_in_one_graph(shallow_model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("samples", [SINGLE, RAGGED], ids=["single", "ragged"])
-@pytest.mark.parametrize("options", [{}, {"k": 0.1}, {"keep": 7, "kv_dtype": "int8"}, {"keep": 7, "merge": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"k": 0.1}, {"keep": 7, "kv_dtype": "int8"}, {"keep": 7, "merge": True}], ids=str
+)
 def test_a_prompt_compiled_with_graph_breaks_is_chosen_on_between_the_graphs(shallow_model, samples, options):
     model = shallow_model
     batch = tiny.inputs(*samples)

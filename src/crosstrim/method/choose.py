@@ -73,7 +73,7 @@ class Choice:
         return select(self.votes, self.kept, keep=float(share), features_per_image=self.features_per_image)
 
     def groups(self, kept: torch.Tensor) -> Groups | None:
-        """Which of the features `kept` [B, N] stand for those that go; None where none goes, or they are just gone."""
+        """Which of the features `kept` [B, N] stand for those that go; None where none goes, or nothing is merged."""
         if self.evidence is None or torch.equal(kept, self.visible):
             return None
         seen, size = self.evidence, self.features_per_image

@@ -45,7 +45,7 @@ class Groups:
     @classmethod
     def of(cls, into: torch.Tensor, saliency: torch.Tensor) -> Groups:
         """The groups that `into` makes, weighted by `saliency` [B, N] float32; plainly where all of it is 0."""
-        sizes = torch.zeros_like(into).scatter_add(1, into, torch.ones_like(into))
+        sizes = _counts(into.sort(-1).values)
         totals = torch.stack([_summed(*sample) for sample in zip(saliency.unsqueeze(-1), into, strict=True)])
         total, size = totals.squeeze(-1).gather(1, into), sizes.gather(1, into)
         weights = torch.where(total > 0, saliency / total, 1 / size.float())
@@ -113,9 +113,15 @@ def groups_of(
 
 def _summed(rows: torch.Tensor, into: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Sums in float32 of the rows [N, C] that go to the same place, [N, C]; in one order on every device."""
-    order = into.argsort(stable=True)
-    counts = torch.zeros_like(into).scatter_add(0, into, torch.ones_like(into))
-    sorted_rows = rows[order].float()
+    in_order, order = into.sort(stable=True)
+    parts = rows[order].float()
     if weights is not None:
-        sorted_rows = sorted_rows * weights[order]
-    return torch.segment_reduce(sorted_rows, "sum", lengths=counts, axis=0, unsafe=True)
+        parts = parts * weights[order]
+    return torch.segment_reduce(parts, "sum", lengths=_counts(in_order), axis=0, unsafe=True)
+
+
+def _counts(in_order: torch.Tensor) -> torch.Tensor:
+    """How often each of 0 .. N - 1 occurs in the ascending numbers [..., N] int64, likewise."""
+    count = in_order.shape[-1]
+    bounds = torch.arange(count + 1, device=in_order.device).expand(*in_order.shape[:-1], -1)
+    return torch.searchsorted(in_order, bounds.contiguous()).diff()
