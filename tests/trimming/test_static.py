@@ -128,12 +128,13 @@ def test_a_prompt_compiled_with_graph_breaks_is_chosen_on_between_the_graphs(sha
             assert trimmed.report().samples == selection
 
 
-def test_an_image_appended_to_a_static_cache(model):
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_image_appended_to_a_static_cache(model, merge):
     two = tiny.inputs([2, Image(4), 8, Image(2, seed=1), 6])
     first, second = split_turns(two, 12)
     caches = [DynamicCache(config=model.config.text_config), StaticCache(model.config.text_config, max_cache_len=32)]
     logits = []
-    with torch.no_grad(), crosstrim.trim(model, k=0.1) as trimmed:
+    with torch.no_grad(), crosstrim.trim(model, k=0.1, merge=merge) as trimmed:
         for cache in caches:
             model(**first, past_key_values=cache)
             logits.append(model(**second, past_key_values=cache).logits)

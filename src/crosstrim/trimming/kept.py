@@ -170,25 +170,29 @@ class Kept:
             trimmed = torch.zeros(len(self.slots), 1, rows, self.length, dtype=dtype, device=self.slots.device)
         else:
             trimmed = self._gathered(mask)
-        if self.groups is not None:
-            trimmed = trimmed + self.groups.bias(self.slots).to(trimmed)[:, None, None]
+        bias = self.bias(trimmed)
+        trimmed = trimmed if bias is None else trimmed + bias[:, None, None]
         return trimmed.masked_fill(~self.occupied.to(trimmed.device)[:, None, None], torch.finfo(trimmed.dtype).min)
+
+    def bias(self, like: torch.Tensor) -> torch.Tensor | None:
+        """[B, K], `like` a tensor: what every row adds to the attention logits of the slots; None for nothing."""
+        return None if self.groups is None else self.groups.bias(self.slots).to(like)
 
     def _gathered(self, mask: torch.Tensor) -> torch.Tensor:
         return mask.gather(-1, self.slots.to(mask.device)[:, None, None].expand(-1, 1, mask.shape[2], -1))
 
     def readable(self, mask: torch.Tensor | None) -> tuple[int, ...] | None:
-        """How many features each sample reads, if that is all that the `mask` of `trim_mask` says.
+        """How many features each sample reads, if that is all that the `mask` of `trim_mask` says beside the `bias`.
 
         Returns:
             Counts from the first slot on, at least 1 each (a sample that keeps nothing has rows that see nothing,
-            whatever they read); None where the mask hides a kept feature from some row, or cannot be looked into,
-            and where some features weigh more than others.
+            whatever they read); None where the mask hides a kept feature from some row, or cannot be looked into.
         """
-        if self.counts is None or self.groups is not None or (mask is not None and mask.is_meta):
+        if self.counts is None or (mask is not None and mask.is_meta):
             return None
         if mask is not None:
-            shown = mask == 0
+            bias = self.bias(mask)
+            shown = mask == (0 if bias is None else bias[:, None, None])
             if not self.rectangular:
                 shown |= ~self.occupied.to(mask.device)[:, None, None]
             if not shown.all():
