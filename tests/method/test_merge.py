@@ -115,3 +115,19 @@ def test_gradients_reach_every_member():
     groups.means(features)[kept].sum().backward()
     reached = kept.gather(1, groups.into)
     assert torch.equal(features.grad, (groups.weights * reached).unsqueeze(-1).expand_as(features))
+
+
+def test_groups_of_older_and_newer_features_side_by_side():
+    pair = [groups_of(*evidence(seed=seed), SIZE) for seed in (1, 2)]
+    features = torch.randn(2, 2, 2 * SIZE, 5)
+    both = pair[0].followed_by(pair[1])
+    expected = torch.cat([groups.means(part) for groups, part in zip(pair, features, strict=True)], dim=1)
+    assert torch.equal(both.means(torch.cat(list(features), dim=1)), expected)
+    assert torch.equal(both.sizes, torch.cat([groups.sizes for groups in pair], dim=1))
+
+
+def test_samples_that_move_take_their_groups_along():
+    groups, features = groups_of(*evidence(), SIZE), torch.randn(2, 2 * SIZE, 5)
+    order = torch.tensor([1, 0, 1])
+    moved = groups.change(lambda tensor: tensor[order])
+    assert torch.equal(moved.means(features[order]), groups.means(features)[order])
