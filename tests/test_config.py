@@ -34,6 +34,7 @@ from crosstrim.method import policies
         ({"k": 0.5, "keep": 0.5}, "k=0.5 and keep=0.5 .* give one of them"),
         ({"k_base": "everything"}, "k_base='everything' must be one of 'visible', 'all'"),
         ({"rating_rows": "first"}, "rating_rows='first' must be one of 'all', 'last_turn'"),
+        ({"merge": "yes"}, "merge='yes' must be True or False"),
         ({"trim_first_layer": 1}, "trim_first_layer=1 must be True or False"),
         ({"kv_dtype": "int4"}, "kv_dtype='int4' must be one of None, 'int8', 'fp8'"),
         ({"policy": "unoin"}, "policy='unoin' is unknown.*Did you mean 'union'"),

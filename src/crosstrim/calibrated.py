@@ -87,7 +87,7 @@ def config_of(path: Path) -> CalibratedConfig:
     found = read(path)
     if found["chosen"] is None:
         raise CalibrationError(f"{path} chose no budget: {found['refusal']}")
-    options = found["chosen"]["config"]
-    plain = TrimConfig.from_dict(options)  # which refuses what it does not know
-    made_with = {"config": options, "model": found["model"], "compat": found["compat"]}
+    plain = TrimConfig.from_dict(found["chosen"]["config"])  # which refuses what it does not know
+    # An option that is younger than the file had its default.
+    made_with = {"config": plain.to_dict(), "model": found["model"], "compat": found["compat"]}
     return CalibratedConfig(**plain.options(), path=str(path), made_with=made_with)

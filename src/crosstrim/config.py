@@ -40,6 +40,8 @@ class TrimConfig:
             when the model has that vocabulary, and otherwise goes by the last image alone.
         kv_dtype: how the kept keys and values are held in the cache: "int8" or "fp8", with a scale per feature and
             head, or None for the model's own dtype. Ours.
+        merge: whether the later layers read what is dropped folded into what stays. The caches are as large as
+            without. Ours.
     """
 
     k: float | None = None
@@ -50,6 +52,7 @@ class TrimConfig:
     trim_first_layer: bool = True
     user_turn_ids: tuple[int, ...] | None = None
     kv_dtype: Literal["int8", "fp8"] | None = None
+    merge: bool = False
 
     def __post_init__(self) -> None:
         k, keep = amount.checked(self.k, self.keep, self.k_base, ConfigError)
@@ -57,8 +60,9 @@ class TrimConfig:
         object.__setattr__(self, "keep", keep)
         _check_choice("rating_rows", self.rating_rows, ("all", "last_turn"))
         _check_choice("kv_dtype", self.kv_dtype, (None, *KV_DTYPES))
-        if not isinstance(self.trim_first_layer, bool):
-            raise ConfigError(f"trim_first_layer={self.trim_first_layer!r} must be True or False.")
+        for name in ("trim_first_layer", "merge"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ConfigError(f"{name}={value!r} must be True or False.")
         if self.user_turn_ids is not None:
             object.__setattr__(self, "user_turn_ids", tuple(self.user_turn_ids))
         decides_alone = self.voters().decides_alone
@@ -162,6 +166,7 @@ class TrimOptions(TypedDict, total=False):
     trim_first_layer: bool
     user_turn_ids: tuple[int, ...] | None
     kv_dtype: Literal["int8", "fp8"] | None
+    merge: bool
 
 
 def resolve(config: TrimConfig | None, options: Mapping[str, Any], call: str) -> TrimConfig:

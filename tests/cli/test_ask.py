@@ -113,6 +113,7 @@ def test_lossless_answers_as_the_untrimmed_model(ask, checkpoint, picture):
         (["--rating-rows", "last_turn"], {"k": 0.25, "rating_rows": "last_turn"}, None),
         (["--kv-dtype", "fp8"], {"k": 0.25, "kv_dtype": "fp8"}, None),
         (["--kv-dtype", "model"], {"k": 0.25}, None),
+        (["--keep", "7", "--merge"], {"keep": 7, "merge": True}, 7),
     ],
 )
 def test_every_option_reaches_the_trim(ask, arguments, config, kept):
@@ -209,6 +210,7 @@ def test_refused_values_take_one_line_and_no_work(ask, arguments, words):
         (["--lossless", "--policy", "mass:0.5"], ("--policy", "--lossless")),
         (["--lossless", "--rating-rows", "last_turn"], ("--rating-rows", "--lossless")),
         (["--lossless", "--k-base", "all"], ("--k-base", "--lossless")),
+        (["--lossless", "--merge"], ("--merge", "--lossless")),
         (["--keep", "0.5", "--k-base", "all"], ("--k-base", "--keep")),
         (["--keep", "half"], ("'half'", "0.5", "2048")),
         (["--kv-dtype", "int4"], ("'int4'", "model, int8, fp8")),

@@ -141,10 +141,11 @@ def test_a_page_is_drawn(calibrate, run, tmp_path):
 
 
 def test_ask_and_batch_trim_as_was_found(calibrate, run, checkpoint, picture, data, tmp_path):
-    calibrate("--whole-first-layer", "--kv-dtype", "int8")
+    calibrate("--whole-first-layer", "--kv-dtype", "int8", "--merge")
     asked = run("ask", picture, "what?", "--model", checkpoint, "--calibrated", tmp_path / "run.json", "--json")
     config = asked.json["report"]["config"]
-    assert (config["keep"], config["trim_first_layer"], config["kv_dtype"]) == (1.0, False, "int8")
+    found = [config[name] for name in ("keep", "trim_first_layer", "kv_dtype", "merge")]
+    assert found == [1.0, False, "int8", True]
     result = run("batch", data, tmp_path / "answers.jsonl", "--model", checkpoint, "--calibrated",
                  tmp_path / "run.json", "--max-new-tokens", 2, "--json")  # fmt: skip
     assert result.json["answered"] == 12
@@ -168,7 +169,7 @@ def test_another_dtype_is_refused_by_name(calibrate, run, checkpoint, picture, d
 @pytest.mark.parametrize(
     "beside",
     [["--k", "0.5"], ["--keep", "0.5"], ["--lossless"], ["--policy", "mean"], ["--rating-rows", "last_turn"],
-     ["--k-base", "all"], ["--whole-first-layer"], ["--kv-dtype", "int8"]],
+     ["--k-base", "all"], ["--whole-first-layer"], ["--kv-dtype", "int8"], ["--merge"]],
     ids=" ".join,
 )  # fmt: skip
 def test_a_calibration_says_it_all(run, picture, beside):

@@ -55,6 +55,15 @@ def test_people_read_a_table(sweep):
     assert lines[1].split()[1:3] == ["100.0%", "0.0%"]
 
 
+def test_merged_is_compared_with_plain(sweep):
+    result = sweep("--policy", "grid", "--keep", "0.5", "--merge", "--json").json
+    rows = {row["group"]: row["overall"] for row in result["summary"]}
+    plain, merged = rows["grid keep=0.5"], rows["grid keep=0.5, merged"]
+    assert plain["cache_fraction"] == merged["cache_fraction"]
+    assert plain["kl"] != merged["kl"]
+    assert [one["config"]["merge"] for one in result["settings"]] == [False, True]
+
+
 def test_the_caches_format_is_compared(sweep):
     result = sweep("--policy", "grid", "--keep", "0.5", "--kv-dtype", "model", "--kv-dtype", "int8", "--json").json
     rows = {row["group"]: row["overall"] for row in result["summary"]}

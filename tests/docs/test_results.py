@@ -8,7 +8,7 @@ from recipes import calibration as recipe
 import crosstrim
 from crosstrim.data import dataset
 from crosstrim.eval import provenance
-from tests.support.docs import calibration, pages, policies, results
+from tests.support.docs import calibration, merging, pages, policies, results
 
 
 @pytest.mark.parametrize("name", results.PAGES)
@@ -60,6 +60,21 @@ def test_the_comparison_of_policies_is_of_the_embedded_model_and_supports_the_de
     assert all(rows[default, keep]["against"][1] > 0 for keep in (0.05, 0.1, 0.2))
     assert rows[default, 0.2]["lookups"] >= -2
     assert min(rows[default, 0.2]["count"], rows[default, 0.2]["read"]) >= -5
+
+
+def test_merging_is_measured_on_the_embedded_model_and_gains():
+    found = merging.committed()
+    assert found["dataset"]["sha256"] == dataset.embedded().sha256
+    assert found["dataset"]["questions"] == 2048
+    model = {name: value for name, value in found["model"].items() if name != "head_size"}
+    assert model == provenance.of_model(crosstrim.load("mini")[0], "mini")
+    assert all(found["compat"].values())
+    rows = {(row["policy"], row["keep"]): row for row in merging.gains()}
+    assert set(rows) == {(policy, keep) for policy in ("contribution", "union") for keep in (0.05, 0.1, 0.2)}
+    assert all(row["gain"][0] > 0 and row["changed"][1] < row["changed"][0] for row in rows.values())
+    assert {pair for pair, row in rows.items() if row["gain"][1] <= 0} == {("contribution", 0.2)}, "as the page says"
+    kept = {row["group"]: row["overall"]["cache_fraction"] for row in found["summary"]}
+    assert all(kept[group] == kept[group.removesuffix(", merged")] for group in kept)
 
 
 def test_calibration_keeps_its_promise_on_minis_answers():

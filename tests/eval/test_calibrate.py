@@ -226,6 +226,16 @@ def test_a_calibrated_config_trims_the_model_it_was_made_with(calibrated, loaded
             assert trimmed.config.keep == 0.1
 
 
+def test_a_calibration_that_is_older_than_an_option_had_its_default(calibrated, loaded, tmp_path):
+    written = json.loads((tmp_path / "run.json").read_text())
+    del written["chosen"]["config"]["merge"]
+    (tmp_path / "older.json").write_text(json.dumps(written))
+    older = TrimConfig.from_calibration(tmp_path / "older.json")
+    crosstrim.trim(loaded[0], older).remove()
+    with pytest.raises(CalibrationError, match=r"merge \(False there, True here\)"):
+        crosstrim.trim(loaded[0], replace(older, merge=True))
+
+
 def read_back(config):
     return TrimConfig.from_dict(config.to_dict()).to_dict()
 

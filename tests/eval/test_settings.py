@@ -41,6 +41,14 @@ def test_the_caches_format():
         expand(["grid"], kv_dtypes=("int4",))
 
 
+def test_merged_beside_plain():
+    found = expand(["grid"], keep=[0.5], kv_dtypes=("int8",), merge=(False, True), lossless=True)
+    assert [one.label for one in found] == [
+        *("lossless, int8 cache", "grid keep=0.5, int8 cache", "grid keep=0.5, int8 cache, merged"),
+    ]
+    assert found[2].config == TrimConfig(keep=0.5, policy="grid", kv_dtype="int8", merge=True)
+
+
 def test_seeds_are_settings_of_one_group():
     drawn = expand(["random"], keep=[0.5], seeds=3)
     assert [one.label for one in drawn] == ["random:0 keep=0.5", "random:1 keep=0.5", "random:2 keep=0.5"]

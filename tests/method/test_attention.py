@@ -8,7 +8,7 @@ import torch
 from crosstrim.method.attention import attend
 
 
-def attend_by_loops(queries, keys, values, counts, scale):
+def attend_by_loops(queries, keys, values, counts, scale, bias=None):
     batch, heads, rows, size = queries.shape
     output = torch.zeros(batch, rows, heads, size, dtype=torch.float64)
     for b in range(batch):
@@ -16,7 +16,9 @@ def attend_by_loops(queries, keys, values, counts, scale):
             group = h * keys.shape[1] // heads
             key, value = keys[b, group, : counts[b]].double(), values[b, group, : counts[b]].double()
             for t in range(rows):
-                output[b, t, h] = (key @ queries[b, h, t].double() * scale).softmax(-1) @ value
+                logits = key @ queries[b, h, t].double() * scale
+                logits += 0 if bias is None else bias[b, : counts[b]]
+                output[b, t, h] = logits.softmax(-1) @ value
     return output.flatten(2)
 
 
@@ -31,6 +33,16 @@ def test_every_row_reads_what_its_sample_keeps(rows, counts, key_heads):
     torch.testing.assert_close(
         output.double(), attend_by_loops(queries, keys, values, counts, 0.7), atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("counts", [(7, 7, 7), (2, 3, 4)], ids=str)
+def test_a_bias_is_added_for_every_row_and_head(counts):
+    torch.manual_seed(0)
+    queries, bias = torch.randn(3, 6, 2, 4), torch.rand(3, 7) * 3
+    keys, values = torch.randn(2, 3, 2, 7, 4)
+    output = attend(queries, keys, values, counts, 0.7, bias)
+    expected = attend_by_loops(queries, keys, values, counts, 0.7, bias)
+    torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=0)
 
 
 def test_what_a_sample_does_not_read_may_be_anything():

@@ -34,6 +34,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mass": {"policy": "mass:0.5"},
     "pyramid": {"keep": 0.3, "policy": "pyramid"},
     "eight bits": {"k": 0.1, "kv_dtype": "int8"},
+    "merged": {"keep": 9, "merge": True},
+    "merged, pyramid": {"keep": 0.3, "policy": "pyramid", "merge": True},
     "first layer whole": {"k": 0.1, "trim_first_layer": False},
 }
 

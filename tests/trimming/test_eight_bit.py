@@ -54,7 +54,9 @@ def go_on(model, cache, batch, **options):
         return model(**step, past_key_values=cache, use_cache=True).logits
 
 
-@pytest.mark.parametrize("options", [{}, {"keep": 0.3}, {"k": 0.1, "trim_first_layer": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"keep": 0.3}, {"k": 0.1, "trim_first_layer": False}, {"keep": 5, "merge": True}], ids=str
+)
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_decoding_reads_what_eight_bits_hold(model, options, kv_dtype):
     batch = tiny.inputs(*RAGGED)

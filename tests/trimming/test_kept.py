@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from crosstrim.method.merge import Groups
 from crosstrim.trimming.kept import Kept
 
 MIN = torch.finfo(torch.float32).min
@@ -63,6 +66,20 @@ def test_counts_follow_the_batch():
 def test_a_mask_that_says_no_more_than_the_counts(one, mask, counts):
     mask = torch.tensor(mask, dtype=torch.float32)[:, None]
     assert one.readable(one.trim_mask(mask, mask.shape[2], mask.dtype)) == counts
+
+
+@pytest.mark.parametrize("one", [EVEN, RAGGED], ids=["even", "ragged"])
+def test_weights_of_groups_are_no_reason_for_a_mask(one):
+    groups = Groups.singles(one.kept)
+    merged = replace(one, groups=replace(groups, sizes=torch.tensor([[2, 3, 1], [1, 1, 5]])))
+    mask = torch.zeros(2, 1, 2, 3)
+    trimmed = merged.trim_mask(mask, 2, mask.dtype)
+    assert merged.readable(trimmed) == one.counts
+    shown = one.occupied[:, None, None].expand_as(trimmed)
+    assert torch.equal(trimmed[shown], merged.bias(mask)[:, None, None].expand_as(trimmed)[shown])
+    assert torch.equal(merged.trim_mask(None, 2, mask.dtype), trimmed)
+    mask[0, 0, 1, int(one.slots[0, 0])] = MIN  # one row does not see what is kept
+    assert merged.readable(merged.trim_mask(mask, 2, mask.dtype)) is None
 
 
 def test_no_mask_is_read_by_its_counts_and_shapes_without_values_are_not_read():

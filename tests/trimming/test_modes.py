@@ -100,7 +100,9 @@ def test_text_only_prompts_are_untouched(model):
     assert torch.equal(torch.stack(out.logits), torch.stack(expected.logits))
 
 
-@pytest.mark.parametrize("options", [{"k": 0.1}, {"k": 0.1, "trim_first_layer": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"k": 0.1}, {"k": 0.1, "trim_first_layer": False}, {"k": 0.1, "merge": True}], ids=str
+)
 @pytest.mark.parametrize("samples", [[SINGLE], RAGGED], ids=["single", "ragged"])
 def test_without_a_cache_the_same_tokens_come_out(model, samples, options):
     batch = tiny.inputs(*samples)
@@ -189,14 +191,15 @@ REFUSED, ACCEPTED = [7, 8, 9, 7, 8, 9, 16, 16, 7, 8], [7, 8, 16, 16, 16, 16, 16,
 
 @pytest.mark.parametrize("ending", [REFUSED, ACCEPTED], ids=["refused", "accepted"])
 @pytest.mark.parametrize("kind", ["prompt lookup", "assistant"])
-def test_assisted_decoding_gives_the_greedy_tokens_and_never_crops_images(model, kind, ending):
+@pytest.mark.parametrize("merge", [False, True])
+def test_assisted_decoding_gives_the_greedy_tokens_and_never_crops_images(model, kind, ending, merge):
     batch = tiny.inputs([2, Image(4), 3])
     images = {name: batch[name] for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")}
     batch = grow(batch, torch.tensor([ending])) | images
     assistant = copy.deepcopy(model)
     options = {"prompt_lookup_num_tokens": 4} if kind == "prompt lookup" else {"assistant_model": assistant}
     passes = []
-    with crosstrim.trim(model, k=0.1) as trimmed:
+    with crosstrim.trim(model, k=0.1, merge=merge) as trimmed:
         greedy = run(model, batch, max_new_tokens=16)
         model.model.register_forward_pre_hook(lambda module, args: passes.append(1))
         if OLD_TRANSFORMERS:
@@ -297,10 +300,11 @@ def test_inputs_embeds(model):
     assert torch.equal(by_embeds.sequences[:, -NEW_TOKENS:], by_ids.sequences[:, -NEW_TOKENS:])
 
 
-def test_a_copied_cache_keeps_its_selection(model):
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_copied_cache_keeps_its_selection(model, merge):
     batch = tiny.inputs(*RAGGED)
     more = torch.tensor([[7, 8, 9], [10, 11, 12]])
-    with torch.no_grad(), crosstrim.trim(model, k=0.1) as trimmed:
+    with torch.no_grad(), crosstrim.trim(model, k=0.1, merge=merge) as trimmed:
         cache = model(**batch, past_key_values=DynamicCache(config=model.config.text_config)).past_key_values
         branch = copy.deepcopy(cache)
         first = run(model, grow(batch, more), past_key_values=cache)
@@ -309,12 +313,13 @@ def test_a_copied_cache_keeps_its_selection(model):
     assert torch.equal(first.sequences, second.sequences)
 
 
-def test_a_cache_repeated_reordered_or_selected_takes_its_selection_along(model):
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_cache_repeated_reordered_or_selected_takes_its_selection_along(model, merge):
     batch = tiny.inputs(*RAGGED)
     order = torch.tensor([1, 0, 1])
     picked = {name: tensor[order] for name, tensor in batch.items()}
     more = torch.tensor([[7, 8, 9]]).expand(3, -1)
-    with torch.no_grad(), crosstrim.trim(model, k=0.1):
+    with torch.no_grad(), crosstrim.trim(model, k=0.1, merge=merge):
         direct = model(**picked, past_key_values=DynamicCache(config=model.config.text_config)).past_key_values
         expected = run(model, grow(picked, more), past_key_values=direct)
         cache = model(**batch, past_key_values=DynamicCache(config=model.config.text_config)).past_key_values

@@ -30,7 +30,11 @@ def generate(model, batch, **options):
 
 
 @pytest.mark.parametrize("samples", [SINGLE, RAGGED], ids=["single", "ragged"])
-@pytest.mark.parametrize("options", [{}, {"k": 0.1}, {"keep": 7}, {"keep": 7, "trim_first_layer": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"k": 0.1}, {"keep": 7}, {"keep": 7, "trim_first_layer": False}, {"k": 0.1, "merge": True}],
+    ids=str,
+)
 def test_a_static_cache_gives_the_dynamic_tokens_at_the_trimmed_length(model, samples, options):
     batch = tiny.inputs(*samples)
     with crosstrim.trim(model, **options) as trimmed:
@@ -67,7 +71,9 @@ def graphs():
 
 
 @pytest.mark.parametrize("samples", [SINGLE, RAGGED], ids=["single", "ragged"])
-@pytest.mark.parametrize("options", [{}, {"k": 0.1}, {"keep": 7, "trim_first_layer": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"k": 0.1}, {"keep": 7, "trim_first_layer": False}, {"k": 0.1, "merge": True}], ids=str
+)
 def test_compiled_decoding_gives_the_tokens_and_logits_of_the_dynamic_path(shallow_model, samples, options):
     model = shallow_model
     batch = tiny.inputs(*samples)
@@ -79,11 +85,12 @@ def test_compiled_decoding_gives_the_tokens_and_logits_of_the_dynamic_path(shall
     torch.testing.assert_close(torch.stack(out.logits), torch.stack(expected.logits), atol=1e-4, rtol=0)
 
 
-def test_requests_compile_once_for_a_bucket(shallow_model):
+@pytest.mark.parametrize("merge", [False, True])
+def test_requests_compile_once_for_a_bucket(shallow_model, merge):
     model = shallow_model
     requests = [tiny.inputs([2, Image(4, seed=seed), 9], seeds=[seed]) for seed in range(5)]
     kept, made = [], []
-    with crosstrim.trim(model, k=0.1) as trimmed:
+    with crosstrim.trim(model, k=0.1, merge=merge) as trimmed:
         for request in requests:
             out = generate(model, request, cache_implementation="static", compile_config=compiled_config())
             kept.append(trimmed.report().kept)
@@ -107,7 +114,9 @@ def test_a_prompt_with_images_is_not_compiled_in_one_graph(shallow_model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("samples", [SINGLE, RAGGED], ids=["single", "ragged"])
-@pytest.mark.parametrize("options", [{}, {"k": 0.1}, {"keep": 7, "kv_dtype": "int8"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"k": 0.1}, {"keep": 7, "kv_dtype": "int8"}, {"keep": 7, "merge": True}], ids=str
+)
 def test_a_prompt_compiled_with_graph_breaks_is_chosen_on_between_the_graphs(shallow_model, samples, options):
     model = shallow_model
     batch = tiny.inputs(*samples)
@@ -119,12 +128,13 @@ def test_a_prompt_compiled_with_graph_breaks_is_chosen_on_between_the_graphs(sha
             assert trimmed.report().samples == selection
 
 
-def test_an_image_appended_to_a_static_cache(model):
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_image_appended_to_a_static_cache(model, merge):
     two = tiny.inputs([2, Image(4), 8, Image(2, seed=1), 6])
     first, second = split_turns(two, 12)
     caches = [DynamicCache(config=model.config.text_config), StaticCache(model.config.text_config, max_cache_len=32)]
     logits = []
-    with torch.no_grad(), crosstrim.trim(model, k=0.1) as trimmed:
+    with torch.no_grad(), crosstrim.trim(model, k=0.1, merge=merge) as trimmed:
         for cache in caches:
             model(**first, past_key_values=cache)
             logits.append(model(**second, past_key_values=cache).logits)
@@ -132,7 +142,11 @@ def test_an_image_appended_to_a_static_cache(model):
     torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("options", [{"keep": 7}, {"k": 0.1}, {"keep": 7, "trim_first_layer": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"keep": 7}, {"k": 0.1}, {"keep": 7, "trim_first_layer": False}, {"keep": 7, "merge": True}],
+    ids=str,
+)
 def test_compiled_decoding_without_a_mask(shallow_model, options):
     """The slots that fill the bucket up are nobody's, and nothing but the state says so."""
     model = shallow_model

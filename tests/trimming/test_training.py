@@ -37,7 +37,9 @@ def gradients(model, batch, options, given=None):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("samples", [SINGLE, RAGGED], ids=["single", "ragged"])
-@pytest.mark.parametrize("options", [{}, {"k": 0.1}, {"keep": 9}, {"k": 0.1, "policy": "pyramid"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"k": 0.1}, {"keep": 9, "merge": True}, {"k": 0.1, "policy": "pyramid"}], ids=str
+)
 # Reentrant checkpoints go back through the graph of features that the model encodes once for each layer, which torch
 # refuses of the untrimmed model as well.
 @pytest.mark.parametrize(("reentrant", "features"), [(False, "encoded"), (False, "given"), (True, "given")])

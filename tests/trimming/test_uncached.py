@@ -188,7 +188,7 @@ def test_many_questions_about_one_picture_hold_few_of_them(model):
     assert len(held) == 16
 
 
-@pytest.mark.parametrize("options", [{"k": 0.1}, {"keep": 5}, {}], ids=str)
+@pytest.mark.parametrize("options", [{"k": 0.1}, {"keep": 5}, {"keep": 5, "merge": True}, {}], ids=str)
 def test_a_session_answers_as_generate_does_whatever_the_model_makes_of_caches(checkpoint, options):
     model, processor = crosstrim.load(checkpoint)
     expected = answering.ask(

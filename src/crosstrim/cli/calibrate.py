@@ -62,6 +62,7 @@ def calibrate(
     k_base: options.KBase = "visible",
     whole_first_layer: options.WholeFirstLayer = False,
     kv_dtype: options.KvDtype = None,
+    merge: options.Merge = False,
     questions: Annotated[
         int | None,
         typer.Option(
@@ -133,6 +134,7 @@ def calibrate(
         "k_base": k_base,
         "trim_first_layer": not whole_first_layer,
         "kv_dtype": kv_dtype,
+        "merge": merge,
     }
     calibration.budgets(**budgets)
     calibration.check(risk, confidence, loss)

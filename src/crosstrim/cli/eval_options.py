@@ -82,6 +82,10 @@ KvDtypes = Annotated[
         help=f"{options.KV_DTYPE_HELP} {REPEAT}",
     ),
 ]
+Merge = Annotated[
+    bool,
+    typer.Option("--merge", help=f"{options.MERGE_HELP} With --out every trim that drops runs without and with it."),
+]
 Seeds = Annotated[
     int | None,
     typer.Option(

@@ -32,6 +32,7 @@ def evaluate(
     k_base: options.KBase = "visible",
     whole_first_layer: options.WholeFirstLayer = False,
     kv_dtype: eval_options.KvDtypes = None,
+    merge: eval_options.Merge = False,
     batch_size: eval_options.BatchSize = 64,
     max_new_tokens: eval_options.MaxNewTokens = None,
     report: eval_options.Report = None,
@@ -66,6 +67,7 @@ def evaluate(
             policy=_single("--policy", policy),
             whole_first_layer=whole_first_layer,
             kv_dtype=_single("--kv-dtype", kv_dtype),
+            merge=merge,
             **trims,
         )
         loaded, processor = load()
@@ -85,6 +87,7 @@ def evaluate(
             keep=keep or (),
             first_layer=cache,
             kv_dtypes=kv_dtype or (None,),
+            merge=(False, True) if merge else (False,),
             seeds=seeds or defaults.SEEDS,
             **trims,
         )

@@ -110,6 +110,8 @@ KvDtype = Annotated[
         help=KV_DTYPE_HELP,
     ),
 ]
+MERGE_HELP = "Fold what is dropped into what stays."
+Merge = Annotated[bool, typer.Option("--merge", help=MERGE_HELP)]
 Calibrated = Annotated[
     Path | None,
     typer.Option(
@@ -127,6 +129,7 @@ TRIM: dict[str, tuple[Any, Any]] = {
     "k_base": (KBase, "visible"),
     "whole_first_layer": (WholeFirstLayer, False),
     "kv_dtype": (KvDtype, None),
+    "merge": (Merge, False),
     "calibrated": (Calibrated, None),
 }
 """The options that say how to trim, each with its default."""
@@ -167,6 +170,7 @@ def trim_config(
     k_base: str,
     whole_first_layer: bool,
     kv_dtype: str | None,
+    merge: bool,
     calibrated: Path | None = None,
 ) -> TrimConfig:
     """The trimming that the options ask for; without --k, --keep and --lossless, the paper's rule at k=0.25."""
@@ -182,6 +186,7 @@ def trim_config(
             "--k-base": k_base != "visible",
             "--whole-first-layer": whole_first_layer,
             "--kv-dtype": kv_dtype is not None,
+            "--merge": merge,
         }
         for name, is_given in beside.items():
             if is_given:
@@ -197,6 +202,7 @@ def trim_config(
     without_effect = {
         "--policy": lossless and policy is not None,
         "--rating-rows": lossless and rating_rows != "all",
+        "--merge": lossless and merge,
         "--k-base": (lossless or keep is not None) and k_base != "visible",
     }
     for name, is_without in without_effect.items():
@@ -211,6 +217,7 @@ def trim_config(
             "k_base": k_base,
             "trim_first_layer": not whole_first_layer,
             "kv_dtype": kv_dtype,
+            "merge": merge,
         }
     )
 

@@ -46,8 +46,9 @@ def config_for(engine: str, options: Mapping[str, Any], *, count_beforehand: boo
         count_beforehand: whether the engine must know how much stays before it computes the prompt.
 
     Raises:
-        ConfigError: an option is unknown, out of range, lets layers keep different features, or lets the prompt
-            decide how many stay although the engine must know that beforehand.
+        ConfigError: an option is unknown, out of range, lets layers keep different features, needs another cache or
+            attention than the engine's, or lets the prompt decide how many stay although the engine must know that
+            beforehand.
     """
     config = TrimConfig.from_dict(dict(options))
     reason = f"which cannot be had in {engine}, where all layers share the slots of a request"
@@ -60,6 +61,10 @@ def config_for(engine: str, options: Mapping[str, Any], *, count_beforehand: boo
     if config.kv_dtype is not None:
         raise ConfigError(
             f"kv_dtype={config.kv_dtype!r} cannot be had in {engine}, which holds the cache; leave it out."
+        )
+    if config.merge:
+        raise ConfigError(
+            f"merge=True cannot be had in {engine}, whose attention adds nothing to its logits; leave it out."
         )
     if count_beforehand and config.count_depends_on_prompt:
         given = f"policy={config.policy!r}" if config.k is None else f"k={config.k!r}"

@@ -64,7 +64,8 @@ class Setting:
     @property
     def _suffix(self) -> str:
         whole = "" if self.config.trim_first_layer else ", whole first layer"
-        return whole + (f", {self.config.kv_dtype} cache" if self.config.kv_dtype else "")
+        packed = f", {self.config.kv_dtype} cache" if self.config.kv_dtype else ""
+        return whole + packed + (", merged" if self.config.merge else "")
 
     def _named(self, policy: str) -> str:
         config = self.config
@@ -80,6 +81,7 @@ def expand(
     lossless: bool = False,
     first_layer: str = "trimmed",
     kv_dtypes: Sequence[str | None] = (None,),
+    merge: Sequence[bool] = (False,),
     seeds: int = SEEDS,
     **options: Any,
 ) -> tuple[Setting, ...]:
@@ -93,6 +95,7 @@ def expand(
         lossless: whether to add the trim that only drops padding.
         first_layer: "trimmed", "whole" or "both": what becomes of the first cross-attention layer's own cache.
         kv_dtypes: values of `kv_dtype`; everything runs with each.
+        merge: values of `merge`; everything that drops visible features runs with each.
         seeds: how many seeds "random" is drawn with.
         **options: other fields of `TrimConfig`, the same for all.
 
@@ -116,8 +119,8 @@ def expand(
         settings = [Setting(LOSSLESS, TrimConfig.from_dict({"kv_dtype": one, **options})) for one in kv_dtypes]
     for name in names or POLICIES:
         for drawn in [f"random:{seed}" for seed in range(seeds)] if name == "random" else [name]:
-            for trim_first_layer, kv_dtype in product(FIRST_LAYERS[first_layer], kv_dtypes):
-                fields = {"trim_first_layer": trim_first_layer, "kv_dtype": kv_dtype, **options}
+            for trim_first_layer, kv_dtype, merged in product(FIRST_LAYERS[first_layer], kv_dtypes, merge):
+                fields = {"trim_first_layer": trim_first_layer, "kv_dtype": kv_dtype, "merge": merged, **options}
                 settings += [
                     Setting(drawn, _config(drawn, **fields, **knob))
                     for knob in (knobs if _needs_knob(drawn) else [{}])

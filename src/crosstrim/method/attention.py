@@ -9,7 +9,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 def attend(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, counts: tuple[int, ...], scale: float
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    counts: tuple[int, ...],
+    scale: float,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Every text row attends to the first `counts[b]` features of its sample.
 
@@ -23,6 +28,7 @@ def attend(
         values: [B, Hkv, N, D].
         counts: features of each sample, 1 to N.
         scale: factor on q·k before the softmax.
+        bias: [B, N], same dtype, added to the logits of each feature in every row; None: nothing.
 
     Returns:
         [B, T, Hq * D], the heads in their order.
@@ -33,9 +39,10 @@ def attend(
     for count, run in groupby(counts):
         end = start + len(list(run))
         some = slice(start, end)
+        added = None if bias is None else bias[some, None, None, :count]
         outputs.append(
             scaled_dot_product_attention(
-                packed[some], keys[some, :, :count], values[some, :, :count], is_causal=False, scale=scale
+                packed[some], keys[some, :, :count], values[some, :, :count], added, is_causal=False, scale=scale
             )
         )
         start = end

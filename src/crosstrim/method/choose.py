@@ -9,6 +9,9 @@ the later layers too (Trimmed Llama, arXiv 2504.00557), so the choice is made on
 3. Select. Every voter names its top share `k` of an image's features, and the union stays; or, with `keep`, the
    features in the order of their best rank until an exact budget is full (`crosstrim.select`).
 
+With `merge` the features that go are not lost to the later layers: each is folded into the one that stays and is most
+like it (`method/merge.py`).
+
 Whoever runs a model calls `choose` where the first cross-attention layer attends, drops the other features from that
 layer's own cache, and hands only the kept ones to the later layers.
 """
@@ -22,6 +25,7 @@ import torch
 
 from crosstrim.method import policies
 from crosstrim.method.geometry import Geometry
+from crosstrim.method.merge import Groups, groups_of
 from crosstrim.method.precision import full_precision
 from crosstrim.method.saliency import saliency
 from crosstrim.method.selection import budget_of, select
@@ -51,18 +55,29 @@ class Choice:
         kept: [B, N] bool, features among them that stay.
         votes: [B, V, N], or None where nobody was asked.
         features_per_image: features of one image in N.
+        evidence: what groups are made on; None where nothing is to be merged.
+        processes: those that made the choice together.
     """
 
     visible: torch.Tensor
     kept: torch.Tensor
     votes: torch.Tensor | None = field(repr=False)
     features_per_image: int
+    evidence: policies.Evidence | None = field(default=None, repr=False)
+    processes: Processes = field(default_factory=Processes, repr=False)
 
     def share(self, share: float) -> torch.Tensor:
         """[B, N] bool: the best `share` of what is kept, image by image, by the same votes."""
         if share == 1 or self.votes is None:
             return self.kept
         return select(self.votes, self.kept, keep=float(share), features_per_image=self.features_per_image)
+
+    def groups(self, kept: torch.Tensor) -> Groups | None:
+        """Which of the features `kept` [B, N] stand for those that go; None where none goes, or nothing is merged."""
+        if self.evidence is None or torch.equal(kept, self.visible):
+            return None
+        seen, size = self.evidence, self.features_per_image
+        return groups_of(seen.keys, seen.saliency, self.visible, kept, size).change(self.processes.agree)
 
 
 @torch.no_grad()
@@ -134,4 +149,5 @@ def choose(
             kept = policies.chosen_by(policy, evidence)
         else:
             kept = select(votes, seen, features_per_image=size, **knobs)
-    return Choice(seen, processes.agree(kept), processes.agree(votes), size)
+    merges = evidence if config.merge and not config.drops_nothing else None
+    return Choice(seen, processes.agree(kept), processes.agree(votes), size, merges, processes)

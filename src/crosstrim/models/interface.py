@@ -51,7 +51,12 @@ class Call:
         self.layer, self.scale = view.layer, options["scaling"]
         self._view, self._options = view, options
 
-    def attend(self, mask: torch.Tensor | None, counts: tuple[int, ...] | None = None) -> Attended:
+    def attend(
+        self,
+        mask: torch.Tensor | None,
+        counts: tuple[int, ...] | None = None,
+        bias: torch.Tensor | None = None,
+    ) -> Attended:
         """The layer's own attention under a mask, or without any where counts say as much and that is quicker.
 
         "eager" is asked for to see the weights, and other implementations have kernels of their own. Without a mask
@@ -60,6 +65,7 @@ class Call:
         Args:
             mask: additive [B, 1, T, N], or None.
             counts: of each sample the features that every row reads, from the first on; None: the mask says.
+            bias: [B, N], what the mask adds to the logits of these features in every row; None: nothing.
         """
         implementation, options = self._view.own._attn_implementation, self._options
         if (
@@ -71,7 +77,7 @@ class Call:
             or (self.queries.device.type != "cpu" and len(set(counts)) > 1)
         ):
             return self._view.stock(self.queries, self.keys, self.values, mask, options)
-        return attend(self.queries, self.keys, self.values, counts, self.scale), None
+        return attend(self.queries, self.keys, self.values, counts, self.scale, bias), None
 
 
 class _AsItWas:

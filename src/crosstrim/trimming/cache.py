@@ -256,7 +256,8 @@ class ImageCache:
         kept = self._filled_up.setdefault(id(kept), kept.padded(length))
         missing = (0, 0, 0, length - layer.keys.shape[2])
         layer.keys, layer.values, layer.kept = pad(layer.keys, missing), pad(layer.values, missing), kept
-        for tensor in (layer.keys, layer.values, kept.slots, kept.occupied):
+        read = [layer.keys, layer.values, kept.slots, kept.occupied, *([kept.groups.sizes] if kept.groups else [])]
+        for tensor in read:
             # Else a CUDA graph copies them at every step. Unguarded, so that the next request compiles nothing.
             torch._dynamo.mark_static_address(tensor, guard=False)
 

@@ -8,6 +8,8 @@ from functools import cached_property
 
 import torch
 
+from crosstrim.method.merge import Groups
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -23,6 +25,7 @@ class Kept:
         occupied: [B, K] bool, False where a slot only fills up.
         features_per_image: features of one image, padding included.
         counts: features that each sample keeps, when they come before all slots that only fill up; else None.
+        groups: which of the kept features stand for dropped ones; None where dropped is dropped.
     """
 
     visible: torch.Tensor
@@ -31,10 +34,16 @@ class Kept:
     occupied: torch.Tensor
     features_per_image: int
     counts: tuple[int, ...] | None
+    groups: Groups | None = None
 
     @classmethod
     def of(
-        cls, kept: torch.Tensor, visible: torch.Tensor, features_per_image: int, at_most: int | None = None
+        cls,
+        kept: torch.Tensor,
+        visible: torch.Tensor,
+        features_per_image: int,
+        at_most: int | None = None,
+        groups: Groups | None = None,
     ) -> Kept:
         """The state in which `kept` [B, N] of the `visible` [B, N] features stay, in their order.
 
@@ -43,6 +52,7 @@ class Kept:
             visible: bool.
             features_per_image: features of one image.
             at_most: features a sample can keep, for tensors on the meta device, which cannot be counted.
+            groups: that the kept features stand for.
         """
         counted = kept.sum(-1)
         counts = (at_most or kept.shape[1],) * len(kept) if kept.is_meta else tuple(counted.tolist())
@@ -52,7 +62,7 @@ class Kept:
         slots = order[:, :length].clone(memory_format=torch.contiguous_format)
         # A sample that keeps nothing reads one feature, and the same one whatever its batch mates keep.
         occupied = torch.arange(length, device=kept.device) < counted.clamp_min(1).unsqueeze(-1)
-        return cls(visible, kept, slots, occupied, features_per_image, counts)
+        return cls(visible, kept, slots, occupied, features_per_image, counts, groups)
 
     @classmethod
     def everything(cls, batch: int, count: int, features_per_image: int, device: torch.device) -> Kept:
@@ -91,6 +101,10 @@ class Kept:
         counts = None
         if self.rectangular and newer.counts is not None:
             counts = tuple(self.length + count for count in newer.counts)
+        groups = None
+        if self.groups or newer.groups:
+            older_groups, newer_groups = (one.groups or Groups.singles(one.kept) for one in (self, newer))
+            groups = older_groups.followed_by(newer_groups)
 
         def joined(older: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
             return torch.cat([older, newer.to(older.device)], dim=1)
@@ -102,6 +116,7 @@ class Kept:
             occupied=joined(self.occupied, newer.occupied),
             features_per_image=self.features_per_image,
             counts=counts,
+            groups=groups,
         )
 
     def batch(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Kept:
@@ -119,6 +134,7 @@ class Kept:
             slots=slots,
             occupied=change(self.occupied),
             counts=counts,
+            groups=self.groups and self.groups.change(change),
         )
 
     def padded(self, length: int) -> Kept:
@@ -128,7 +144,9 @@ class Kept:
         return replace(self, slots=pad(self.slots, (0, missing)), occupied=pad(self.occupied, (0, missing)))
 
     def trim_features(self, features: torch.Tensor) -> torch.Tensor:
-        """[B, N, hidden] to [B, K, hidden]."""
+        """[B, N, hidden] to [B, K, hidden]: what was kept, or the means of what it stands for."""
+        if self.groups is not None:
+            features = self.groups.means(features)
         slots = self.slots.to(features.device).unsqueeze(-1)
         return features.gather(1, slots.expand(-1, -1, features.shape[-1]))
 
@@ -140,9 +158,9 @@ class Kept:
     def trim_mask(self, mask: torch.Tensor | None, rows: int, dtype: torch.dtype) -> torch.Tensor | None:
         """The additive mask [B, 1, T, N] over all features as one [B, 1, T, K] over the slots.
 
-        None, which hides nothing, stays None when every slot is occupied.
+        None, which hides nothing, stays None when every slot is occupied and stands for nothing but itself.
         """
-        if self.rectangular:
+        if self.rectangular and self.groups is None:
             return None if mask is None else self._gathered(mask)
         return self.trim_mask_traced(mask, rows, dtype)
 
@@ -152,13 +170,19 @@ class Kept:
             trimmed = torch.zeros(len(self.slots), 1, rows, self.length, dtype=dtype, device=self.slots.device)
         else:
             trimmed = self._gathered(mask)
+        bias = self.bias(trimmed)
+        trimmed = trimmed if bias is None else trimmed + bias[:, None, None]
         return trimmed.masked_fill(~self.occupied.to(trimmed.device)[:, None, None], torch.finfo(trimmed.dtype).min)
+
+    def bias(self, like: torch.Tensor) -> torch.Tensor | None:
+        """[B, K], `like` a tensor: what every row adds to the attention logits of the slots; None for nothing."""
+        return None if self.groups is None else self.groups.bias(self.slots).to(like)
 
     def _gathered(self, mask: torch.Tensor) -> torch.Tensor:
         return mask.gather(-1, self.slots.to(mask.device)[:, None, None].expand(-1, 1, mask.shape[2], -1))
 
     def readable(self, mask: torch.Tensor | None) -> tuple[int, ...] | None:
-        """How many features each sample reads, if that is all that the `mask` of `trim_mask` says.
+        """How many features each sample reads, if that is all that the `mask` of `trim_mask` says beside the `bias`.
 
         Returns:
             Counts from the first slot on, at least 1 each (a sample that keeps nothing has rows that see nothing,
@@ -167,7 +191,8 @@ class Kept:
         if self.counts is None or (mask is not None and mask.is_meta):
             return None
         if mask is not None:
-            shown = mask == 0
+            bias = self.bias(mask)
+            shown = mask == (0 if bias is None else bias[:, None, None])
             if not self.rectangular:
                 shown |= ~self.occupied.to(mask.device)[:, None, None]
             if not shown.all():

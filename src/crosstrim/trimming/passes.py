@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -59,10 +59,14 @@ class Trim:
         if self.blind_rows_leak:  # then a sample that sees nothing reads everything, and dropping any would show
             kept = kept | ~(choice.visible.any(-1) & last_row_sees).unsqueeze(-1)
         most = _most_kept(self.config, kept.shape[1], size)
-        layers = [leader := Kept.of(kept, choice.visible, size, at_most=most)]
+        leader = Kept.of(kept, choice.visible, size, at_most=most)
+        groups = choice.groups(kept)  # for the followers: the leader has read everything, and its cache stays plain
+        first = leader if groups is None else replace(leader, groups=groups)
+        layers = [leader]
         for share in self.config.voters().shares(len(self.model.followers)):
-            at_most = int(share_of(share, torch.tensor(most, device="cpu")))
-            layers.append(leader if share == 1 else Kept.of(choice.share(share), choice.visible, size, at_most))
+            at_most, less = int(share_of(share, torch.tensor(most, device="cpu"))), choice.share(share)
+            own = first if share == 1 else Kept.of(less, choice.visible, size, at_most, choice.groups(less))
+            layers.append(own)
         return tuple(layers)
 
 
@@ -74,25 +78,30 @@ def _most_kept(config: TrimConfig, count: int, size: int) -> int:
     return per_image * (count // size)
 
 
+Shortened = tuple[torch.Tensor | None, tuple[int, ...] | None, torch.Tensor | None]
+"""What `Call.attend` takes: a mask, counts, and a bias."""
+
+
 class Masks:
     """Masks over what was kept, each made once for all layers of a pass that share it."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[int, torch.device], tuple[torch.Tensor | None, tuple[int, ...] | None]] = {}
+        self._made: dict[tuple[int, torch.device], Shortened] = {}
 
-    def shortened(self, kept: Kept | None, call: Call) -> tuple[torch.Tensor | None, tuple[int, ...] | None]:
-        """The call's mask over the slots of `kept`, and how many slots each sample reads.
+    def shortened(self, kept: Kept | None, call: Call) -> Shortened:
+        """The call's mask over the slots of `kept`, how many slots each sample reads, and what these add to logits.
 
         The counts are None where the mask says more than they do, and where the layer has nothing to shorten it to.
         """
         if kept is None:
-            return call.mask, None
+            return call.mask, None, None
         if torch.compiler.is_dynamo_compiling():  # then by tensors alone: a graph looks into none
-            return kept.trim_mask_traced(call.mask, call.queries.shape[2], call.queries.dtype), None
+            return kept.trim_mask_traced(call.mask, call.queries.shape[2], call.queries.dtype), None, None
         device = call.queries.device
         if (id(kept), device) not in self._made:
             mask = kept.trim_mask(call.mask, call.queries.shape[2], call.queries.dtype)
-            self._made[id(kept), device] = None if mask is None else mask.to(device), kept.readable(mask)
+            counts, bias = kept.readable(mask), kept.bias(call.queries)
+            self._made[id(kept), device] = None if mask is None else mask.to(device), counts, bias
         return self._made[id(kept), device]
 
 
@@ -209,10 +218,11 @@ class ImagePass:
         older = 0 if self.before is None else self._columns_of(self.before[0])
         # Chosen before where the layer is computed again for its gradient.
         chosen = self.chosen = self.chosen or self._choose(call, older)
-        mask, counts = self._masks.shortened(chosen.untrimmed[0] if self.trims_leader or not older else None, call)
+        read = chosen.untrimmed[0] if self.trims_leader or not older else None
+        mask, counts, bias = self._masks.shortened(read, call)
         if self.trims_leader and self.prompt_rows < call.queries.shape[2] and not chosen.appended[0].complete:
             mask, counts = self._hidden_after_the_prompt(mask, chosen.appended[0], older, call), None
-        output = call.attend(mask, counts)
+        output = call.attend(mask, counts, bias)
         self._settle(0, chosen, call)
         return output
 

@@ -10,7 +10,7 @@ import torch
 
 from crosstrim.config import TrimConfig
 from crosstrim.models import names
-from crosstrim.trimming.kept import LayersKept
+from crosstrim.trimming.kept import Kept, LayersKept
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,6 +27,8 @@ class ImageReport:
         kept_indices: which ones, counted through all images of the prompt in (image, tile, feature) order.
         layers: features that each cross-attention layer keeps of them, the first layer first; they differ where a
             policy makes later layers read less.
+        group_sizes: of each feature that the first of the later layers keeps, how many of the visible ones it stands
+            for, itself included; None where nothing was merged.
     """
 
     features: int
@@ -34,6 +36,12 @@ class ImageReport:
     kept: int
     kept_indices: tuple[int, ...] = field(repr=False)
     layers: tuple[int, ...]
+    group_sizes: tuple[int, ...] | None = field(default=None, repr=False)
+
+    @property
+    def merged(self) -> int:
+        """Features that were not kept, and that kept ones stand for."""
+        return sum(size - 1 for size in self.group_sizes or ())
 
     @property
     def kept_fraction(self) -> float:
@@ -89,6 +97,7 @@ class TrimReport:
                             "kept": image.kept,
                             "kept_indices": list(image.kept_indices),
                             "layers": list(image.layers),
+                            "merged": image.merged,
                         }
                         for image in sample
                     ]
@@ -137,12 +146,21 @@ def image_reports(states: LayersKept) -> tuple[tuple[ImageReport, ...], ...]:
                 kept=int(kept[sample, image].sum()),
                 kept_indices=tuple((kept[sample, image].nonzero().squeeze(-1) + image * size).tolist()),
                 layers=tuple(layers[sample, image].tolist()),
+                group_sizes=_group_sizes(states[1], sample, image) if states[1:] else None,
             )
             for image in range(visible.shape[1])
             if seen[sample, image]
         )
         for sample in range(visible.shape[0])
     )
+
+
+def _group_sizes(follower: Kept, sample: int, image: int) -> tuple[int, ...] | None:
+    if follower.groups is None:
+        return None
+    here = slice(image * follower.features_per_image, (image + 1) * follower.features_per_image)
+    stays = follower.kept[sample, here].cpu()
+    return tuple(follower.groups.sizes[sample, here].cpu()[stays].tolist())
 
 
 def versions(device: str) -> dict[str, str]:

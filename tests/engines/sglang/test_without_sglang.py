@@ -48,6 +48,7 @@ class TestSettings:
         [
             ({"trim_first_layer": False}, r"trim_first_layer=False .* cannot be had in SGLang"),
             ({"policy": "pyramid", "k": 0.5}, "policy='pyramid' keeps less from layer to layer"),
+            ({"keep": 0.5, "merge": True}, "merge=True cannot be had in SGLang.*leave it out"),
             ({"k": "much"}, "k='much' must be a share"),
             ({"kay": 0.5}, "unknown option 'kay'"),
             ({"free_slots": "perhaps"}, "free_slots='perhaps' must be true or false"),

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.vllm
         ({"keep": 0.5, "policy": "pyramid"}, "policy='pyramid' keeps less from layer to layer"),
         ({"keep": 0.5, "trim_first_layer": False}, "trim_first_layer=False"),
         ({"keep": 0.5, "kv_dtype": "int8"}, "kv_dtype='int8' cannot be had in vLLM"),
+        ({"keep": 0.5, "merge": True}, "merge=True cannot be had in vLLM.*leave it out"),
         ({"keep": 1.5}, r"keep=1\.5 must be a share"),
         ({"kept": 5}, "unknown option 'kept'"),
     ],

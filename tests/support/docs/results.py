@@ -13,7 +13,7 @@ from typing import Any
 from crosstrim.data.pages import Table
 from crosstrim.eval import analysis_page, kv_table
 from crosstrim.memory import SHAPES
-from tests.support.docs import bench, calibration, capacity, pages, policies
+from tests.support.docs import bench, calibration, capacity, merging, pages, policies
 
 HELDOUT = "evaluation/results/mini-heldout.json"
 SWEEP = "evaluation/results/mini-sweep.jsonl"
@@ -238,7 +238,9 @@ def written(name: str) -> str:
     else:
         part = _COMPAT.format(table=_table(rows_of_compat(report["results"]), with_kept=False), **facts)
     text = _put(pages.text(name), "results", part)
-    return _put(text, "suites", bench.part(bench.committed())) if name == "docs/performance.md" else text
+    if name == "docs/performance.md":
+        text = _put(text, "suites", bench.part(bench.committed()))
+    return _put(text, "merging", merging.part()) if name == "docs/evaluation.md" else text
 
 
 def _put(text: str, mark: str, part: str) -> str:
