@@ -9,11 +9,9 @@ the later layers too (Trimmed Llama, arXiv 2504.00557), so the choice is made on
 3. Select. Every voter names its top share `k` of an image's features, and the union stays; or, with `keep`, the
    features in the order of their best rank until an exact budget is full (`crosstrim.select`).
 
-With `merge` the features that go are not lost to the later layers: each is folded into the one that stays and is most
-like it (`method/merge.py`).
-
 Whoever runs a model calls `choose` where the first cross-attention layer attends, drops the other features from that
-layer's own cache, and hands only the kept ones to the later layers.
+layer's own cache, and hands only the kept ones to the later layers; with `merge` each stands for those that are most
+like it (`method/merge.py`).
 """
 
 from __future__ import annotations
@@ -103,9 +101,8 @@ def choose(
         queries: [B, Hq, T, D] of the prompt's text rows, after the layer's query norm.
         keys: [B, Hkv, older + N, D], after its key norm. Query head h reads key head h * Hkv // Hq.
         values: [B, Hkv, older + N, D].
-        visible: [B, T, older + N] bool, whether the text row may see the feature, or less of them, as for `saliency`.
-            This and the rows below may be on the CPU while the queries are on a device: then the host does not wait
-            for the device.
+        visible: [B, T, older + N] bool, whether the text row may see the feature; or less of them, and also on
+            the CPU as the rows below, as for `saliency`.
         config: how much stays, and who decides.
         geometry: of the model.
         older: features of earlier images, which come first. They take their part of the attention, and what stays of
