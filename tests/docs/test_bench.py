@@ -18,7 +18,9 @@ def test_committed_results_are_whole_and_their_bars_are_todays():
 def test_what_is_not_committed_is_not_measured():
     part = bench.part({})
     assert part.count("| not measured |") == len(bars.BARS)
-    assert '**Not measured** by a full run: "layers", "decode", "saliency", "session", "mini", "gpu".' in part
+    assert (
+        '**Not measured** by a full run: "layers", "decode", "saliency", "merge", "session", "mini", "gpu".' in part
+    )
 
 
 def test_a_committed_result_is_shown_with_its_machine_and_missed_bars():
@@ -31,4 +33,4 @@ def test_a_committed_result_is_shown_with_its_machine_and_missed_bars():
     assert "| entries into the vision tower for both questions | `session` | 1 | 1 |" in part
     assert "### Suite session" in part
     assert result["hardware"]["cpu"] in " ".join(part.split())
-    assert '**Not measured** by a full run: "layers", "decode", "saliency", "mini", "gpu".' in part
+    assert '**Not measured** by a full run: "layers", "decode", "saliency", "merge", "mini", "gpu".' in part

@@ -8,7 +8,7 @@ from recipes import calibration as recipe
 import crosstrim
 from crosstrim.data import dataset
 from crosstrim.eval import provenance
-from tests.support.docs import calibration, merging, pages, policies, results
+from tests.support.docs import calibration, merging, pages, per_request, policies, results, unseen
 
 
 @pytest.mark.parametrize("name", results.PAGES)
@@ -75,6 +75,33 @@ def test_merging_is_measured_on_the_embedded_model_and_gains():
     assert {pair for pair, row in rows.items() if row["gain"][1] <= 0} == {("contribution", 0.2)}, "as the page says"
     kept = {row["group"]: row["overall"]["cache_fraction"] for row in found["summary"]}
     assert all(kept[group] == kept[group.removesuffix(", merged")] for group in kept)
+
+
+def test_lossless_changes_nothing_and_the_order_of_the_rules_stays_where_pictures_are_strange():
+    found = unseen.committed()
+    assert found["dataset"]["questions"] == 768
+    model = {name: value for name, value in found["model"].items() if name != "head_size"}
+    assert model == provenance.of_model(crosstrim.load("mini")[0], "mini")
+    assert all(found["compat"].values())
+    rows = unseen.rows()
+    assert rows["lossless"]["overall"] == 0
+    for keep in (0.05, 0.1, 0.2):
+        merged, ours, papers, blind = (
+            rows[f"{rule} keep={keep}{rest}"]["overall"]
+            for rule, rest in [("contribution", ", merged"), ("contribution", ""), ("union", ""), ("random", "")]
+        )
+        assert merged < ours < papers < blind
+
+
+def test_no_prompt_tells_which_budget_it_needs():
+    found, source = per_request.committed(), json.loads(pages.text(policies.RESULTS[0]))
+    assert found["source"]["dataset"] == source["dataset"]
+    fixed = found["changed"]["0.1"]
+    assert all(fixed + 2 * row["mixed_error"] < row["mixed"] < per_request.lots(found) for row in found["rows"])
+    assert all(0.3 < row["auc_of_kinds"][kind] < 0.75 for row in found["rows"] for kind in ("read", "count"))
+    rivals = {row["group"]: row["overall"] for row in json.loads(pages.text(policies.RESULTS[1]))["summary"]}
+    assert rivals["mass:0.5"]["kept_fraction"] == pytest.approx(0.41, abs=0.005)
+    assert 1 - rivals["mass:0.5"]["unchanged"]["mean"] == pytest.approx(fixed, abs=0.002)
 
 
 def test_calibration_keeps_its_promise_on_minis_answers():

@@ -17,6 +17,22 @@ def _scene(seed: int, layout: tuple[int, int] = (2, 2), split: str = "train") ->
     return pictures.scene(split, layout, np.random.default_rng(seed))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _each_digit_once():
+    """Training distorts every digit ten times, which takes seconds that no test here needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "_TRAIN_VARIANTS", 1)
+        forget()
+        yield
+    forget()
+
+
+def forget():
+    """Let the stamps be drawn anew."""
+    digits.stamps.cache_clear()
+    digits.stamps_by_value.cache_clear()
+
+
 def test_handwriting_is_split_by_image() -> None:
     parts = [set(digits.split_indices(split).tolist()) for split in digits.SPLITS]
     assert sum(len(part) for part in parts) == len(set.union(*parts)) == 1797

@@ -15,7 +15,6 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 FIRST, SECOND = torch.device("cpu:1"), torch.device("cpu:2")  # torch itself needs no initialisation for them
 _CPU = torch.device("cpu")
@@ -71,7 +70,8 @@ def pretended() -> Iterator[None]:
 
 def _run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = operation._schema.name
-    tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+    tensors: list[torch.Tensor] = []
+    inner_args, inner_kwargs = _mapped(lambda one: tensors.append(one) or _inner(one), (args, kwargs))
     placed = tensors[:1] if name in _INDEXING else tensors
     devices = {one.device for one in placed if one.dim() or one.device != _CPU}
     if name in _INDEXING:
@@ -85,21 +85,31 @@ def _run(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         device = tensors[0].device
     else:
         device = torch.device(wanted) if wanted is not None else next(iter(devices), _CPU)
-    inner_args, inner_kwargs = tree_map(_inner, (args, kwargs))
     if wanted is not None:
         inner_kwargs["device"] = _CPU
     result = operation(*inner_args, **inner_kwargs)
     outer = {id(one.inner): one for one in tensors if isinstance(one, Elsewhere)}
 
-    def wrapped(one: Any) -> Any:
-        if not isinstance(one, torch.Tensor) or id(one) in outer or device == _CPU:
+    def wrapped(one: torch.Tensor) -> torch.Tensor:
+        if id(one) in outer or device == _CPU:
             return outer.get(id(one), one)
         return Elsewhere(one, device)
 
-    return tree_map(wrapped, result)
+    return _mapped(wrapped, result)
 
 
-def _inner(one: Any) -> Any:
+def _mapped(change: Any, value: Any) -> Any:
+    """The value with its tensors changed, in lists, tuples and dictionaries; quicker than torch's general trees."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)([_mapped(change, one) for one in value])
+    if isinstance(value, dict):
+        return {name: _mapped(change, one) for name, one in value.items()}
+    return value
+
+
+def _inner(one: torch.Tensor) -> torch.Tensor:
     return one.inner if isinstance(one, Elsewhere) else one
 
 

@@ -113,6 +113,12 @@ BARS = (
         for policy in ("union", "contribution", "mmr", "dpp")
     ),
     Bar(
+        "merge",
+        "merging 6404 features into 1601, of the later layers' projections that it saves",
+        0.1,
+        lambda rows: only(rows, "ratio", what="merge"),
+    ),
+    Bar(
         "session",
         "second question's time to first token, of the first one's",
         0.25,

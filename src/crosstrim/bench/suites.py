@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from crosstrim.bench import bars, decode, gpu, layers, machine, mini, saliency, session
+from crosstrim.bench import bars, decode, gpu, layers, machine, merging, mini, saliency, session
 from crosstrim.trimming.report import versions
 
 FORMAT = "crosstrim-bench/1"
@@ -80,6 +80,16 @@ SUITES = {
             up="peak_mib",
             lines=("what",),
             only=(("what", "score"),),
+        ),
+        Suite(
+            "merge",
+            "CPU time of merging dropped features, against the projections that dropping them saves",
+            merging.run,
+            merging.SETTINGS,
+            ("what", "kept", "of", "layers", *_TIME, "ratio"),
+            across="what",
+            up="ms",
+            lines=("shape",),
         ),
         Suite(
             "session",

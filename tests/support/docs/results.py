@@ -13,7 +13,7 @@ from typing import Any
 from crosstrim.data.pages import Table
 from crosstrim.eval import analysis_page, kv_table
 from crosstrim.memory import SHAPES
-from tests.support.docs import bench, calibration, capacity, merging, pages, policies
+from tests.support.docs import bench, calibration, capacity, merging, pages, per_request, policies, unseen
 
 HELDOUT = "evaluation/results/mini-heldout.json"
 SWEEP = "evaluation/results/mini-sweep.jsonl"
@@ -240,7 +240,11 @@ def written(name: str) -> str:
     text = _put(pages.text(name), "results", part)
     if name == "docs/performance.md":
         text = _put(text, "suites", bench.part(bench.committed()))
-    return _put(text, "merging", merging.part()) if name == "docs/evaluation.md" else text
+    if name == "docs/calibration.md":
+        text = _put(text, "per request", per_request.part())
+    if name == "docs/evaluation.md":
+        text = _put(_put(text, "merging", merging.part()), "unseen", unseen.part())
+    return text
 
 
 def _put(text: str, mark: str, part: str) -> str:
