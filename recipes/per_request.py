@@ -8,12 +8,12 @@ the answers of evaluation/results/mini-policies.json. Writes evaluation/results/
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from recipes import calibration
 
 import crosstrim
 from crosstrim.asking.batches import Encoder
@@ -23,9 +23,7 @@ from crosstrim.files import write_json
 from crosstrim.method import policies
 from crosstrim.method.policy import Evidence
 
-RESULTS = Path(__file__).parents[1] / "evaluation" / "results"
-SOURCE = RESULTS / "mini-policies.json"
-OUT = RESULTS / "mini-per-request.json"
+OUT = calibration.RESULTS / "mini-per-request.json"
 
 POLICY = "contribution"
 KEEPS = (0.05, 0.1, 0.2)
@@ -113,10 +111,9 @@ def mixed(sure: NDArray[np.float64], small: NDArray[np.bool_], large: NDArray[np
 
 def compute() -> dict[str, Any]:
     """The result as plain JSON types."""
-    source = json.loads(SOURCE.read_text(encoding="utf-8"))
-    predictions = source["predictions"]
-    untrimmed = np.array(predictions["untrimmed"]["answer"])
-    changed = {keep: np.array(predictions[f"{POLICY} keep={keep}"]["answer"]) != untrimmed for keep in KEEPS}
+    source = json.loads(calibration.SOURCE.read_text(encoding="utf-8"))
+    losses = calibration.changed(source, POLICY)
+    changed = {keep: losses[:, calibration.KEEPS.index(keep)] for keep in KEEPS}
     kinds = np.array([item["kind"] for item in source["items"]])
     found = measured()
     table = {
@@ -133,7 +130,7 @@ def compute() -> dict[str, Any]:
         rows.append({"number": name, "auc": aucs, "auc_of_kinds": per_kind, "mixed": lost, "mixed_error": error})
     return {
         "format": 1,
-        "source": {"name": SOURCE.name, "dataset": source["dataset"], "model": source["model"]},
+        "source": {"name": calibration.SOURCE.name, "dataset": source["dataset"], "model": source["model"]},
         "config": {"policy": POLICY, "keeps": KEEPS},
         "changed": {str(keep): float(one.mean()) for keep, one in changed.items()},
         "rows": rows,

@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from recipes.mini.digits import GLYPH_SIDES, Stamp, stamps_by_value
-from recipes.mini.pictures import COLOURS, FEWEST, MOST, PLACES, Digit, Scene, background, finish, paint
+from recipes.mini.pictures import COLOURS, FEWEST, MOST, PLACES, Digit, Scene, background, centre_in, finish, paint
 from recipes.mini.questions import KINDS, ask
 from recipes.mini.settings import LAYOUTS, TILE
 
@@ -118,10 +118,7 @@ def _centres(
     """Points for as many digits, in reading order of the nine places and at least a digit apart."""
     if not anywhere:
         cells = sorted(rng.choice(9, count, replace=False))
-        cell = np.array([width / 3, height / 3])
-        slack = cell / 2 - np.maximum(16.5, 0.2 * cell)
-        points = [cell * (np.array([one % 3, one // 3]) + 0.5) + rng.uniform(-1, 1, 2) * slack for one in cells]
-        return [(float(x), float(y)) for x, y in points]
+        return [centre_in(int(one), width, height, rng, scale=1) for one in cells]
     edge, found = 17.0, []
     while len(found) < count:
         x, y = rng.uniform(edge, width - edge), rng.uniform(edge, height - edge)

@@ -90,7 +90,7 @@ def paint(
     region += stamp.ink[inside] * (shade.astype(np.float32) - region)
 
 
-def _centre(place: int, width: int, height: int, rng: np.random.Generator, scale: int) -> tuple[float, float]:
+def centre_in(place: int, width: int, height: int, rng: np.random.Generator, scale: int) -> tuple[float, float]:
     """Return a random point of one of the nine cells, clear of the borders between cells."""
     cell = np.array([width / 3, height / 3])
     slack = cell / 2 - np.maximum(16.5 * scale, 0.2 * cell)
@@ -130,7 +130,7 @@ def scene(split: str, layout: tuple[int, int], rng: np.random.Generator, scale: 
     for value, colour, place in zip(values, colours, sorted(rng.choice(9, count, replace=False)), strict=True):
         choices = stamps_by_value(split)[value]
         chosen = choices[rng.integers(len(choices))].enlarged(scale)
-        centre = _centre(int(place), width, height, rng, scale)
+        centre = centre_in(int(place), width, height, rng, scale)
         paint(canvas, chosen, str(colour), centre, rng)
         digits.append(Digit(int(value), str(colour), PLACES[place], centre, chosen.side))
     return Scene(finish(canvas, rng, rough=split == "train"), layout, tuple(digits))

@@ -8,7 +8,7 @@ import torch
 from crosstrim import TrimConfig
 from crosstrim.engines.prompt import Prompt, PromptTrim, cross_attend
 from crosstrim.method.geometry import Geometry
-from tests.support.device import DEVICE, There, device
+from tests.support.watched_device import DEVICE, There, device
 
 IMAGE, TURN = 99, (7, 8)
 GEOMETRY = Geometry(features_per_tile=17, tiles_per_image=4, query_heads=4, key_value_heads=2, head_size=8)

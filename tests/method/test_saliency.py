@@ -15,8 +15,8 @@ import crosstrim
 from crosstrim import saliency as function
 from crosstrim.errors import InputError
 from crosstrim.method.kernels import saliency_torch
-from tests.support.device import DEVICE, device
 from tests.support.oracle import saliency_by_loops
+from tests.support.watched_device import DEVICE, device
 
 
 def case(seed=0, batch=2, heads=4, key_heads=2, rows=5, features=11, size=8, dtype=torch.float32):

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from tests.support import oracle
+from tests.support import oracle, passes
 from tests.support.tiny import CROSS_LAYERS, FEATURES_PER_IMAGE
 
 
@@ -72,13 +72,8 @@ def merged_in(model, layers, groups, saliency):
                 mask[sample, :, :, n] += math.log(len(group))
         return args, kwargs | {"cross_attention_states": means.view_as(states), "cross_attention_mask": mask}
 
-    stack = model.model.language_model.layers
-    handles = [stack[index].register_forward_pre_hook(merge, with_kwargs=True) for index in layers]
-    try:
+    with passes.hooked(model, layers, merge):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def merged_logits(model, batch, kept, generated, trim_first_layer=True):

@@ -42,6 +42,18 @@ def split_turns(two, length):
 
 
 @contextlib.contextmanager
+def hooked(model, layers, hook):
+    """Within, the hook runs before each of these layers of the decoder, and may change what it is given."""
+    stack = model.model.language_model.layers
+    handles = [stack[index].register_forward_pre_hook(hook, with_kwargs=True) for index in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
 def hidden_from(model, layers, start, dropped):
     """Within, the text rows from `start` on do not see the `dropped` features in `layers`."""
 
@@ -50,13 +62,8 @@ def hidden_from(model, layers, start, dropped):
         mask[:, :, start:] = mask[:, :, start:].masked_fill(dropped[:, None, None], torch.finfo(mask.dtype).min)
         return args, kwargs | {"cross_attention_mask": mask}
 
-    stack = model.model.language_model.layers
-    handles = [stack[index].register_forward_pre_hook(hide, with_kwargs=True) for index in layers]
-    try:
+    with hooked(model, layers, hide):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def generate(model, batch, **options):

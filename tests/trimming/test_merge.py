@@ -72,18 +72,6 @@ def test_where_nothing_is_dropped_not_a_bit_changes(model, options):
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
-def test_a_sample_does_not_depend_on_its_batch_mates(model):
-    samples = BATCHES["left padded"]
-    with crosstrim.trim(model, k=0.1, merge=True) as trimmed:
-        together, logits = generate(model, tiny.inputs(*samples))
-        reports = trimmed.report().samples
-        for place, sample in enumerate(samples):
-            alone, own_logits = generate(model, tiny.inputs(sample, seeds=[place]))
-            assert torch.equal(alone[0], together[place])
-            torch.testing.assert_close(own_logits[0], logits[place], atol=1e-4, rtol=0)
-            assert trimmed.report().samples[0] == reports[place]
-
-
 def test_the_leaders_cache_is_as_without_merging(model):
     batch = tiny.inputs(*RAGGED)
     caches = []

@@ -106,9 +106,10 @@ def test_cache_bytes_fall_to_the_kept_fraction(model, batch, options):
     assert report.to_dict()["kv_bytes"] == held
 
 
-def test_a_sample_does_not_depend_on_its_batch_mates(model):
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_sample_does_not_depend_on_its_batch_mates(model, merge):
     samples = BATCHES["left padded"]
-    with crosstrim.trim(model, k=0.1) as trimmed:
+    with crosstrim.trim(model, k=0.1, merge=merge) as trimmed:
         together, logits = generate(model, tiny.inputs(*samples))
         reports = trimmed.report().samples
         for place, sample in enumerate(samples):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 
 from crosstrim.bench import shapes
-from crosstrim.bench.timing import Timing, alternate
+from crosstrim.bench.timing import Timing, alternate, cpu_seconds
 from crosstrim.method.merge import groups_of
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -52,21 +51,10 @@ def run(shape: str, keep: int, rounds: int) -> Iterator[dict[str, Any]]:
         for weight in weights:
             torch.nn.functional.linear(features[:, keep:], weight)
 
-    ways = {"merge": partial(_cpu_seconds, merge), "project": partial(_cpu_seconds, project)}
+    ways = {"merge": partial(cpu_seconds, merge), "project": partial(cpu_seconds, project)}
     found = {way: Timing.of(seconds) for way, seconds in alternate(ways, rounds=rounds, warm_up=1).items()}
     layers = sizes.cross_layers - 1
     for way, timing in found.items():
         common = {"what": way, "shape": shape, "kept": keep, "of": count, "layers": layers}
         ratio = timing.median / max(found["project"].median * layers, 1e-9)
         yield common | timing.to_dict() | {"ratio": round(ratio, 4)}
-
-
-def _cpu_seconds(work: Callable[[], None]) -> float:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        begun = time.process_time()
-        work()
-        return time.process_time() - begun
-    finally:
-        torch.set_num_threads(threads)

@@ -15,7 +15,7 @@ import torch
 
 import crosstrim
 from crosstrim.bench import shapes
-from crosstrim.bench.timing import Timing, alternate
+from crosstrim.bench.timing import Timing, alternate, cpu_seconds
 from crosstrim.errors import CrosstrimError
 from crosstrim.method import policies
 
@@ -78,14 +78,7 @@ def _evidence(shape: shapes.Shape, keep: int) -> policies.Evidence:
 
 def _choose(policy: policies.Policy, evidence: policies.Evidence, keep: int) -> float:
     """CPU seconds of one choice on one core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        begun = time.process_time()
-        crosstrim.select(policy(evidence), evidence.visible, keep=keep)
-        return time.process_time() - begun
-    finally:
-        torch.set_num_threads(threads)
+    return cpu_seconds(lambda: crosstrim.select(policy(evidence), evidence.visible, keep=keep))
 
 
 def _apart(shape: str, rows: int, runs: int, **variables: str) -> dict[str, Any]:

@@ -60,6 +60,18 @@ def alternate(
     return measured
 
 
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """CPU seconds that this process spends on `work`, on one core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        begun = time.process_time()
+        work()
+        return time.process_time() - begun
+    finally:
+        torch.set_num_threads(threads)
+
+
 def now(device: torch.device) -> float:
     """Seconds on a clock that stands still until the device has done its work."""
     if device.type == "cuda":

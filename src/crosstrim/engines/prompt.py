@@ -274,9 +274,7 @@ class Prompt:
             [T, Hq, D].
         """
         output, seeing = torch.zeros_like(queries), slice(self._first, None)
-        assert self.kept is not None  # the first cross-attention layer has chosen
-        tiles = self.kept // self.trim.geometry.features_per_tile
-        visible = None if self._alike else self._visible[seeing][:, tiles]
+        visible = None if self._alike else self.trim.features_of(self._visible[seeing])[:, self.kept]
         output[seeing] = attend(queries[seeing], keys, values, visible)
         return output
 

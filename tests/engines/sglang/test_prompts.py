@@ -11,7 +11,7 @@ import torch
 from crosstrim import TrimConfig
 from crosstrim.engines.prompt import PromptTrim
 from crosstrim.method.geometry import Geometry
-from tests.support.device import DEVICE, device
+from tests.support.watched_device import DEVICE, device
 
 pytestmark = pytest.mark.sglang
 

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from crosstrim.engines.prompt import PromptTrim
 from crosstrim.errors import EngineError
-from tests.support.device import DEVICE, device
+from tests.support.watched_device import DEVICE, device
 
 pytestmark = pytest.mark.vllm
 

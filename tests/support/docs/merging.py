@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from crosstrim.data.pages import Table
 from tests.support.docs import pages
 
 RESULT = "evaluation/results/mini-merge.json"
@@ -62,17 +63,16 @@ def _changed(found: dict[str, Any], prediction: dict[str, Any]) -> float:
 def part() -> str:
     """The section, from the committed result."""
     found = committed()
-    header = ["policy", "keep", "right", "right, merged", "gain", "changed", "changed, merged"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    header, lines = ("policy", "keep", "right", "right, merged", "gain", "changed", "changed, merged"), []
     for row in gains():
         right, changed = (
             [f"{one:.{digits}f}" for one in row[name]] for name, digits in (("right", 1), ("changed", 2))
         )
         gain = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*row["gain"])
-        lines.append([row["policy"], str(row["keep"]), *right, gain, *changed])
+        lines.append((row["policy"], str(row["keep"]), *right, gain, *changed))
     return _PART.format(
         count=found["dataset"]["questions"],
         result=RESULT,
         untrimmed=f"{100 * found['summary'][0]['overall']['accuracy']['mean']:.1f}",
-        table="\n".join(f"| {' | '.join(line)} |" for line in lines),
+        table="\n".join(Table("", header, tuple(lines), "").markdown()),
     )

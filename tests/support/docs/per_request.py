@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from crosstrim.data.pages import Table
 from tests.support.docs import pages
 
 RESULT = "evaluation/results/mini-per-request.json"
@@ -41,12 +42,11 @@ def part() -> str:
     found = committed()
     keeps = found["config"]["keeps"]
     small, middle, large = keeps
-    header = ["number", *(f"AUC at {keep}" for keep in keeps), "spent"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    header, lines = ("number", *(f"AUC at {keep}" for keep in keeps), "spent"), []
     for row in found["rows"]:
         aucs = [f"{row['auc'][str(keep)]:.2f}" for keep in keeps]
         spent = f"{100 * row['mixed']:.1f} ± {100 * row['mixed_error']:.1f}"
-        lines.append([f"*{row['number']}*", *aucs, spent])
+        lines.append((f"*{row['number']}*", *aucs, spent))
     return _PART.format(
         count=found["source"]["dataset"]["questions"],
         policy=found["config"]["policy"],
@@ -54,7 +54,7 @@ def part() -> str:
         small=small,
         middle=middle,
         large=large,
-        table="\n".join(f"| {' | '.join(line)} |" for line in lines),
+        table="\n".join(Table("", header, tuple(lines), "").markdown()),
         fixed=f"{100 * found['changed'][str(middle)]:.1f}",
         lots=f"{100 * lots(found):.1f}",
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from recipes.unseen import GROUPS
 
+from crosstrim.data.pages import Table
 from tests.support.docs import pages
 
 RESULT = "evaluation/results/mini-unseen.json"
@@ -52,11 +53,10 @@ def part() -> str:
     """The section, from the committed result."""
     found, measured = committed(), rows()
     count = found["dataset"]["questions"]
-    header = ["", "all pictures", *(f"*{group}*" for group in GROUPS), "right"]
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    header, lines = ("", "all pictures", *(f"*{group}*" for group in GROUPS), "right"), []
     for name, row in measured.items():
         if name != "untrimmed":
-            lines.append([name, *(f"{row[field]:.1f}" for field in ("overall", *GROUPS, "right"))])
+            lines.append((name, *(f"{row[field]:.1f}" for field in ("overall", *GROUPS, "right"))))
     heldout = json.loads(pages.text("evaluation/results/mini-policies.json"))["predictions"]
     pair = heldout["untrimmed"]["answer"], heldout["contribution keep=0.1"]["answer"]
     return _PART.format(
@@ -64,7 +64,7 @@ def part() -> str:
         pictures=count // len({item["kind"] for item in found["items"]}),
         result=RESULT,
         untrimmed=f"{measured['untrimmed']['right']:.1f}",
-        table="\n".join(f"| {' | '.join(line)} |" for line in lines),
+        table="\n".join(Table("", header, tuple(lines), "").markdown()),
         lossless=f"{measured['lossless']['overall'] * count / 100:.0f}",
         here=f"{measured['contribution keep=0.1']['overall']:.1f}",
         there=f"{100 * mean(one != other for one, other in zip(*pair, strict=True)):.1f}",
