@@ -11,6 +11,7 @@ import torch
 
 from crosstrim.asking import answering
 from crosstrim.asking.batches import Encoder
+from crosstrim.asking.sureness import ends_of
 from crosstrim.server.chat import Chat, Delta, DeviceLostError, Failed, Finished
 from crosstrim.server.text import GrowingText
 from crosstrim.trimming.handle import TrimHandle, trim
@@ -28,8 +29,7 @@ class Generator:
     def __init__(self, model: Any, processor: Any, feature_cache_bytes: int) -> None:
         self._model = model
         self._processor = processor
-        ends = model.generation_config.eos_token_id
-        self._ends = frozenset([ends] if isinstance(ends, int) else ends or ())
+        self._ends = ends_of(model)
         self._encoder = Encoder(model, processor, feature_cache_bytes)
         self.cache = self._encoder.cache
 
