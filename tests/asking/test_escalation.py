@@ -42,8 +42,8 @@ def tower(loaded):
     hook.remove()
 
 
-def lowest_by_loops(model, inputs, tokens, config=None):
-    """Teacher forcing: the lowest probability of each sample's tokens up to the one that ends it."""
+def by_teacher_forcing(model, inputs, tokens):
+    """The lowest probability and the number of each sample's tokens up to the one that ends it."""
     found, ends = [], ends_of(model)
     prompt = inputs["input_ids"].shape[1]
     masks = dict(inputs)
@@ -62,7 +62,7 @@ def lowest_by_loops(model, inputs, tokens, config=None):
             own.append(float(step[token]))
             if token in ends:
                 break
-        found.append(min(own))
+        found.append((min(own), len(own)))
     return found
 
 
@@ -73,11 +73,13 @@ def test_lowest_probabilities_are_those_of_the_answers_tokens(small, options):
     torch.manual_seed(0)
     found = answering.generate(model, processor, inputs, max_new_tokens=12, how_sure=True, **options)
     assert len(set((found.tokens != model.generation_config.pad_token_id).sum(1).tolist())) > 1  # some end early
-    assert found.lowest_probabilities == pytest.approx(lowest_by_loops(model, inputs, found.tokens), rel=1e-4)
+    for one, (lowest, tokens) in zip(found.sureness, by_teacher_forcing(model, inputs, found.tokens), strict=True):
+        assert one.lowest_probability == pytest.approx(lowest, rel=1e-4)
+        assert one.tokens == tokens
     torch.manual_seed(0)
     again = answering.generate(model, processor, inputs, max_new_tokens=12, **options)
     assert torch.equal(found.tokens, again.tokens)
-    assert again.lowest_probabilities == ()
+    assert again.sureness == ()
 
 
 def settled(loaded, questions, escalation, pictures=(PICTURE,)):
@@ -90,7 +92,7 @@ def test_unsure_answers_are_the_untrimmed_models_and_the_others_stay(loaded, tow
     model, processor = loaded
     first = [one.attempts[0] for one in settled(loaded, QUESTIONS, Escalation(1e-9))]
     assert all(len(one.attempts) == 1 for one in settled(loaded, QUESTIONS, Escalation(1e-9)))
-    low, middle, high = sorted(one.lowest_probability for one in first)
+    *_, middle, high = sorted(one.lowest_probability for one in first)
     del tower[:]
     found = settled(loaded, QUESTIONS, Escalation((middle + high) / 2))
     assert tower == [1]  # one picture, asked about three times and twice again
@@ -100,9 +102,7 @@ def test_unsure_answers_are_the_untrimmed_models_and_the_others_stay(loaded, tow
         alone = answering.ask(model, processor, PICTURE, question, config, max_new_tokens=TOKENS)
         assert one.text == alone.answer
         assert [tried.budget for tried in one.attempts] == ["keep=2", "untrimmed"][: 1 + again]
-        assert replace(one.attempts[0], seconds=0, tokens=0) == replace(
-            attempt, seconds=0, tokens=0, lowest_probability=one.attempts[0].lowest_probability
-        )
+        assert replace(one.attempts[0], seconds=0) == replace(attempt, seconds=0)
         assert one.attempts[0].kept == 2
         assert (one.attempts[-1].kept == one.attempts[0].visible) is again
         assert bool(one.images) is not again

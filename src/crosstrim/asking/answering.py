@@ -12,7 +12,7 @@ import torch
 
 from crosstrim.asking.escalation import Attempt, Escalation, Settled, climb
 from crosstrim.asking.inputs import Inputs
-from crosstrim.asking.sureness import LowestProbability, ends_of
+from crosstrim.asking.sureness import LowestProbability, Sureness, ends_of
 from crosstrim.config import TrimConfig
 from crosstrim.errors import ConfigError, ContextLengthError, InputError
 from crosstrim.models import mllama, vision
@@ -240,7 +240,7 @@ class Generation:
         logits: [B, V] float32, of the first of them.
         seconds: wall-clock time, with the device's work finished.
         report: what was kept; None when the model ran as it was.
-        lowest_probabilities: of each sample's tokens, as of `crosstrim.asking.sureness`; empty where nobody asked.
+        sureness: of each sample's answer; empty where nobody asked.
     """
 
     texts: list[str]
@@ -248,7 +248,7 @@ class Generation:
     logits: torch.Tensor
     seconds: float
     report: TrimReport | None
-    lowest_probabilities: Sequence[float] = ()
+    sureness: Sequence[Sureness] = ()
 
     @property
     def kept(self) -> tuple[tuple[ImageReport, ...], ...]:
@@ -275,7 +275,7 @@ def generate(
         inputs: of the processor, padded on the left.
         config: how to trim, for this batch alone; None runs the model as it is.
         max_new_tokens: where to cut answers off.
-        how_sure: whether to find out the `lowest_probabilities`, which takes a softmax a token.
+        how_sure: whether to find out the `sureness`, which takes a softmax a token.
         **options: of `model.generate`.
 
     Raises:
@@ -358,7 +358,7 @@ def answer(
         inputs = Inputs(inputs, None if escalation is None else vision.encode(model, inputs))
     encoded = time.perf_counter() - begun
     (found,) = settle(model, processor, inputs, config, escalation, max_new_tokens)
-    return Answer(found.text, found.tokens, encoded + found.seconds, found.report, attempts=found.attempts)
+    return Answer(found.text, len(found.tokens), encoded + found.seconds, found.report, attempts=found.attempts)
 
 
 def kept_fraction(images: Sequence[ImageReport]) -> float:

@@ -6,8 +6,10 @@ The vision tower does not run again: every attempt reads the same features. docs
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from crosstrim.asking.inputs import Inputs
 from crosstrim.config import TrimConfig
@@ -31,11 +33,18 @@ class Escalation:
     Attributes:
         below: an answer is unsure if one of its tokens had a lower probability than this, in (0, 1].
         rungs: how further attempts trim, in turn until one is sure; None is the untrimmed model. The last one's
-            answer stands.
+            answer stands. None at all: answers only tell how sure they are.
     """
 
     below: float
     rungs: tuple[TrimConfig | None, ...] = (None,)
+
+    def __str__(self) -> str:
+        return f"below {self.below} again {', '.join(map(budget_of, self.rungs))}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The escalation as plain JSON types."""
+        return {"below": self.below, "rungs": [None if one is None else one.to_dict() for one in self.rungs]}
 
     @classmethod
     def of(cls, config: TrimConfig, below: float, to: Sequence[Budget] | Budget = UNTRIMMED) -> Escalation:
@@ -73,7 +82,7 @@ class Attempt:
         lowest_probability: of its tokens, the one that ends it included.
         visible: features that were there to keep.
         kept: features that stayed.
-        tokens: that were generated, for all samples of its batch as many.
+        tokens: of the answer, the one that ends it included.
         seconds: wall-clock time of its batch.
     """
 
@@ -96,18 +105,20 @@ class Settled:
 
     Attributes:
         text: the last attempt's answer.
-        tokens: that were generated for it.
+        tokens: [S] int64, the last attempt's, end of text and padding included.
         seconds: wall-clock time of all attempts.
         report: of the last attempt's batch, in which the sample is `place`; None where that ran untrimmed.
         place: of the sample in that batch.
+        logits: [V] float32, of the last attempt's first token.
         attempts: all of them, in order; none without an escalation.
     """
 
     text: str
-    tokens: int
+    tokens: torch.Tensor = field(repr=False)
     seconds: float
     report: TrimReport | None
     place: int
+    logits: torch.Tensor = field(repr=False)
     attempts: tuple[Attempt, ...] = ()
 
     @property
@@ -125,7 +136,7 @@ def climb(
     """Answer a batch, and those of its answers that are unsure together again, rung by rung.
 
     Args:
-        attempt: answers a batch under a trim; where there is an escalation, with the lowest probabilities.
+        attempt: answers a batch under a trim; where there is an escalation, with the `sureness`.
         inputs: of the batch.
         config: of the first attempt.
         escalation: what follows it; None: nothing does.
@@ -140,7 +151,7 @@ def climb(
         for place, sample in enumerate(pending):
             before = found.get(sample)
             seconds = made.seconds + (0.0 if before is None else before.seconds)
-            one = Settled(made.texts[place], made.tokens.shape[1], seconds, made.report, place)
+            one = Settled(made.texts[place], made.tokens[place], seconds, made.report, place, made.logits[place])
             if escalation is not None:
                 tried = () if before is None else before.attempts
                 one = replace(one, attempts=(*tried, _attempt(one, trim, made, tried)))
@@ -157,7 +168,8 @@ def _attempt(one: Settled, trim: TrimConfig | None, made: Generation, before: Se
     visible, kept = (sum(getattr(image, name) for image in one.images) for name in ("visible", "kept"))
     if trim is None and before:
         visible = kept = before[0].visible
-    return Attempt(budget_of(trim), made.lowest_probabilities[one.place], visible, kept, one.tokens, made.seconds)
+    lowest, tokens = made.sureness[one.place]
+    return Attempt(budget_of(trim), lowest, visible, kept, tokens, made.seconds)
 
 
 def budget_of(config: TrimConfig | None) -> str:

@@ -6,8 +6,16 @@ On mini it tells changed answers from others, where nothing that is known at the
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
+
+
+class Sureness(NamedTuple):
+    """Of one answer: the lowest probability of its tokens, and how many there are, the one that ends it included."""
+
+    lowest_probability: float
+    tokens: int
 
 
 class LowestProbability:
@@ -23,6 +31,7 @@ class LowestProbability:
     def __init__(self, ends: Iterable[int]) -> None:
         self._ends = torch.tensor(sorted(ends))
         self._lowest: torch.Tensor | None = None  # [B] log-probabilities so far
+        self._counts: torch.Tensor | None = None  # [B] of tokens so far
         self._ended: torch.Tensor | None = None
         self._next: torch.Tensor | None = None  # [B, V], of the token that is about to be taken
 
@@ -32,26 +41,30 @@ class LowestProbability:
         self._next = scores.float().log_softmax(-1)
         return scores
 
-    def of(self, tokens: torch.Tensor) -> list[float]:
-        """Per sample the lowest probability along its answer.
+    def of(self, tokens: torch.Tensor) -> list[Sureness]:
+        """Per sample what its answer came to.
 
         Args:
             tokens: [B, T], what `generate` returned.
         """
         self._take(tokens)
         self._next = None
-        return [] if self._lowest is None else self._lowest.exp().tolist()
+        if self._lowest is None or self._counts is None:
+            return []
+        return [Sureness(*one) for one in zip(self._lowest.exp().tolist(), self._counts.tolist(), strict=True)]
 
     def _take(self, tokens: torch.Tensor) -> None:
         if self._next is None:
             return
         taken = tokens[:, -1]
-        if self._lowest is None or self._ended is None:
+        if self._lowest is None or self._counts is None or self._ended is None:
             self._lowest = self._next.new_zeros(len(taken))
+            self._counts = torch.zeros_like(taken)
             self._ended = torch.zeros_like(taken, dtype=torch.bool)
             self._ends = self._ends.to(taken.device)
         own = self._next.gather(-1, taken.unsqueeze(-1)).squeeze(-1)
         self._lowest = torch.where(self._ended, self._lowest, torch.minimum(self._lowest, own))
+        self._counts = self._counts + ~self._ended
         self._ended = self._ended | torch.isin(taken, self._ends)
 
 
