@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crosstrim.asking.inputs import Inputs
+from crosstrim.calibrated import CalibratedConfig
 from crosstrim.config import TrimConfig
 from crosstrim.errors import ConfigError
 from crosstrim.trimming.report import ImageReport, TrimReport
@@ -125,6 +126,30 @@ class Settled:
     def images(self) -> tuple[ImageReport, ...]:
         """What stayed of each picture; none where the answer was made untrimmed."""
         return () if self.report is None else self.report.samples[self.place]
+
+
+def attempts_of(
+    config: TrimConfig, escalate: float | None, escalate_to: Sequence[Budget] | Budget = UNTRIMMED
+) -> tuple[TrimConfig, Escalation | None]:
+    """How a first attempt trims, and what follows it where it is unsure.
+
+    Args:
+        config: the options; a calibrated config knows itself what follows.
+        escalate: as `Escalation.below`; None: nothing follows.
+        escalate_to: as of `Escalation.of`.
+
+    Raises:
+        ConfigError: as `Escalation.of`, or `config` was calibrated, which says it all.
+    """
+    if isinstance(config, CalibratedConfig):
+        if escalate is not None:
+            raise ConfigError(
+                f"escalate={escalate!r} goes with no calibrated trim, which says itself when to answer again; leave "
+                "one of them out, or calibrate with it."
+            )
+        if config.escalate is not None:
+            return config.first_attempt, Escalation(config.escalate)
+    return config, None if escalate is None else Escalation.of(config, escalate, escalate_to)
 
 
 def climb(

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from crosstrim.asking import answering
-from crosstrim.asking.escalation import UNTRIMMED, Budget, Escalation
+from crosstrim.asking.escalation import UNTRIMMED, Budget, attempts_of
 from crosstrim.asking.features import FeatureCache, digests
 from crosstrim.asking.inputs import Inputs
 from crosstrim.config import TrimConfig, TrimOptions, resolve
@@ -82,8 +82,8 @@ class Session:
         config = resolve(config, options, "Session(model, processor, images")
         self._located = mllama.locate(model).model
         self._model, self._processor = model, processor
-        self.config = answering.for_tokenizer(config, processor.tokenizer)
-        self.escalation = None if escalate is None else Escalation.of(self.config, escalate, escalate_to)
+        config = answering.for_tokenizer(config, processor.tokenizer)
+        self.config, self.escalation = attempts_of(config, escalate, escalate_to)
         self.cache = FeatureCache() if cache is None else cache
         self._refuse_trimmed()
         self._images = _prepare(processor, images)

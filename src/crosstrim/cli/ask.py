@@ -48,7 +48,7 @@ def ask(
     from crosstrim.asking import answering, images
     from crosstrim.asking import overlay as viz
 
-    escalation = options.escalation(trim, escalate, escalate_to)
+    trim, escalation = options.attempts(trim, escalate, escalate_to)
     source = images.find(image)
     if overlay is not None:
         viz.check_path(overlay)

@@ -88,6 +88,7 @@ def batch(
     if on_ray:
         ray_batch.import_ray("ray.data")
     jobs.check_path(out)
+    trim, escalation = options.attempts(trim, escalate, escalate_to)
     rows = open_questions(source, question)
     if rows.passed_over is not None:
         console.say(rows.passed_over)
@@ -100,7 +101,7 @@ def batch(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         memory=None if memory is None else int(memory * 2**30),
-        escalation=options.escalation(trim, escalate, escalate_to),
+        escalation=escalation,
     )
     run = partial(ray_batch.answer_on_ray, address=address, workers=workers) if on_ray else answer_here
     was_there = out.exists()

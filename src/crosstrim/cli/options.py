@@ -241,15 +241,15 @@ def trim_config(
     )
 
 
-def escalation(trim: TrimConfig, escalate: float | None, escalate_to: list[Any] | None) -> Escalation | None:
-    """When answers are made again after a first attempt under `trim`; None where they are not."""
-    from crosstrim.asking.escalation import UNTRIMMED, Escalation
+def attempts(
+    trim: TrimConfig, escalate: float | None, escalate_to: list[Any] | None
+) -> tuple[TrimConfig, Escalation | None]:
+    """How the first attempt at an answer trims, and what follows where it is unsure; None where nothing does."""
+    from crosstrim.asking.escalation import UNTRIMMED, attempts_of
 
-    if escalate is None:
-        if escalate_to:
-            raise typer.BadParameter("--escalate-to goes with --escalate.")
-        return None
-    return Escalation.of(trim, escalate, escalate_to or UNTRIMMED)
+    if escalate is None and escalate_to:
+        raise typer.BadParameter("--escalate-to goes with --escalate.")
+    return attempts_of(trim, escalate, escalate_to or UNTRIMMED)
 
 
 def refuse_others(context: typer.Context, chosen: str, taken: Collection[str]) -> None:

@@ -175,7 +175,7 @@ class Answerer:
             Per batch the place of its `first` question, how many features are `visible` to each question, and per
             label `seconds` and `predictions`: `answer`, and but for the untrimmed model `kept`, `kl`, and `layers`
             where the policy makes later layers read less. Where unsure answers are made again, `kept` is what all
-            attempts kept together; `escalated` says where, and `lowest_probability` is the first attempt's.
+            attempts kept together, and `escalated` says where; `lowest_probability` and `tokens` are the first one's.
         """
         models = 1 + len(self.settings)
         told, total = sum(done.values()) * models, len(dataset.items) * models
@@ -221,7 +221,9 @@ class Answerer:
     def _sureness(self, found: Sequence[Settled]) -> dict[str, list[Any]]:
         if not self._how_sure:
             return {}
-        return {"lowest_probability": [round(one.attempts[0].lowest_probability, 6) for one in found]}
+        first = [one.attempts[0] for one in found]
+        lowest = [round(one.lowest_probability, 6) for one in first]
+        return {"lowest_probability": lowest, "tokens": [one.tokens for one in first]}
 
 
 def _kept(found: Sequence[Settled], config: TrimConfig) -> dict[str, list[Any]]:

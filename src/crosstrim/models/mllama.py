@@ -202,6 +202,22 @@ def shape_of(config: Any, name: str) -> ModelShape:
     )
 
 
+def token_parameters(config: Any) -> int:
+    """Weights of the decoder that every text token is multiplied with; the projections of image features are others.
+
+    Args:
+        config: an `MllamaConfig`.
+    """
+    from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration
+
+    with torch.device("meta"):
+        empty = MllamaForConditionalGeneration._from_config(config)
+    decoder = empty.model.language_model
+    of_features = ("cross_attn.k_proj.weight", "cross_attn.v_proj.weight")
+    weights = [weight for name, weight in decoder.layers.named_parameters() if not name.endswith(of_features)]
+    return sum(weight.numel() for weight in (*weights, empty.lm_head.weight) if weight.dim() == 2)
+
+
 def max_tokens(model: nn.Module) -> int:
     """Text tokens that the model reads, prompt and answer together."""
     return int(cast(Any, locate(model).model).config.text_config.max_position_embeddings)
