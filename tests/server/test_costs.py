@@ -14,6 +14,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from crosstrim.server import body, generation, pictures, prompts
+from crosstrim.server.asked import Turn
 from crosstrim.server.body import parse
 from crosstrim.server.pixels import Pixels
 from crosstrim.server.settings import BESIDE_PICTURES
@@ -103,18 +104,18 @@ def test_a_long_text_is_not_tokenized_and_no_prompt_by_the_model_s_thread_first(
 
     real = asked._tokenizer.backend_tokenizer
     asked._tokenizer = type("Tokenizer", (), {"backend_tokenizer": Backend()})()
-    message = prompts.schema.Message(role="user", content="a" * (512 * prompts.BYTES_PER_TOKEN + 1))
+    message = Turn("user", ("a" * (512 * prompts.BYTES_PER_TOKEN + 1),))
     with pytest.raises(prompts.ContextLengthError, match="8193 bytes; the limit is 8192, 16 for each of the 512"):
         asked.write([message], 1)
     assert tokenized == []
-    prompt, _ = asked.write([prompts.schema.Message(role="user", content="what?")], 1)
-    assert tokenized == [[prompt]]
+    written = asked.write([Turn("user", ("what?",))], 1)
+    assert tokenized == [[written.prompt]]
 
 
 def test_the_count_is_the_tokenizer_s_own(loaded):
     _, processor = loaded
-    message = prompts.schema.Message(role="user", content="what is it, é?")
-    prompt, _ = prompts.Prompts(processor, 512).write([message], 1)
+    message = Turn("user", ("what is it, é?",))
+    prompt = prompts.Prompts(processor, 512).write([message], 1).prompt
     length = len(processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])
     prompts.Prompts(processor, length + 1).write([message], 1)
     with pytest.raises(prompts.ContextLengthError, match=f"has {length} tokens .* reads {length};|{length}"):

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 MAX_IMAGES = 8
 """Pictures in one request."""
 
+DEFAULT_NEW_TOKENS = 256
+"""Where an answer is cut off if neither the request says so nor the server's limit is lower."""
+
 BESIDE_PICTURES = 4 << 20
 """Bytes of a body for everything that is no picture."""
 

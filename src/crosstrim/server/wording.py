@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crosstrim.server import schema
+from crosstrim.server.wire import BRANCHES
 
 
 def refusal(found: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
@@ -17,7 +18,7 @@ def refusal(found: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
         found: of FastAPI's `RequestValidationError.errors`.
     """
     first = found[0]
-    kind, steps = first["type"], [step for step in first["loc"][1:] if step not in schema.BRANCHES]
+    kind, steps = first["type"], [step for step in first["loc"][1:] if step not in BRANCHES]
     if kind == "json_invalid":
         return f"the body is no JSON: {first['ctx']['error']}, at character {first['loc'][-1]}.", None
     if not steps:
