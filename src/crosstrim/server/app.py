@@ -9,15 +9,16 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 from fastapi.security import HTTPBearer
 
 import crosstrim
 from crosstrim.errors import EngineError
-from crosstrim.server import refusals, schema
+from crosstrim.server import not_served, ollama, refusals, schema
 from crosstrim.server.body import BoundedRoute
 from crosstrim.server.gate import CHAT, Gate
-from crosstrim.server.log import Access
+from crosstrim.server.log import HEADER, Access
 from crosstrim.server.openai_reply import OpenAIReply
 from crosstrim.server.refusals import NoSuchModelError
 from crosstrim.server.replies import answer
@@ -60,16 +61,25 @@ def build(service: Service, settings: Settings) -> FastAPI:
     app = FastAPI(title="crosstrim", version=crosstrim.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.router.route_class = BoundedRoute
     app.add_middleware(Gate, settings=settings, service=service)
+    if settings.cors_origins:  # around the gate: browsers ask beforehand, without a key, and pages may read refusals
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=[HEADER, "Retry-After"],
+        )
     app.add_middleware(Access)
     for kind in refusals.KNOWN:
         app.add_exception_handler(kind, _answer_error)
     # For the schema alone: the gate asks for the key, before the body is read.
     described = HTTPBearer(description="The server's API key.", auto_error=False)
     keyed = [Depends(described)] if settings.api_keys else []
-    card = schema.ModelCard(id=settings.model_id, created=int(time.time()))
+    since = time.time()
+    card = schema.ModelCard(id=settings.model_id, created=int(since))
 
     def check_model(name: str) -> None:
-        if name not in (card.id, settings.model):
+        if not settings.serves(name):
             raise NoSuchModelError(f"there is no model {name!r} here, only {card.id!r}.")
 
     @app.post(CHAT, response_model=schema.ChatCompletion, responses={**_REFUSALS, **_STREAM}, dependencies=keyed)
@@ -77,6 +87,9 @@ def build(service: Service, settings: Settings) -> FastAPI:
         """Answer a question, about pictures or not."""
         check_model(body.model)
         return await answer(service, body.asked(), OpenAIReply(card.id, body.stream_options), request)
+
+    app.include_router(ollama.router(service, settings, since), dependencies=keyed)
+    app.include_router(not_served.router())
 
     @app.get("/v1/models", responses={401: _REFUSALS[401]}, dependencies=keyed)
     async def models() -> schema.ModelList:

@@ -33,6 +33,8 @@ class Finished:
         completion_tokens: that were generated, the end of the text included.
         visible: image features that could be seen.
         kept: image features that stayed.
+        prompt_seconds: until the first token, of the whole batch's prompts, pictures included.
+        answer_seconds: from the first token to the last.
     """
 
     reason: Literal["stop", "length"]
@@ -40,6 +42,8 @@ class Finished:
     completion_tokens: int
     visible: int
     kept: int
+    prompt_seconds: float = 0.0
+    answer_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,12 @@ from crosstrim.server.service import Service
 from crosstrim.server.settings import Settings
 
 CHAT = "/v1/chat/completions"
+OLLAMA_CHAT = "/api/chat"
+OLLAMA_GENERATE = "/api/generate"
+
+ASKING = frozenset({CHAT, OLLAMA_CHAT, OLLAMA_GENERATE})
+"""Paths whose POST requests are answered by the model: they are counted, and have their place in the queue."""
+
 OPEN = ("/health", "/ready", "/openapi.json")
 """Paths that need no key."""
 
@@ -42,7 +48,7 @@ class Gate:
     Args:
         app: what is behind the gate.
         settings: the limits.
-        service: whether it is going down, and where chat requests are counted.
+        service: whether it is going down, and where requests to the model are counted.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, service: Service) -> None:
@@ -55,7 +61,7 @@ class Gate:
         """Let the request in, or answer it here."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif scope["path"] == CHAT and scope["method"] == "POST":
+        elif scope["path"] in ASKING and scope["method"] == "POST":
             await self._count(scope, receive, send)
         else:
             refusal = self._refuse(scope)

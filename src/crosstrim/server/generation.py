@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -94,11 +95,15 @@ class _Row:
         self.visible = self.kept = 0
         self._prompt_tokens = prompt_tokens
         self._ends = ends
+        self._begun = time.perf_counter()
+        self._first: float | None = None  # when the first token came
 
     def add(self, token: int) -> None:
         """Take in a token, and tell what is new."""
         if self.done:
             return
+        if self._first is None:
+            self._first = time.perf_counter()
         if self.chat.cancelled.is_set():
             self.done = True
             return
@@ -111,7 +116,9 @@ class _Row:
     def _finish(self, reason: Literal["stop", "length"]) -> None:
         self.done = True
         self._tell_text(self.text.finish())
-        self.chat.tell(Finished(reason, self._prompt_tokens, self.text.count, self.visible, self.kept))
+        first, now = self._first or self._begun, time.perf_counter()
+        counts = (self._prompt_tokens, self.text.count, self.visible, self.kept)
+        self.chat.tell(Finished(reason, *counts, prompt_seconds=first - self._begun, answer_seconds=now - first))
 
     def _tell_text(self, text: str) -> None:
         if text:

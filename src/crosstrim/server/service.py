@@ -14,6 +14,7 @@ from crosstrim.errors import CrosstrimError, InputError
 from crosstrim.models import mllama
 from crosstrim.server.asked import Asked
 from crosstrim.server.chat import Chat, Event, Failed, Finished
+from crosstrim.server.facts import Facts
 from crosstrim.server.generation import Generator
 from crosstrim.server.metrics import Metrics
 from crosstrim.server.pictures import open_pictures
@@ -52,6 +53,7 @@ class Service:
         CalibrationError: the trim was calibrated with another model.
 
     Attributes:
+        facts: what is told of the model.
         metrics: what Prometheus is told.
         draining: whether new requests are refused, because the server is going down.
         unfinished: chat requests that were let in and have not ended.
@@ -60,6 +62,7 @@ class Service:
 
     def __init__(self, model: Any, processor: Any, settings: Settings) -> None:
         check_calibrated(model, settings.trim)
+        self.facts = Facts.of(model, processor)
         self.draining = False
         self.unfinished = 0
         self.pixels = Pixels(_LARGEST * settings.max_pixels)
