@@ -86,7 +86,8 @@ def build(service: Service, settings: Settings) -> FastAPI:
     async def chat(body: schema.ChatRequest, request: Request) -> Any:
         """Answer a question, about pictures or not."""
         check_model(body.model)
-        return await answer(service, body.asked(), OpenAIReply(card.id, body.stream_options), request)
+        reply = OpenAIReply(card.id, body.stream_options, with_logprobs=bool(body.logprobs))
+        return await answer(service, body.asked(), reply, request)
 
     app.include_router(ollama.router(service, settings, since), dependencies=keyed)
     app.include_router(not_served.router())

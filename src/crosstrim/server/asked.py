@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from crosstrim.server.wire import TrimOptions
 
@@ -46,6 +48,8 @@ class Asked:
         temperature: of sampling; 0 is greedy.
         top_p: of sampling.
         seed: of sampling; None draws one.
+        top_logprobs: how many of the likeliest tokens to tell in each place; None tells of none, nor of the chosen.
+        json_schema: what the answer must meet; None is nothing.
         stream: whether the answer is wanted in pieces.
     """
 
@@ -58,4 +62,6 @@ class Asked:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    top_logprobs: int | None = None
+    json_schema: Mapping[str, Any] | None = None
     stream: bool = False

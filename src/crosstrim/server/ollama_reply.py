@@ -10,6 +10,7 @@ from typing import Any
 
 from crosstrim.server.chat import Delta, Event, Finished
 from crosstrim.server.ollama_schema import ChatAnswer, GenerateAnswer
+from crosstrim.server.wire import logprobs
 
 
 def timestamp(seconds: float | None = None) -> str:
@@ -20,6 +21,9 @@ def timestamp(seconds: float | None = None) -> str:
     """
     moment = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+_NOTHING = Delta("")
 
 
 class OllamaReply:
@@ -39,13 +43,13 @@ class OllamaReply:
         self._model = model
         self._begun = begun
 
-    def whole(self, text: str, finished: Finished) -> dict[str, Any]:
+    def whole(self, answer: Delta, finished: Finished) -> dict[str, Any]:
         """The answer as one object."""
-        return self._piece(text, **self._end(finished))
+        return self._piece(answer, **self._end(finished))
 
     def loaded(self) -> dict[str, Any]:
         """What a request gets that asks nothing: the model is loaded."""
-        return self._piece("", done=True, done_reason="load")
+        return self._piece(_NOTHING, done=True, done_reason="load")
 
     def opening(self) -> Iterator[dict[str, Any]]:
         """Nothing."""
@@ -54,16 +58,19 @@ class OllamaReply:
     def pieces(self, event: Event) -> Iterator[dict[str, Any]]:
         """One object."""
         if isinstance(event, Delta):
-            yield self._piece(event.text, done=False)
+            yield self._piece(event, done=False)
         elif isinstance(event, Finished):
-            yield self._piece("", **self._end(event))
+            yield self._piece(_NOTHING, **self._end(event))
 
     def framed(self, piece: dict[str, Any]) -> str:
         """A line."""
         return f"{json.dumps(piece)}\n"
 
-    def _piece(self, text: str, **more: Any) -> dict[str, Any]:
-        said = {"message": {"content": text}} if self._kind is ChatAnswer else {"response": text}
+    def _piece(self, said_now: Delta, **more: Any) -> dict[str, Any]:
+        text = said_now.text
+        said: dict[str, Any] = {"message": {"content": text}} if self._kind is ChatAnswer else {"response": text}
+        if said_now.tokens:
+            said["logprobs"] = logprobs(said_now.tokens)
         piece = self._kind.model_validate({"model": self._model, "created_at": timestamp(), **said, **more})
         return piece.model_dump(exclude_none=True)
 

@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from crosstrim.server.asked import Asked, PictureAt, Turn
-from crosstrim.server.wire import InMessage, Stops, Strict, Text, TrimOptions, as_tuple, sampling_temperature
+from crosstrim.server.wire import (
+    ANY_OBJECT,
+    InMessage,
+    Stops,
+    Strict,
+    Text,
+    TokenLogprob,
+    TrimOptions,
+    as_tuple,
+    sampling_temperature,
+    top_logprobs,
+)
 
 LATEST = ":latest"
 """The tag of a model that is named without one."""
@@ -65,7 +76,6 @@ class Unsupported(Strict):
 
     think: Literal[False] | None = None
     tools: list[Any] | None = Field(None, max_length=0)
-    format: Literal[""] | None = None
     suffix: Literal[""] | None = None
     template: Literal[""] | None = None
     context: list[Any] | None = Field(None, max_length=0, description="Send the conversation to /api/chat.")
@@ -80,6 +90,9 @@ class _Request(Unsupported):
     model: str
     stream: bool | None = Field(None, description="Unless it is false, the answer comes in lines of JSON.")
     options: Options = Field(default_factory=lambda: Options.model_validate({}))
+    format: Literal["", "json"] | dict[str, Any] | None = Field(None, description='"json", or a JSON schema.')
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="With `logprobs`.")
     keep_alive: str | float | None = Field(None, description="Accepted and ignored: the model stays loaded.")
 
     @property
@@ -100,6 +113,8 @@ class _Request(Unsupported):
             temperature=sampling_temperature(options.temperature),
             top_p=options.top_p or 1.0,
             seed=None if options.seed == _RANDOM else options.seed,
+            top_logprobs=top_logprobs(self.logprobs, self.top_logprobs),
+            json_schema=ANY_OBJECT if self.format == "json" else self.format or None,
             stream=self.streams,
         )
 
@@ -172,6 +187,7 @@ class _Answer(BaseModel):
     eval_count: int | None = None
     eval_duration: int | None = None
     crosstrim: Kept | None = None
+    logprobs: list[TokenLogprob] | None = None
 
 
 class AnswerMessage(BaseModel):

@@ -11,7 +11,14 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from crosstrim.errors import ConfigError, ContextLengthError, CrosstrimError, EngineError, InputError
+from crosstrim.errors import (
+    ConfigError,
+    ContextLengthError,
+    CrosstrimError,
+    EngineError,
+    InputError,
+    MissingExtraError,
+)
 from crosstrim.server import wording
 from crosstrim.server.service import ClientLeftError, ModelFailedError, TimedOutError
 
@@ -96,7 +103,7 @@ def of(error: Exception) -> Refusal:
         return Refusal(error.status_code, str(error.detail), code=code, headers=error.headers or {})
     if isinstance(error, ContextLengthError):  # clients know the code, and shorten the conversation
         return Refusal(400, str(error), param="messages", code="context_length_exceeded")
-    if isinstance(error, InputError | ConfigError):
+    if isinstance(error, InputError | ConfigError | MissingExtraError):
         return Refusal(400, str(error))
     if isinstance(error, NoSuchModelError):
         return Refusal(404, str(error), param="model", code="model_not_found")

@@ -27,7 +27,7 @@ class Reply(Protocol):
     def closing(self) -> str:
         """What a stream ends with after its last piece, unless it ends with an error."""
 
-    def whole(self, text: str, finished: Finished) -> Any:
+    def whole(self, answer: Delta, finished: Finished) -> Any:
         """The answer in one piece, for FastAPI to write."""
 
     def opening(self) -> Iterable[dict[str, Any]]:
@@ -53,7 +53,9 @@ async def answer(service: Service, asked: Asked, reply: Reply, request: Request)
 
 def _whole(events: Sequence[Event], reply: Reply) -> Any:
     finished = next(event for event in events if isinstance(event, Finished))
-    return reply.whole("".join(event.text for event in events if isinstance(event, Delta)), finished)
+    deltas = [event for event in events if isinstance(event, Delta)]
+    text = "".join(delta.text for delta in deltas)
+    return reply.whole(Delta(text, tuple(token for delta in deltas for token in delta.tokens)), finished)
 
 
 async def _stream(first: Event, events: AsyncGenerator[Event], reply: Reply, path: str) -> AsyncIterator[str]:

@@ -6,16 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
+from crosstrim.errors import InputError
 from crosstrim.server.asked import Asked, PictureAt, Turn
 from crosstrim.server.wire import (
+    ANY_OBJECT,
     InMessage,
     Stops,
     Strict,
     Text,
+    TokenLogprob,
     TrimOptions,
     as_tuple,
     one_or_list,
     sampling_temperature,
+    top_logprobs,
 )
 
 
@@ -82,10 +86,32 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] | None = None
 
 
-class TextFormat(Strict):
+class NamedSchema(Strict):
+    """A JSON schema as OpenAI wraps it."""
+
+    name: str = Field("answer", max_length=256, description="Accepted and ignored.")
+    description: str | None = Field(None, description="Accepted and ignored.")
+    json_schema: dict[str, Any] = Field(alias="schema", description="Of the keywords that docs/serving.md names.")
+    strict: bool | None = Field(None, description="Accepted and ignored: answers always meet the schema.")
+
+
+class Format(Strict):
     """The form of an answer."""
 
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    def schema_to_meet(self) -> dict[str, Any] | None:
+        """What the answer must meet; None is nothing.
+
+        Raises:
+            InputError: the type and the schema do not go together.
+        """
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise InputError("response_format.json_schema goes with the type 'json_schema', and that with it.")
+        if self.json_schema is not None:
+            return self.json_schema.json_schema
+        return ANY_OBJECT if self.type == "json_object" else None
 
 
 class Unsupported(Strict):
@@ -95,8 +121,6 @@ class Unsupported(Strict):
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
     logit_bias: dict[str, Any] | None = Field(None, max_length=0)
-    logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
     top_k: Literal[-1, 0] | None = None
     min_p: Literal[0] | None = None
     repetition_penalty: Literal[1] | None = None
@@ -105,7 +129,6 @@ class Unsupported(Strict):
     modalities: list[Literal["text"]] | None = None
     functions: list[Any] | None = Field(None, max_length=0)
     function_call: Literal["none", "auto"] | None = None
-    response_format: TextFormat | None = None
     store: Literal[False] | None = None
     tools: list[Any] | None = Field(None, max_length=0)
     tool_choice: Literal["none", "auto"] | None = None
@@ -122,6 +145,9 @@ class ChatRequest(Unsupported):
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stops | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="With `logprobs`.")
+    response_format: Format | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Accepted and ignored.")
@@ -143,6 +169,8 @@ class ChatRequest(Unsupported):
             temperature=sampling_temperature(self.temperature),
             top_p=self.top_p or 1.0,
             seed=self.seed,
+            top_logprobs=top_logprobs(self.logprobs, self.top_logprobs),
+            json_schema=None if self.response_format is None else self.response_format.schema_to_meet(),
             stream=bool(self.stream),
         )
 
@@ -170,13 +198,20 @@ class AnswerMessage(BaseModel):
     content: str
 
 
+class ChoiceLogprobs(BaseModel):
+    """How likely the tokens of an answer were."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
 class Choice(BaseModel):
     """The only choice."""
 
     index: int = 0
     message: AnswerMessage
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
 
 
 class ChatCompletion(BaseModel):

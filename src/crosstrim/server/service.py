@@ -15,7 +15,8 @@ from crosstrim.models import mllama
 from crosstrim.server.asked import Asked
 from crosstrim.server.chat import Chat, Event, Failed, Finished
 from crosstrim.server.facts import Facts
-from crosstrim.server.generation import Generator
+from crosstrim.server.generation import Generator, end_tokens
+from crosstrim.server.grammar import Grammars
 from crosstrim.server.metrics import Metrics
 from crosstrim.server.pictures import open_pictures
 from crosstrim.server.pixels import Pixels
@@ -68,6 +69,7 @@ class Service:
         self.pixels = Pixels(_LARGEST * settings.max_pixels)
         self._settings = settings
         self._prompts = Prompts(processor, mllama.max_tokens(model))
+        self._grammars = Grammars(processor.tokenizer, end_tokens(model))
         self._generator = Generator(model, processor, settings.feature_cache_bytes)
         self._scheduler = Scheduler(self._run, settings.max_batch, settings.max_wait_ms / 1000)
         # As many as there may be requests, so that none waits while another's picture comes slowly.
@@ -106,6 +108,8 @@ class Service:
             CrosstrimError: the request cannot be answered.
         """
         config = _trim_config(asked.trim, self._settings.trim)
+        wanted = asked.json_schema
+        grammar = None if wanted is None else self._grammars.grammar(wanted, deadline)
         written = self._prompts.write(
             asked.turns, self._new_tokens(asked), fills=asked.fills, length_field=asked.length_field
         )
@@ -119,6 +123,8 @@ class Service:
             temperature=asked.temperature,
             top_p=asked.top_p,
             seed=asked.seed,
+            top_logprobs=asked.top_logprobs,
+            grammar=grammar,
         )
 
     async def events(

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from crosstrim.errors import InputError
+from crosstrim.server import chat
 
 COLDEST = 0.001
 """Below this temperature answers are greedy: logits divided by it would overflow."""
 
 BRANCHES = frozenset({"<one>", "<list>", "<text>", "<image_url>", "<whole>", "<share>"})
 """Of unions; pydantic puts them into the places of errors, where no client knows them."""
+
+ANY_OBJECT = {"type": "object"}
+"""The schema of an answer that must be a JSON object, of which nothing else is said."""
 
 Text = Annotated[str, Field(max_length=1_000_000)]
 _Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -59,6 +66,45 @@ class InMessage(Strict):
     """Messages come from many hands, and are sent back with all that was in them; more than is known is ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class Likely(BaseModel):
+    """A token that could stand in one place."""
+
+    token: str = Field(description="Half a character is written as U+FFFD.")
+    logprob: float = Field(description="Of the model's own distribution, whatever is drawn or allowed.")
+    bytes: list[int]
+
+    @classmethod
+    def of(cls, likely: chat.Likely) -> Self:
+        """The same for the wire."""
+        content = likely.content
+        return cls(token=content.decode("utf-8", "replace"), logprob=likely.logprob, bytes=list(content))
+
+
+class TokenLogprob(Likely):
+    """A token of the answer."""
+
+    top_logprobs: list[Likely]
+
+
+def logprobs(tokens: Iterable[chat.Token]) -> list[TokenLogprob]:
+    """Tokens for the wire; OpenAI and Ollama write them alike."""
+    return [
+        TokenLogprob(**Likely.of(token.chosen).model_dump(), top_logprobs=list(map(Likely.of, token.likeliest)))
+        for token in tokens
+    ]
+
+
+def top_logprobs(wanted: bool | None, count: int | None) -> int | None:
+    """How many of the likeliest tokens to tell in each place; None is of none, nor of the chosen.
+
+    Raises:
+        InputError: a number of them is asked for, and they are not.
+    """
+    if count and not wanted:
+        raise InputError(f"top_logprobs={count} goes with logprobs=true; set that too, or leave it out.")
+    return (count or 0) if wanted else None
 
 
 class TrimOptions(Strict):
