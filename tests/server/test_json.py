@@ -63,8 +63,8 @@ def formatted(schema):
 
 @pytest.fixture(scope="module")
 def talker(start):
-    """A server of mini, whose tokens are bytes as the real model's are; batches wait for each other."""
-    with start(checkpoint="mini", max_batch=8, max_wait_ms=1_500) as running:
+    """A server of mini, whose tokens are bytes as the real model's are."""
+    with start(checkpoint="mini") as running:
         yield running
 
 
@@ -72,7 +72,7 @@ def picture(place=0):
     return Path(mini.examples()[place]["image"]).read_bytes()
 
 
-def test_every_answer_in_a_batch_meets_its_schema_and_mates_answer_as_ever(talker):
+def test_every_answer_in_a_batch_meets_its_schema_and_mates_answer_as_ever(talker, monkeypatch):
     """Greedy and sampled, under four schemas and none."""
     asked = [("What colour is the 2?", None, {}), ("Read all the digits.", None, {"temperature": 1.0, "seed": 4})]
     for seed, schema in enumerate(SCHEMAS.values()):
@@ -83,10 +83,11 @@ def test_every_answer_in_a_batch_meets_its_schema_and_mates_answer_as_ever(talke
         return talker.ask(question, picture(), max_tokens=120, **wanted, **options).choices[0]
 
     alone = [ask(*asked[0]).message.content, ask(*asked[1]).message.content]
+    monkeypatch.setattr(talker.service._scheduler, "_max_wait", 2.0)  # seconds that they wait for each other
     before = batches(talker)
     with ThreadPoolExecutor(len(asked)) as askers:
         answers = list(askers.map(lambda one: ask(*one), asked))
-    assert batches(talker) - before < len(asked)  # they ran together
+    assert batches(talker) - before <= 3  # of ten: they ran together
     assert [answer.message.content for answer in answers[:2]] == alone
     for (_, schema, _), answer in zip(asked[2:], answers[2:], strict=True):
         assert answer.finish_reason == "stop"
@@ -106,7 +107,7 @@ def test_what_ends_by_itself_under_json_object_is_one(talker):
         return talker.ask("What colour is the 2?", picture(), max_tokens=20, **options).choices[0]
 
     with ThreadPoolExecutor(8) as askers:
-        answers = list(askers.map(ask, range(16)))
+        answers = list(askers.map(ask, range(8)))
     assert all(answer.message.content.startswith("{") for answer in answers)
     ended = [answer.message.content for answer in answers if answer.finish_reason == "stop"]
     assert ended
@@ -117,14 +118,13 @@ def test_streams_and_ollama_s_format_give_the_same(talker):
     asked = ("What colour is the 2?", picture())
     client = ollama.Client(talker.url)
     messages = [{"role": "user", "content": asked[0], "images": [asked[1]]}]
-    object_format = formatted(SCHEMAS["object"])
-    for ours, theirs in ((object_format, SCHEMAS["object"]), ({"type": "json_object"}, "json")):
-        whole = talker.ask(*asked, max_tokens=40, response_format=ours).choices[0].message.content
-        pieces = talker.ask(*asked, max_tokens=40, response_format=ours, stream=True)
+    for ours, theirs in ((formatted(SCHEMAS["array"]), SCHEMAS["array"]), ({"type": "json_object"}, "json")):
+        whole = talker.ask(*asked, max_tokens=25, response_format=ours).choices[0].message.content
+        pieces = talker.ask(*asked, max_tokens=25, response_format=ours, stream=True)
         assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == whole
-        answer = client.chat(MODEL, messages, format=theirs, options={"num_predict": 40})
+        answer = client.chat(MODEL, messages, format=theirs, options={"num_predict": 25})
         assert answer.message.content == whole
-        assert whole.startswith("{")
+        assert whole[0] in "{["
 
 
 def test_an_answer_that_is_cut_off_says_so(talker):
@@ -240,7 +240,7 @@ def test_logprobs_are_those_of_the_model_and_change_no_answer(talker):
 
 def test_logprobs_in_streams_under_schemas_and_in_ollama_s_answers(talker):
     asked = ("What colour is the 2?", picture())
-    options = {"max_tokens": 60, "logprobs": True, "response_format": formatted(SCHEMAS["object"])}
+    options = {"max_tokens": 30, "logprobs": True, "response_format": formatted(SCHEMAS["object"])}
     whole = talker.ask(*asked, **options).choices[0]
     assert all(one.top_logprobs == [] for one in whole.logprobs.content)
     # Of the model itself, which would not have said what the schema made it say.
@@ -250,7 +250,7 @@ def test_logprobs_in_streams_under_schemas_and_in_ollama_s_answers(talker):
     assert streamed == whole.logprobs.content
     assert "".join(one.token for one in streamed).strip() == whole.message.content
     body = {"model": MODEL, "prompt": asked[0], "images": [base64.b64encode(asked[1]).decode()], "logprobs": True}
-    body |= {"format": SCHEMAS["object"], "options": {"num_predict": 60}, "top_logprobs": 2}
+    body |= {"format": SCHEMAS["object"], "options": {"num_predict": 30}, "top_logprobs": 2}
     answer = httpx.post(f"{talker.url}/api/generate", json={**body, "stream": False}, timeout=60).json()
     assert [one["logprob"] for one in answer["logprobs"]] == [one.logprob for one in streamed]
     assert all(len(one["top_logprobs"]) == 2 for one in answer["logprobs"])
