@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
+import logging
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,9 +13,14 @@ import torch
 from crosstrim.asking import answering
 from crosstrim.asking.batches import Encoder
 from crosstrim.asking.sureness import ends_of
-from crosstrim.server.chat import Chat, Delta, DeviceLostError, Failed, Finished
+from crosstrim.errors import InputError
+from crosstrim.server.chat import Chat, Delta, DeviceLostError, Failed, Finished, Token
+from crosstrim.server.decoding import Chooser, TokenTexts
+from crosstrim.server.grammar import GrammarFailedError
 from crosstrim.server.text import GrowingText
 from crosstrim.trimming.handle import TrimHandle, trim
+
+_LOG = logging.getLogger(__name__)
 
 
 class Generator:
@@ -30,6 +36,7 @@ class Generator:
         self._model = model
         self._processor = processor
         self._ends = ends_of(model)
+        self._texts = TokenTexts(processor.tokenizer)
         self._encoder = Encoder(model, processor, feature_cache_bytes)
         self.cache = self._encoder.cache
 
@@ -70,13 +77,14 @@ class Generator:
         ):
             lengths = inputs["attention_mask"].sum(-1).tolist()
             rows.extend(
-                _Row(chat, length, self._decode, self._ends) for chat, length in zip(chats, lengths, strict=True)
+                _Row(chat, length, self._decode, self._ends, Chooser(chat, self._model.device, self._texts))
+                for chat, length in zip(chats, lengths, strict=True)
             )
             self._model.generate(
                 **inputs,
                 max_new_tokens=max(chat.max_new_tokens for chat in chats),
-                do_sample=False,  # whatever the checkpoint says; `_Draws` does it for each row
-                logits_processor=LogitsProcessorList([_Draws(chats, self._model.device)]),
+                do_sample=False,  # whatever the checkpoint says; each row draws by itself
+                logits_processor=LogitsProcessorList([_choose(rows)]),
                 stopping_criteria=StoppingCriteriaList([_Watch(rows, handle)]),
             )
 
@@ -87,35 +95,62 @@ class Generator:
 class _Row:
     """One request of a running batch."""
 
-    def __init__(self, chat: Chat, prompt_tokens: int, decode: Any, ends: frozenset[int]) -> None:
+    def __init__(self, chat: Chat, prompt_tokens: int, decode: Any, ends: frozenset[int], chooser: Chooser) -> None:
         self.chat = chat
+        self._chooser = chooser
+        self._tokens: list[Token] = []  # that were not told yet
         self.text = GrowingText(decode, chat.stops)
         self.done = False
         self.visible = self.kept = 0
         self._prompt_tokens = prompt_tokens
         self._ends = ends
+        self._begun = time.perf_counter()
+        self._first: float | None = None  # when the first token came
+
+    def choose(self, logits: torch.Tensor) -> None:
+        """Leave what may come next of a row's logits, (vocabulary,); changed in place."""
+        try:
+            self._chooser.choose(logits)
+        except GrammarFailedError as error:
+            self._fail(error)
 
     def add(self, token: int) -> None:
         """Take in a token, and tell what is new."""
         if self.done:
             return
+        if self._first is None:
+            self._first = time.perf_counter()
         if self.chat.cancelled.is_set():
             self.done = True
             return
+        if token not in self._ends:
+            try:
+                self._tokens += self._chooser.take(token)
+            except GrammarFailedError as error:
+                return self._fail(error)
         self._tell_text(self.text.add(token))
         if token in self._ends or self.text.stopped:
             self._finish("stop")
         elif self.text.count >= self.chat.max_new_tokens:
             self._finish("length")
 
+    def _fail(self, error: GrammarFailedError) -> None:
+        """End this row alone."""
+        _LOG.warning("an answer could not be held to its JSON schema: %s", error)
+        self.done = True
+        self.chat.tell(Failed(InputError("the answer could not be held to the JSON schema; make that simpler.")))
+
     def _finish(self, reason: Literal["stop", "length"]) -> None:
         self.done = True
-        self._tell_text(self.text.finish())
-        self.chat.tell(Finished(reason, self._prompt_tokens, self.text.count, self.visible, self.kept))
+        self._tell_text(self.text.finish(), last=True)
+        first, now = self._first or self._begun, time.perf_counter()
+        counts = (self._prompt_tokens, self.text.count, self.visible, self.kept)
+        self.chat.tell(Finished(reason, *counts, prompt_seconds=first - self._begun, answer_seconds=now - first))
 
-    def _tell_text(self, text: str) -> None:
-        if text:
-            self.chat.tell(Delta(text))
+    def _tell_text(self, text: str, *, last: bool = False) -> None:
+        if text or (last and self._tokens):
+            self.chat.tell(Delta(text, tuple(self._tokens)))
+            self._tokens.clear()
 
 
 class _Watch:
@@ -137,37 +172,14 @@ class _Watch:
         return torch.tensor([row.done for row in self._rows], device=tokens.device)
 
 
-class _Draws:
-    """Called by `generate` before it takes the likeliest token: of sampled rows it leaves only the one it draws.
+def _choose(rows: Sequence[_Row]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """What `generate` calls before it takes each row's likeliest token, for which it is a processor of logits."""
 
-    Every row has a generator of its own, so that its seed alone decides, whoever is in its batch.
-
-    Args:
-        chats: one for each row.
-        device: of the logits.
-    """
-
-    def __init__(self, chats: Sequence[Chat], device: torch.device) -> None:
-        self._rows = [(row, chat, _generator(chat, device)) for row, chat in enumerate(chats) if chat.temperature > 0]
-
-    def __call__(self, _: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        if self._rows:
-            logits = logits.clone()
-        for row, chat, generator in self._rows:
-            token = torch.multinomial(_probabilities(logits[row], chat), 1, generator=generator)
-            logits[row] = -torch.inf
-            logits[row, token] = 0.0
+    def choose(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        logits = logits.clone()
+        for row, of_row in zip(rows, logits, strict=True):
+            if not row.done:
+                row.choose(of_row)
         return logits
 
-
-def _probabilities(logits: torch.Tensor, chat: Chat) -> torch.Tensor:
-    """What is drawn from: the likeliest tokens whose sum reaches `top_p`, not normalised. (vocabulary,), float32."""
-    probabilities = (logits.float() / chat.temperature).softmax(-1)
-    if chat.top_p < 1:
-        ordered, order = probabilities.sort(descending=True, stable=True)
-        probabilities[order[ordered.cumsum(-1) - ordered >= chat.top_p]] = 0.0
-    return probabilities
-
-
-def _generator(chat: Chat, device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(secrets.randbits(63) if chat.seed is None else chat.seed)
+    return choose
