@@ -55,17 +55,23 @@ class Trim:
             choice: of the leader.
             last_row_sees: [B] bool, whether the last row of the prompt sees anything.
         """
-        kept, size = choice.kept, choice.features_per_image
+        kept, size = choice.kept, self.model.geometry.features_per_image
         if self.blind_rows_leak:  # then a sample that sees nothing reads everything, and dropping any would show
             kept = kept | ~(choice.visible.any(-1) & last_row_sees).unsqueeze(-1)
         most = _most_kept(self.config, kept.shape[1], size)
         leader = Kept.of(kept, choice.visible, size, at_most=most)
-        groups = choice.groups(kept)  # for the followers: the leader has read everything, and its cache stays plain
+        merges = self.config.merge and not self.config.drops_nothing
+        groups = choice.groups(kept) if merges else None
+        # For the followers: the leader has read everything, and its cache stays plain.
         first = leader if groups is None else replace(leader, groups=groups)
         layers = [leader]
         for share in self.config.voters().shares(len(self.model.followers)):
             at_most, less = int(share_of(share, torch.tensor(most, device="cpu"))), choice.share(share)
-            own = first if share == 1 else Kept.of(less, choice.visible, size, at_most, choice.groups(less))
+            own = (
+                first
+                if share == 1
+                else Kept.of(less, choice.visible, size, at_most, choice.groups(less) if merges else None)
+            )
             layers.append(own)
         return tuple(layers)
 
