@@ -146,7 +146,7 @@ class Kept:
     def trim_features(self, features: torch.Tensor) -> torch.Tensor:
         """[B, N, hidden] to [B, K, hidden]: what was kept, or the means of what it stands for."""
         if self.groups is not None:
-            features = self.groups.means(features)
+            return self.groups.means(features, self.slots)
         slots = self.slots.to(features.device).unsqueeze(-1)
         return features.gather(1, slots.expand(-1, -1, features.shape[-1]))
 
