@@ -26,19 +26,12 @@ Project = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class PromptTrim:
-    """The options, applied to the prompts of a model.
+    """The options, applied to the prompts of a model."""
 
-    Attributes:
-        config: of the trim; every layer keeps the same.
-        geometry: of the model.
-        image_token_id: id of `<|image|>`.
-        user_turn_ids: token ids that open a user turn, or None.
-    """
-
-    config: TrimConfig
+    config: TrimConfig  # every layer keeps the same
     geometry: Geometry
-    image_token_id: int
-    user_turn_ids: tuple[int, ...] | None
+    image_token_id: int  # of `<|image|>`
+    user_turn_ids: tuple[int, ...] | None  # that open a user turn
 
     @classmethod
     def of(cls, config: TrimConfig, model: Any) -> PromptTrim:
@@ -47,14 +40,10 @@ class PromptTrim:
         return cls(config, mllama.geometry_of(model), model.image_token_index, user_turn_ids)
 
     def visible(self, token_ids: Sequence[int], tiles: Sequence[int]) -> torch.Tensor:
-        """What each text row may see: the real tiles of the images that come last before it.
+        """[T, M] bool on the CPU, what each text row may see of all tiles of the images, padding tiles counted.
 
-        Args:
-            token_ids: [T], with one `<|image|>` for each image.
-            tiles: real tiles of each image.
-
-        Returns:
-            [T, M] bool on the CPU, for all tiles of the images, padding tiles counted.
+        These are the real tiles of the images that come last before it. The ids [T] have one `<|image|>` for each
+        image, and `tiles` says how many of its tiles are real.
         """
         # Meta's rule, as transformers' own processor states it.
         from transformers.models.mllama.processing_mllama import get_cross_attention_token_mask
@@ -75,12 +64,9 @@ class PromptTrim:
         Only what the last row sees is ever read again, so earlier images need none.
         """
         visible = self.features_of(self.visible(token_ids, tiles)[-1:]).unflatten(-1, (len(tiles), -1))
-        counts, config = visible.sum(-1), self.config
-        if config.count_depends_on_prompt and config.k is None:
-            return int(counts.sum())
-        voters = 1 if config.k is None else self.geometry.query_heads
+        config, voters = self.config, 1 if self.config.k is None else self.geometry.query_heads
         budget = budget_of(visible, k=config.k, keep=config.keep, k_base=config.k_base)
-        return int(torch.minimum(counts, voters * budget).sum())
+        return int(torch.minimum(visible.sum(-1), voters * budget).sum())
 
     def largest(self, images: int) -> int:
         """KV slots of so many images that stand together and fill all of their tiles."""
@@ -121,18 +107,10 @@ class PromptTrim:
         values: torch.Tensor,
         all_heads: AllHeads,
     ) -> torch.Tensor:
-        """Choose in the first cross-attention layer.
+        """[N] bool beside the queries, whether the feature stays, as the first cross-attention layer chooses.
 
-        Args:
-            token_ids: [T] of the prompt.
-            visible: [T, M] bool, as `visible` gives it: on the CPU, so that nobody has to wait for the device.
-            queries: [T, Hq, D] of this tensor-parallel rank, after the query norm.
-            keys: [N, Hkv, D] likewise.
-            values: [N, Hkv, D] likewise.
-            all_heads: with it every rank chooses the same.
-
-        Returns:
-            [N] bool beside the queries, whether the feature stays.
+        Queries [T, Hq, D] and keys and values [N, Hkv, D] are those of this tensor-parallel rank, after the norms.
+        What the rows see [T, M] is on the CPU, as `visible` gives it, so that nobody has to wait for the device.
         """
         rating = None
         if self.config.rating_rows == "last_turn":
@@ -157,6 +135,7 @@ class Prompt:
         prompt_rows: text rows of the prompt.
         kept: [K] int64, ascending; None until the first cross-attention layer has chosen.
         count: K; None where only the device will know.
+        asked: the prompt's ids and what its rows see, as for `PromptTrim.choose`.
     """
 
     def __init__(
@@ -168,7 +147,7 @@ class Prompt:
         self.features = features[: visible.shape[1] * trim.geometry.features_per_tile]
         self.kept: torch.Tensor | None = None
         self.count = None if trim.config.count_depends_on_prompt else trim.slots(prompt_ids, tiles)
-        self._prompt_ids, self._seen = prompt_ids, seen
+        self.asked = prompt_ids, seen
         self._first = int(visible.any(-1).int().argmax())
         self._alike = bool((visible[self._first :] == visible[-1]).all())
         self._visible = visible.to(features.device, non_blocking=True)
@@ -180,23 +159,14 @@ class Prompt:
         """[T] bool, whether the row sees any image."""
         return self._visible.any(-1)
 
-    def choose(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, all_heads: AllHeads
-    ) -> torch.Tensor:
-        """[N] bool, whether the feature stays, by the prompt's own rows among the queries [T, Hq, D]."""
-        rows = self._prompt_ids, self._seen, queries[: self.prompt_rows]
-        return self.trim.choose(*rows, keys, values, all_heads)
-
     def lead(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """[T, Hq, D], attention in the first layer to keys and values [N, Hkv, D] of all features.
-
-        The prompt's rows attend to what they see, rows after it to what is kept.
-        """
+        """[T, Hq, D], attention in the first layer, given keys and values [N, Hkv, D] of all features."""
         asked, seen = queries[: self.prompt_rows], self._columns
         output = self._attend(asked, keys[seen], values[seen], seen)
         if len(asked) == len(queries):
             return output
-        return torch.cat([output, attend(queries[len(asked) :], keys[self.kept], values[self.kept])])
+        later = queries[len(asked) :]  # they read what is kept
+        return torch.cat([output, attend(later, keys[self.kept], values[self.kept])])
 
     def follow(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """[T, Hq, D], attention in a later layer to keys and values [K, Hkv, D] of what is kept."""
@@ -236,7 +206,10 @@ def cross_attend(
     for group in [prompts] if together else [[prompt] for prompt in prompts]:
         projected = [project(prompt.features) for prompt in group]
         new = [(prompt, own) for prompt, own in zip(group, projected, strict=True) if prompt.kept is None]
-        stays = [prompt.choose(queries[prompt.rows], *own, all_heads) for prompt, own in new]
+        stays = []
+        for prompt, own in new:
+            rows = queries[prompt.rows][: prompt.prompt_rows]
+            stays.append(prompt.trim.choose(*prompt.asked, rows, *own, all_heads))
         asked = [one.sum() for (prompt, _), one in zip(new, stays, strict=True) if prompt.count is None]
         counts = iter(torch.stack(asked).tolist() if asked else ())
         for (prompt, _), one in zip(new, stays, strict=True):
@@ -249,22 +222,14 @@ def cross_attend(
 def attend(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Attention of text rows to image features; rows that see nothing get zeros, as in Meta's reference.
+    """[T, Hq, D], attention of queries [T, Hq, D] to keys and values [M, Hkv, D] that are `visible` [T, M] bool.
 
-    Args:
-        queries: [T, Hq, D].
-        keys: [M, Hkv, D].
-        values: [M, Hkv, D].
-        visible: [T, M] bool; None: every row sees all.
-
-    Returns:
-        [T, Hq, D].
+    None: every row sees all. Rows that see nothing get zeros, as in Meta's reference.
     """
     query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (queries, keys, values))
-    blind = None if visible is None else ~visible.any(-1, keepdim=True)
-    mask = None if visible is None or blind is None else visible | blind  # a row that is all masked would be NaN
-    output = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, enable_gqa=query.shape[1] != key.shape[1]
-    )
-    output = output[0].transpose(0, 1)
-    return output if blind is None else output.masked_fill(blind.unsqueeze(-1), 0)
+    grouped = query.shape[1] != key.shape[1]
+    if visible is None:
+        return F.scaled_dot_product_attention(query, key, value, enable_gqa=grouped)[0].transpose(0, 1)
+    blind = ~visible.any(-1, keepdim=True)  # a row that is all masked would be NaN
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=visible | blind, enable_gqa=grouped)
+    return output[0].transpose(0, 1).masked_fill(blind.unsqueeze(-1), 0)

@@ -68,7 +68,7 @@ class Choice:
         """[B, N] bool: the best `share` of what is kept, image by image, by the same votes."""
         if share == 1 or self.votes is None or self.evidence is None:
             return self.kept
-        return select(self.votes, self.kept, keep=share, features_per_image=self.evidence.features_per_image)
+        return select(self.votes, self.kept, keep=float(share), features_per_image=self.evidence.features_per_image)
 
     def groups(self, kept: torch.Tensor) -> Groups | None:
         """Which of the features `kept` [B, N] stand for those that go; None where none goes."""
