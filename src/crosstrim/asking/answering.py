@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -291,10 +291,23 @@ def generate(
 
 
 def answer(
-    model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], config: TrimConfig | None, max_new_tokens: int
+    model: Any,
+    processor: Any,
+    inputs: Mapping[str, torch.Tensor],
+    config: TrimConfig | None,
+    max_new_tokens: int,
+    stop: Callable[[], bool] | None = None,
 ) -> Answer:
-    """Answer the one prompt in `inputs` greedily."""
-    found = generate(model, processor, inputs, config=config, max_new_tokens=max_new_tokens)
+    """Answer the one prompt in `inputs` greedily, up to where `stop` says True after a token."""
+    options: dict[str, Any] = {}
+    if stop is not None:
+        from transformers import StoppingCriteriaList
+
+        def stops(tokens: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+            return tokens.new_full((len(tokens),), stop(), dtype=torch.bool)
+
+        options["stopping_criteria"] = StoppingCriteriaList([stops])
+    found = generate(model, processor, inputs, config=config, max_new_tokens=max_new_tokens, **options)
     return Answer(found.texts[0], found.tokens.shape[1], found.seconds, found.report)
 
 
