@@ -255,7 +255,7 @@ def test_options_are_those_of_trim(loaded):
         Session(*loaded, PICTURE, config, k=0.5)
     with pytest.raises(ConfigError, match=r"did you mean Session\(model, processor, images, k=0.5\)"):
         Session(*loaded, PICTURE, 0.5)
-    with pytest.raises(ConfigError, match="expected a TrimConfig, got 0.5"):
+    with pytest.raises(ConfigError, match=r"expected a TrimConfig, got 0\.5"):
         Session(*loaded, PICTURE).ask("what?", config=0.5)
 
 
