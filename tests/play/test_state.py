@@ -288,6 +288,17 @@ def test_another_picture_supersedes_everything():
     assert visitor.subject == "a picture"
 
 
+def test_the_same_wish_again_is_no_other():
+    visitor = Visitor()
+    first = visitor.wish("answer", ("why?", CONFIG))
+    assert visitor.wish("answer", ("why?", TrimConfig(keep=0.2))) is first
+    assert not first.is_superseded()
+    second = visitor.wish("answer", ("how?", CONFIG))
+    assert first.is_superseded()
+    second.supersede()
+    assert visitor.wish("answer", ("how?", CONFIG)) is not second
+
+
 def test_pictures_of_pages_that_were_closed_or_not_used_are_let_go():
     visitors = Visitors(most=2)
     for key in "ab":

@@ -42,8 +42,8 @@ class Page:
         with gr.Blocks(
             title="crosstrim playground", analytics_enabled=False, delete_cache=(3600, 3600)
         ) as self.blocks:
-            gr.HTML(words.heading(model), elem_id="heading")
-            self._notice = gr.HTML(elem_id="notice")
+            _html("heading", words.heading(model))
+            self._notice = _html("notice")
             with gr.Row():
                 with gr.Column(scale=4, min_width=300):
                     self._lay_out_controls()
@@ -89,7 +89,7 @@ class Page:
         )
 
     def _lay_out_comparison(self) -> None:
-        self._result = gr.HTML(words.WAITING, elem_id="result")
+        self._result = _html("result", words.WAITING)
         self._wants_heat = gr.Checkbox(label="Show what the question looks at (saliency)", elem_id="wants-heat")
         picture: dict[str, Any] = {"interactive": False, "height": 400, "buttons": ["download", "fullscreen"]}
         with gr.Row():
@@ -104,28 +104,26 @@ class Page:
 
     def _lay_out_range(self) -> None:
         gr.Markdown(
-            f"The question on the left, asked at {len(PER_CENTS)} budgets from {PER_CENTS[0]} to {PER_CENTS[-1]} per "
-            "cent. Where does the answer change?"
+            f"Your question at {len(PER_CENTS)} budgets, from {PER_CENTS[0]} to {PER_CENTS[-1]} per cent. Where does "
+            "the answer change?"
         )
         self._draw = gr.Button("Ask at every budget", variant="primary", elem_id="draw")
         self._plot = gr.BarPlot(
-            x="budget",
+            x="budget, %",
             y="kept, %",
             color="verdict",
             color_map=_COLOURS,
-            sort=[_label(per_cent) for per_cent in PER_CENTS],
+            sort=list(map(str, PER_CENTS)),
             y_lim=[0, 100],
             tooltip="all",
             height=280,
             elem_id="plot",
             visible=False,
         )
-        self._table = gr.HTML(elem_id="table")
+        self._table = _html("table")
 
     def _lay_out_chat(self) -> None:
-        gr.Markdown(
-            "A conversation about the picture on the left, trimmed anew for every turn at the budget set there."
-        )
+        gr.Markdown("A conversation about the picture. Each turn is trimmed anew, at the budget that is set by then.")
         self._said = gr.State([])
         self._chatbot = gr.Chatbot(
             elem_id="chat", show_label=False, height=380, render_markdown=False, buttons=[], feedback_options=None
@@ -184,8 +182,8 @@ class Page:
         self, request: gr.Request, question: str, knob: str, per_cent: float, policy: str, wants_heat: bool
     ) -> tuple[Any, ...]:
         visitor = self._visitors.of(request.session_hash)
-        wish, subject = visitor.wish("answer"), visitor.subject
-        config = config_of(knob, per_cent, policy or None)
+        subject, config = visitor.subject, config_of(knob, per_cent, policy or None)
+        wish = visitor.wish("answer", (question, config, wants_heat))
         found = self._playground.compare(subject, question, config, wish)
         warm = self._playground.heat(subject, question, wish) if wants_heat else None
         said = words.comparison(found, self._playground.legend(subject, found))
@@ -217,16 +215,19 @@ class Page:
 
     def _range(self, request: gr.Request, question: str, knob: str, policy: str) -> Iterator[tuple[Any, ...]]:
         visitor = self._visitors.of(request.session_hash)
-        wish, subject = visitor.wish("range"), visitor.subject
+        subject, wish = visitor.subject, visitor.wish("range", (question, knob, policy))
         for points in self._playground.sweep(subject, question, knob, policy or None, wish):
-            yield gr.update(value=_frame(points), visible=True), words.table(points)
+            # Gradio draws asynchronously and may end with an older figure: it gets the last one alone.
+            is_whole = len(points) == len(PER_CENTS)
+            plot = gr.update(value=_frame(points), visible=True) if is_whole else gr.update(visible=False)
+            yield plot, words.table(points)
 
     def _talk(
         self, request: gr.Request, message: str, knob: str, per_cent: float, policy: str, said: list[Any]
     ) -> Iterator[tuple[Any, ...]]:
         visitor = self._visitors.of(request.session_hash)
-        wish, subject = visitor.wish("chat"), visitor.subject
-        config = config_of(knob, per_cent, policy or None)
+        subject, config = visitor.subject, config_of(knob, per_cent, policy or None)
+        wish = visitor.wish("chat")
         asked = [*said, {"role": "user", "content": message}]
         yield asked, said, ""
         answer = self._playground.chat(subject, message, config, wish)
@@ -251,15 +252,15 @@ class Page:
         return [[asked["question"]] for asked in self._examples[number]["questions"]]
 
 
-def _label(per_cent: int) -> str:
-    return f"{per_cent} %"
+def _html(name: str, content: str = "") -> gr.HTML:
+    return gr.HTML(content, elem_id=name, apply_default_css=False, padding=True)
 
 
 def _frame(points: tuple[Point, ...]) -> pd.DataFrame:
     def row(per_cent: int, found: Comparison) -> dict[str, Any]:
         kept = round(100 * found.report.kept_fraction, 1)
         verdict = words.SAME if found.same else words.CHANGED
-        return {"budget": _label(per_cent), "kept, %": kept, "answer": found.trimmed.answer, "verdict": verdict}
+        return {"budget, %": str(per_cent), "kept, %": kept, "answer": found.trimmed.answer, "verdict": verdict}
 
     return pd.DataFrame([row(point.per_cent, point.comparison) for point in points])
 

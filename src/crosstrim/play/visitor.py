@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from crosstrim.errors import InputError
@@ -20,9 +21,17 @@ class SupersededError(Exception):
 
 
 class Wish:
-    """Something that a visitor asked for, until something else is asked for in its place."""
+    """Something that a visitor asked for, until something else is asked for in its place.
 
-    def __init__(self) -> None:
+    Args:
+        about: what tells it from others; None tells it from every other.
+
+    Attributes:
+        about: likewise.
+    """
+
+    def __init__(self, about: Hashable = None) -> None:
+        self.about = about
         self._superseded = threading.Event()
 
     def supersede(self) -> None:
@@ -53,11 +62,18 @@ class Visitor:
             raise InputError("there is no picture yet; pick an example, or drop one of your own.")
         return self._subject
 
-    def wish(self, kind: str) -> Wish:
-        """A new wish, which supersedes the one before it of the same kind."""
-        wish = Wish()
+    def wish(self, kind: str, about: Hashable = None) -> Wish:
+        """A wish, which supersedes the one before it of the same kind; one for the same thing is that one.
+
+        Args:
+            kind: of which only the last one counts.
+            about: as of `Wish`. Pages tell some things twice.
+        """
+        wish = Wish(about)
         with self._lock:
             if (earlier := self._wishes.get(kind)) is not None:
+                if about is not None and earlier.about == about and not earlier.is_superseded():
+                    return earlier
                 earlier.supersede()
             self._wishes[kind] = wish
         return wish

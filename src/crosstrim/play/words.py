@@ -81,7 +81,7 @@ def comparison(found: Comparison, legend: str) -> str:
     facts = [
         ("kept", "Kept", f"{report.kept} of {report.visible}", f"visible features, {_share(found)}"),
         ("kv", "Image KV", format_bytes(report.kv_bytes), f"of {format_bytes(report.kv_bytes_untrimmed)} untrimmed"),
-        ("time", "Time", _seconds(found.trimmed), f"untrimmed {_seconds(found.untrimmed)}"),
+        ("time", "Time", _seconds(found.trimmed), f"untrimmed {found.untrimmed.seconds:.2f} s"),
         ("verdict", "Verdict", verdict, f"policy {report.config.decider}"),
     ]
     answers = "".join(
@@ -109,7 +109,7 @@ def table(points: Sequence[Point]) -> str:
         f'<tr class="{"same" if found.same else "changed"}"><th scope="row">{point.per_cent} %</th>'
         f'<td>{found.report.kept}</td><td class="wide">{_share(found)}</td>'
         f'<td class="wide">{format_bytes(found.report.kv_bytes)}</td>'
-        f'<td class="said">{_said(found.trimmed)}</td><td>{SAME if found.same else CHANGED}</td></tr>'
+        f'<td class="said">{_said(found.trimmed)}</td><td>{"same" if found.same else "changed"}</td></tr>'
         for point in points
         for found in [point.comparison]
     )
