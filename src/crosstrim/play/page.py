@@ -90,12 +90,15 @@ class Page:
 
     def _lay_out_comparison(self) -> None:
         self._result = _html("result", words.WAITING)
-        self._wants_heat = gr.Checkbox(label="Show what the question looks at (saliency)", elem_id="wants-heat")
+        self._wants_heat = gr.Checkbox(
+            label="Show the saliency: what the question looks at in the first cross-attention layer",
+            elem_id="wants-heat",
+        )
         picture: dict[str, Any] = {"interactive": False, "height": 400, "buttons": ["download", "fullscreen"]}
         with gr.Row():
             self._overlay = gr.Image(label="What was kept", elem_id="overlay", min_width=260, **picture)
             self._heat = gr.Image(
-                label="Attention in the first cross-attention layer",
+                label="Saliency",
                 elem_id="heat",
                 min_width=260,
                 visible=False,

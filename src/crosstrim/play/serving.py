@@ -81,7 +81,7 @@ def build(playground: Playground, model: str) -> FastAPI:
     from crosstrim.play.page import Page
 
     name = Path(model).expanduser().resolve().name if Path(model).expanduser().is_dir() else model
-    app = gr.mount_gradio_app(
+    app: FastAPI = gr.mount_gradio_app(
         fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         Page(playground, name).blocks,
         path="/",
