@@ -16,6 +16,7 @@ from crosstrim.asking import answering
 from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError, UnsupportedModelError
 from crosstrim.models import vision
 from tests.support.questions import PICTURE, QUESTIONS
+from tests.support.tower import passes as tower_passes
 
 TALL = Image.fromarray(np.random.default_rng(1).integers(0, 256, (84, 28, 3), dtype=np.uint8))
 TOKENS = 5
@@ -29,12 +30,7 @@ def loaded(checkpoint):
 @pytest.fixture
 def tower(loaded):
     """How many images entered the vision tower, pass by pass."""
-    passes = []
-    vision_model = loaded[0].model.vision_model
-    vision_model.register_forward_pre_hook(
-        lambda module, args, kwargs: passes.append(kwargs["pixel_values"].shape[0]), with_kwargs=True
-    )
-    return passes
+    return tower_passes(loaded[0])
 
 
 def hooks(model) -> int:

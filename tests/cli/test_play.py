@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from crosstrim import addresses
 from crosstrim.play import serving
 
 
@@ -15,7 +16,7 @@ def served(monkeypatch):
 
     def serve(model, *, ready, **options):
         seen.append((model, options))
-        ready(serving.url(options["host"], options["port"]))
+        ready(addresses.url(options["host"], options["port"]))
 
     monkeypatch.setattr(serving, "serve", serve)
     return seen

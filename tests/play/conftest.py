@@ -17,6 +17,7 @@ import pytest
 
 import crosstrim
 from crosstrim.play.state import Playground
+from tests.support import tower
 
 # `make test-play` has Gradio and Playwright; the other environments have not.
 collect_ignore = (
@@ -36,7 +37,7 @@ class Served:
 
     url: str
     playground: Playground
-    passes: list[int] = field(default_factory=list)
+    passes: list[int]
     generated: list[int] = field(default_factory=list)
 
     def forget_counts(self) -> None:
@@ -77,10 +78,7 @@ def served(reached: list[Any]) -> Iterator[Served]:
     app = serving.build(playground, "mini")
     serving.MAX_FILE_BYTES = limit
     listening = socket.create_server(("127.0.0.1", 0))
-    running = Served(f"http://127.0.0.1:{listening.getsockname()[1]}/", playground)
-    model.model.vision_model.register_forward_pre_hook(
-        lambda module, args, kwargs: running.passes.append(kwargs["pixel_values"].shape[0]), with_kwargs=True
-    )
+    running = Served(f"http://127.0.0.1:{listening.getsockname()[1]}/", playground, tower.passes(model))
     generate = model.generate
 
     def counting(**options: Any) -> Any:

@@ -18,6 +18,7 @@ from crosstrim.play import state
 from crosstrim.play.state import PER_CENTS, Playground, config_of
 from crosstrim.play.visitor import SupersededError, Visitor, Visitors, Wish
 from tests.support.questions import PICTURE, QUESTIONS
+from tests.support.tower import passes as tower_passes
 
 CONFIG = TrimConfig(keep=0.2)
 TOKENS = 4
@@ -31,11 +32,7 @@ def loaded(checkpoint):
 @pytest.fixture
 def tower(loaded):
     """How many images entered the vision tower, pass by pass."""
-    passes = []
-    loaded[0].model.vision_model.register_forward_pre_hook(
-        lambda module, args, kwargs: passes.append(kwargs["pixel_values"].shape[0]), with_kwargs=True
-    )
-    return passes
+    return tower_passes(loaded[0])
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crosstrim import addresses
 from crosstrim.asking.loading import load
-from crosstrim.errors import EngineError, MissingExtraError
+from crosstrim.errors import MissingExtraError
 from crosstrim.play.state import Playground
 
 if TYPE_CHECKING:
@@ -54,11 +55,11 @@ def serve(
         CrosstrimError: the model cannot be loaded.
     """
     _check_installed()
-    with _listen(host, port) as listening:
+    with addresses.listen(host, port) as listening:
         playground = Playground(*load(model, dtype=dtype, device_map=device), max_new_tokens=max_new_tokens)
         try:
             app = build(playground, model)
-            ready(url(host, listening.getsockname()[1]))
+            ready(addresses.url(host, listening.getsockname()[1]))
             run(app, listening)
         finally:
             playground.close()
@@ -116,11 +117,6 @@ def _theme() -> Any:
     return theme.set(body_text_color_subdued="*neutral_500", **fill, **hover)
 
 
-def url(host: str, port: int) -> str:
-    """Where the page is found."""
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-
-
 def run(app: FastAPI, listening: socket.socket) -> None:
     """Serve on a socket until a signal comes, which is raised again at the end."""
     import uvicorn
@@ -151,14 +147,4 @@ def _check_installed() -> None:
     except ImportError as error:
         raise MissingExtraError(
             f"the playground needs {error.name}, which is not installed: pip install 'crosstrim[play]'."
-        ) from error
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise EngineError(
-            f"{host}:{port} cannot be listened on ({error}); choose another --host or --port."
         ) from error
