@@ -339,9 +339,9 @@ def settle(
     """
 
     def attempt(batch: Inputs, trim: TrimConfig | None) -> Generation:
-        how_sure = escalation is not None
+        given = {"max_new_tokens": max_new_tokens, "how_sure": escalation is not None, **options}
         with batch.given(model):
-            return generate(model, processor, batch, config=trim, max_new_tokens=max_new_tokens, how_sure=how_sure)
+            return generate(model, processor, batch, config=trim, **given)
 
     return climb(attempt, inputs, config, escalation)
 
