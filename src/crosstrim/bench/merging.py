@@ -42,10 +42,11 @@ def run(shape: str, keep: int, rounds: int) -> Iterator[dict[str, Any]]:
     weights = [draw(key_size, sizes.hidden) for _ in ("keys", "values")]
     visible = torch.ones(1, count, dtype=torch.bool)
     kept = torch.zeros_like(visible)
-    kept[0, torch.arange(keep) * count // keep] = True
+    slots = torch.arange(keep).unsqueeze(0) * count // keep
+    kept[0, slots] = True
 
     def merge() -> None:
-        groups_of(keys, saliency, visible, kept, count).means(features)
+        groups_of(keys, saliency, visible, kept, count).means(features, slots)
 
     def project() -> None:
         for weight in weights:

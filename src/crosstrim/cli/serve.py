@@ -38,6 +38,8 @@ def serve(
     ] = 8000,
     *,
     trim: options.Trim,
+    escalate: options.Escalate = None,
+    escalate_to: options.EscalateTo = None,
     max_batch: Annotated[
         int, typer.Option("--max-batch", metavar="COUNT", min=1, help="Requests that are answered together.")
     ] = Settings.max_batch,
@@ -127,6 +129,7 @@ def serve(
     The trim is that of requests which do not bring their own. Prints the server's URL once it listens.
     """
     from crosstrim.asking import environment
+    from crosstrim.asking.escalation import UNTRIMMED
     from crosstrim.engines.sglang import launch as sglang
     from crosstrim.engines.vllm import launch as vllm
     from crosstrim.server import local, ray
@@ -151,6 +154,7 @@ def serve(
         raise typer.BadParameter(
             "--api-key must be of printable ASCII characters, with one space between two keys and none around them."
         )
+    options.attempts(trim, escalate, escalate_to)  # refuses what does not go together
     if log not in ("text", "json"):
         raise typer.BadParameter(f"--log {log} must be one of text, json.")
     settings = Settings(
@@ -159,6 +163,8 @@ def serve(
         dtype=dtype,
         device=device or (None if engine == "ray" else environment.best_device()),
         trim=trim,
+        escalate=escalate,
+        escalate_to=tuple(escalate_to or (UNTRIMMED,)),
         max_batch=max_batch,
         max_wait_ms=max_wait_ms,
         queue_limit=queue_limit,

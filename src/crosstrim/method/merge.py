@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import normalize
+from torch.nn.functional import embedding_bag, normalize
 
 from crosstrim.method.precision import full_precision
 
@@ -45,7 +45,8 @@ class Groups:
     @classmethod
     def of(cls, into: torch.Tensor, saliency: torch.Tensor) -> Groups:
         """The groups that `into` makes, weighted by `saliency` [B, N] float32; plainly where all of it is 0."""
-        sizes = _counts(into.sort(-1).values)
+        ends = into.new_full((len(into), 1), into.shape[1])
+        sizes = torch.cat([_starts(into.sort(-1).values), ends], dim=1).diff()
         totals = torch.stack([_summed(*sample) for sample in zip(saliency.unsqueeze(-1), into, strict=True)])
         total, size = totals.squeeze(-1).gather(1, into), sizes.gather(1, into)
         weights = torch.where(total > 0, saliency / total, 1 / size.float())
@@ -64,19 +65,20 @@ class Groups:
         )
         return Groups(*(torch.cat([older, new.to(older.device)], dim=1) for older, new in pairs))
 
-    def means(self, features: torch.Tensor) -> torch.Tensor:
-        """Each group's weighted mean, computed in float32, at the place of the feature that stands for it.
+    def means(self, features: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Each group's weighted mean, computed in float32.
 
         Args:
             features: [B, N, hidden] of any float dtype.
+            slots: [B, K] int64, the features whose groups are wanted.
 
         Returns:
-            [B, N, hidden] in that dtype; zeros at the place of those that went.
+            [B, K, hidden] in that dtype; zeros for a feature that went.
         """
         here = self.change(lambda tensor: tensor.to(features.device))
-        samples = zip(features, here.into, here.weights.unsqueeze(-1), strict=True)
+        samples = zip(features, here.into, here.weights, slots.to(features.device), strict=True)
         # One sample at a time: each needs its features in float32.
-        return torch.stack([_summed(one, into, weights).to(features.dtype) for one, into, weights in samples])
+        return torch.stack([_summed(one, into, weights)[kept].to(one.dtype) for one, into, weights, kept in samples])
 
     def bias(self, slots: torch.Tensor) -> torch.Tensor:
         """[B, K] float32: what the features in `slots` [B, K] add to their attention logits."""
@@ -114,14 +116,11 @@ def groups_of(
 def _summed(rows: torch.Tensor, into: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Sums in float32 of the rows [N, C] that go to the same place, [N, C]; in one order on every device."""
     in_order, order = into.sort(stable=True)
-    parts = rows[order].float()
-    if weights is not None:
-        parts = parts * weights[order]
-    return torch.segment_reduce(parts, "sum", lengths=_counts(in_order), axis=0, unsafe=True)
+    own = None if weights is None else weights[order]
+    return embedding_bag(order, rows.float(), _starts(in_order), mode="sum", per_sample_weights=own)
 
 
-def _counts(in_order: torch.Tensor) -> torch.Tensor:
-    """How often each of 0 .. N - 1 occurs in the ascending numbers [..., N] int64, likewise."""
-    count = in_order.shape[-1]
-    bounds = torch.arange(count + 1, device=in_order.device).expand(*in_order.shape[:-1], -1)
-    return torch.searchsorted(in_order, bounds.contiguous()).diff()
+def _starts(in_order: torch.Tensor) -> torch.Tensor:
+    """Where each of 0 .. N - 1 begins among the ascending numbers [..., N] int64, likewise."""
+    numbers = torch.arange(in_order.shape[-1], device=in_order.device)
+    return torch.searchsorted(in_order, numbers.expand_as(in_order).contiguous())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from crosstrim.asking.escalation import Attempt, Escalation
 from crosstrim.config import TrimConfig
 from crosstrim.server.grammar import Grammar
 from crosstrim.server.pictures import Picture
@@ -68,6 +69,7 @@ class Finished:
         kept: image features that stayed.
         prompt_seconds: until the first token, of the whole batch's prompts, pictures included.
         answer_seconds: from the first token to the last.
+        attempts: where unsure answers are made again, each in order; the answer is the last one's.
     """
 
     reason: Literal["stop", "length"]
@@ -77,6 +79,7 @@ class Finished:
     kept: int
     prompt_seconds: float = 0.0
     answer_seconds: float = 0.0
+    attempts: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,8 @@ class Chat:
         seed: of sampling; None draws one.
         top_logprobs: how many of the likeliest tokens to tell in each place; None tells of none, nor of the chosen.
         grammar: what may be said; None is anything.
+        escalation: when the answer is made again; None: it is not. Until it is known to be the last, nothing of it is
+            told.
         cancelled: set when nobody waits for the answer any more.
         arrived: `time.monotonic` of its arrival.
     """
@@ -120,10 +125,11 @@ class Chat:
     seed: int | None = None
     top_logprobs: int | None = None
     grammar: Grammar | None = None
+    escalation: Escalation | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     arrived: float = field(default_factory=time.monotonic)
 
     @property
     def group(self) -> Hashable:
         """Requests of equal groups may run together."""
-        return self.config, len(self.pictures)
+        return self.config, self.escalation, len(self.pictures)

@@ -40,7 +40,7 @@ class Chooser:
         Raises:
             GrammarFailedError: the grammar became too costly.
         """
-        if self._chat.top_logprobs is not None:
+        if self._chat.top_logprobs is not None or self._chat.escalation is not None:
             self._likelihoods = logits.float().log_softmax(-1)
         if self._chat.grammar is not None:
             logits[~self._chat.grammar.allowed(logits)] = -torch.inf
@@ -48,6 +48,10 @@ class Chooser:
             token = torch.multinomial(_probabilities(logits, self._chat), 1, generator=self._draws)
             logits.fill_(-torch.inf)
             logits[token] = 0.0
+
+    def probability(self, token: int) -> float:
+        """Of the token that was chosen, as the model gives it; where answers may be made again."""
+        return 1.0 if self._likelihoods is None else float(self._likelihoods[token].exp())
 
     def take(self, token: int) -> tuple[Token, ...]:
         """Go on behind a token.

@@ -72,6 +72,10 @@ class Grammar:
         self._matcher.consume_token(token)
         self._check()
 
+    def begin_again(self) -> None:
+        """Forget what was said."""
+        self._matcher.reset()
+
     def _check(self) -> None:
         if self._matcher.is_error():
             raise GrammarFailedError(self._matcher.stop_reason())  # its message would quote the answer in the log

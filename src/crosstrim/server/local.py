@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import socket
 import threading
 from collections.abc import Callable
 
+from crosstrim import addresses
 from crosstrim.asking.loading import load
 from crosstrim.errors import EngineError, MissingExtraError
 from crosstrim.server.settings import Settings
@@ -39,7 +39,7 @@ def serve_here(settings: Settings, host: str, port: int, ready: Callable[[str], 
         raise MissingExtraError(
             f"serving needs {error.name}, which is not installed: pip install 'crosstrim[serve]'."
         ) from error
-    listening = _listen(host, port)
+    listening = addresses.listen(host, port)
     with listening, lines(settings.log):
         address = url(host, listening.getsockname()[1])
         front = Front()
@@ -64,14 +64,4 @@ def serve_here(settings: Settings, host: str, port: int, ready: Callable[[str], 
 
 def url(host: str, port: int) -> str:
     """Where clients find the server."""
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise EngineError(
-            f"{host}:{port} cannot be listened on ({error}); choose another --host or --port."
-        ) from error
+    return f"{addresses.url(host, port)}v1"

@@ -10,7 +10,7 @@ from typing import Any
 
 from crosstrim.server.chat import Delta, Event, Finished
 from crosstrim.server.ollama_schema import ChatAnswer, GenerateAnswer
-from crosstrim.server.wire import logprobs
+from crosstrim.server.wire import Kept, logprobs
 
 
 def timestamp(seconds: float | None = None) -> str:
@@ -84,7 +84,7 @@ class OllamaReply:
             "prompt_eval_duration": _nanoseconds(finished.prompt_seconds),
             "eval_count": finished.completion_tokens,
             "eval_duration": _nanoseconds(finished.answer_seconds),
-            "crosstrim": {"visible": finished.visible, "kept": finished.kept},
+            "crosstrim": Kept.of(finished),
         }
 
 

@@ -10,6 +10,7 @@ from crosstrim.server.asked import Asked, PictureAt, Turn
 from crosstrim.server.wire import (
     ANY_OBJECT,
     InMessage,
+    Kept,
     Stops,
     Strict,
     Text,
@@ -166,13 +167,6 @@ class ShowRequest(Strict):
     model: str | None = None
     name: str | None = Field(None, description="What Ollama once called `model`.")
     verbose: bool | None = Field(None, description=_IGNORED)
-
-
-class Kept(BaseModel):
-    """Image features of a request: those that could be seen, and those that stayed."""
-
-    visible: int
-    kept: int
 
 
 class _Answer(BaseModel):

@@ -78,5 +78,5 @@ def _usage(finished: Finished) -> schema.Usage:
         prompt_tokens=finished.prompt_tokens,
         completion_tokens=finished.completion_tokens,
         total_tokens=finished.prompt_tokens + finished.completion_tokens,
-        crosstrim=schema.Kept(visible=finished.visible, kept=finished.kept),
+        crosstrim=wire.Kept.of(finished),
     )

@@ -11,6 +11,7 @@ from crosstrim.server.asked import Asked, PictureAt, Turn
 from crosstrim.server.wire import (
     ANY_OBJECT,
     InMessage,
+    Kept,
     Stops,
     Strict,
     Text,
@@ -173,13 +174,6 @@ class ChatRequest(Unsupported):
             json_schema=None if self.response_format is None else self.response_format.schema_to_meet(),
             stream=bool(self.stream),
         )
-
-
-class Kept(BaseModel):
-    """Image features of a request: those that could be seen, and those that stayed."""
-
-    visible: int
-    kept: int
 
 
 class Usage(BaseModel):

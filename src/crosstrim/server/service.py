@@ -9,13 +9,15 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from crosstrim.asking.escalation import Escalation, attempts_of
+from crosstrim.asking.sureness import ends_of
 from crosstrim.config import TrimConfig
 from crosstrim.errors import CrosstrimError, InputError
 from crosstrim.models import mllama
 from crosstrim.server.asked import Asked
 from crosstrim.server.chat import Chat, Event, Failed, Finished
 from crosstrim.server.facts import Facts
-from crosstrim.server.generation import Generator, end_tokens
+from crosstrim.server.generation import Generator
 from crosstrim.server.grammar import Grammars
 from crosstrim.server.metrics import Metrics
 from crosstrim.server.pictures import open_pictures
@@ -62,14 +64,15 @@ class Service:
     """
 
     def __init__(self, model: Any, processor: Any, settings: Settings) -> None:
-        check_calibrated(model, settings.trim)
+        first, _ = attempts_of(settings.trim, settings.escalate, settings.escalate_to)
+        check_calibrated(model, first)
         self.facts = Facts.of(model, processor)
         self.draining = False
         self.unfinished = 0
         self.pixels = Pixels(_LARGEST * settings.max_pixels)
         self._settings = settings
         self._prompts = Prompts(processor, mllama.max_tokens(model))
-        self._grammars = Grammars(processor.tokenizer, end_tokens(model))
+        self._grammars = Grammars(processor.tokenizer, ends_of(model))
         self._generator = Generator(model, processor, settings.feature_cache_bytes)
         self._scheduler = Scheduler(self._run, settings.max_batch, settings.max_wait_ms / 1000)
         # As many as there may be requests, so that none waits while another's picture comes slowly.
@@ -107,12 +110,14 @@ class Service:
             TimeoutError: the pictures could not be decoded before the deadline.
             CrosstrimError: the request cannot be answered.
         """
-        config = _trim_config(asked.trim, self._settings.trim)
+        config, escalation = _attempts(asked.trim, self._settings)
         wanted = asked.json_schema
         grammar = None if wanted is None else self._grammars.grammar(wanted, deadline)
         written = self._prompts.write(
             asked.turns, self._new_tokens(asked), fills=asked.fills, length_field=asked.length_field
         )
+        if not written.urls:
+            escalation = None  # without a picture there is nothing to trim
         return Chat(
             written.prompt,
             open_pictures(written.urls, self._settings, self.pixels, deadline),
@@ -125,6 +130,7 @@ class Service:
             seed=asked.seed,
             top_logprobs=asked.top_logprobs,
             grammar=grammar,
+            escalation=escalation,
         )
 
     async def events(
@@ -192,6 +198,7 @@ class Service:
         self.metrics.tokens.inc(finished.completion_tokens)
         self.metrics.features.labels("visible").inc(finished.visible)
         self.metrics.features.labels("kept").inc(finished.kept)
+        self.metrics.escalated.inc(len(finished.attempts) > 1)
 
     def _new_tokens(self, asked: Asked) -> int:
         wanted, limit = asked.new_tokens, self._settings.max_new_tokens
@@ -212,6 +219,18 @@ def _raised(error: Exception) -> Exception:
     failed = ModelFailedError()
     failed.__cause__ = error
     return failed
+
+
+def _attempts(wanted: TrimOptions | None, settings: Settings) -> tuple[TrimConfig, Escalation | None]:
+    """How the first attempt at an answer trims, and what follows it, by what the request says or the server does."""
+    config = _trim_config(wanted, settings.trim)
+    escalate, to = settings.escalate, settings.escalate_to
+    if wanted is not None and wanted.escalate is not None:
+        return attempts_of(config, wanted.escalate, wanted.escalate_to or to)
+    if wanted is not None and wanted.escalate_to is not None:
+        raise InputError("escalate_to goes with escalate; give that too, or leave it out.")
+    # The server's own way of making answers again says nothing about a request that wants everything.
+    return attempts_of(config, None if config.drops_nothing else escalate, to)
 
 
 def _trim_config(wanted: TrimOptions | None, default: TrimConfig) -> TrimConfig:

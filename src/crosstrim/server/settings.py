@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from crosstrim.errors import ConfigError
 
 if TYPE_CHECKING:
+    from crosstrim.asking.escalation import Budget
     from crosstrim.config import TrimConfig
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}")
@@ -43,6 +44,9 @@ class Settings:
         dtype: as `crosstrim.load` takes it.
         device: likewise, by the name `device_map`.
         trim: how to trim where a request does not say.
+        escalate: an answer one of whose tokens had a lower probability is made again; None: none is. Requests may say
+            otherwise.
+        escalate_to: with what, as of `crosstrim.asking.escalation.Escalation.of`.
         max_batch: requests that are answered together.
         max_wait_ms: how long the first of them waits for others.
         queue_limit: requests that may be unfinished at once; further ones get 429.
@@ -63,6 +67,8 @@ class Settings:
     dtype: str | None = None
     device: str | None = None
     trim: TrimConfig = field(default_factory=_papers_trim)
+    escalate: float | None = None
+    escalate_to: tuple[Budget, ...] = ("untrimmed",)
     max_batch: int = 8
     max_wait_ms: float = 5.0
     queue_limit: int = 64

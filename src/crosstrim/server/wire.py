@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from crosstrim.errors import InputError
 from crosstrim.server import chat
@@ -107,6 +116,50 @@ def top_logprobs(wanted: bool | None, count: int | None) -> int | None:
     return (count or 0) if wanted else None
 
 
+def _word_or_number(value: Any) -> str:
+    return "<text>" if isinstance(value, str) else _whole_or_share(value)
+
+
+_Rung = Annotated[
+    Annotated[Literal["untrimmed", "lossless"], Tag("<text>")]
+    | Annotated[int, Field(gt=0), Tag("<whole>")]
+    | Annotated[float, Field(gt=0), Tag("<share>")],
+    Discriminator(_word_or_number),
+]
+
+
+class Attempt(BaseModel):
+    """An answer on the way to the last."""
+
+    budget: str
+    lowest_probability: float = Field(description="Of its tokens.")
+    visible: int
+    kept: int
+    tokens: int
+    seconds: float
+
+
+class Kept(BaseModel):
+    """Image features of a request: those that could be seen, and those that stayed."""
+
+    visible: int
+    kept: int
+    escalated: bool | None = Field(None, description="Whether an unsure answer was made again; where that is asked.")
+    attempts: list[Attempt] | None = None
+
+    @classmethod
+    def of(cls, finished: chat.Finished) -> Self:
+        """What became of a request."""
+        tried = [Attempt.model_validate(one.to_dict()) for one in finished.attempts]
+        escalated = len(tried) > 1 if tried else None
+        return cls(visible=finished.visible, kept=finished.kept, escalated=escalated, attempts=tried or None)
+
+    @model_serializer(mode="wrap")
+    def _without_what_was_not_asked(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = write(self)
+        return {name: value for name, value in written.items() if value is not None}
+
+
 class TrimOptions(Strict):
     """How this request is trimmed, in place of the server's own way."""
 
@@ -120,3 +173,12 @@ class TrimOptions(Strict):
     ) = Field(None, description="Exact budget: a share, or a number of features.")
     lossless: bool = Field(False, description="Drop only padding.")
     policy: str | None = Field(None, max_length=64, description="Which features come first.")
+    escalate: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Make the answer again if one of its tokens had a lower probability; a stream then begins late.",
+    )
+    escalate_to: Annotated[list[_Rung], Field(min_length=1, max_length=8)] | None = Field(
+        None, description="With what, in turn: untrimmed, lossless, a share or a number of features."
+    )
