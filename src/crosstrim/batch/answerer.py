@@ -48,6 +48,7 @@ class Job:
         memory: bytes that the questions of a batch may take beside the weights; None is half of what the GPU has
             left, or 4 GiB on the CPU.
         done: places of rows that an earlier run answered, which are in no batch.
+        quantization: as `crosstrim.load` takes it.
     """
 
     rows: Questions
@@ -59,6 +60,7 @@ class Job:
     batch_size: int
     memory: int | None = None
     done: tuple[range, ...] = ()
+    quantization: str | None = None
 
     @cached_property
     def batches(self) -> Sequence[range]:
@@ -78,7 +80,9 @@ class Answerer:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._model, self._processor = load(job.model, dtype=job.dtype, device_map=job.device)
+        self._model, self._processor = load(
+            job.model, dtype=job.dtype, device_map=job.device, quantization=job.quantization
+        )
         check_calibrated(self._model, job.config)
         self._encoder = Encoder(self._model, self._processor)
         memory = _free_bytes(self._model.device) if job.memory is None else job.memory

@@ -107,6 +107,7 @@ def serve(
     model: options.Model = "mini",
     dtype: options.Dtype = None,
     device: options.Device = None,
+    quantize: options.Quantize = None,
     json: options.Json = False,
 ) -> None:
     """Serve the model to OpenAI's clients: /v1/chat/completions, /v1/models, /health, /ready and /metrics.
@@ -143,6 +144,7 @@ def serve(
     settings = Settings(
         model=model,
         dtype=dtype,
+        quantization=quantize,
         device=device or (None if engine == "ray" else environment.best_device()),
         trim=trim,
         max_batch=max_batch,

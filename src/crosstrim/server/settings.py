@@ -32,6 +32,7 @@ class Settings:
         model: as `crosstrim.load` takes it; clients may give it so, or by `model_id`.
         dtype: as `crosstrim.load` takes it.
         device: likewise, by the name `device_map`.
+        quantization: likewise.
         trim: how to trim where a request does not say.
         max_batch: requests that are answered together.
         max_wait_ms: how long the first of them waits for others.
@@ -50,6 +51,7 @@ class Settings:
     model: str = "mini"
     dtype: str | None = None
     device: str | None = None
+    quantization: str | None = None
     trim: TrimConfig = field(default_factory=_papers_trim)
     max_batch: int = 8
     max_wait_ms: float = 5.0
