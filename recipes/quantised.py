@@ -30,14 +30,15 @@ OUT = RESULTS / "mini-quantised.json"
 EVERY = 5
 KEEPS = (0.5, 0.1)
 BATCH = 64
-ALL, USUAL, LEADER, TEXT = WAYS = (
+ALL, NO_LEADER, NO_VISION, USUAL, LEADER = WAYS = (
     "everything",
     "all but the leader",
+    "all but the vision tower",
+    "all but both",
     "the leader alone",
-    "all but the leader and the vision tower",
 )
 """What is quantised. The leader is q, k and v of the first cross-attention layer; the head and the projection of
-image features never are."""
+image features never are. `crosstrim.load(quantization=...)` quantises all but both."""
 
 Answers = dict[str, list[str]]
 Kept = dict[str, list[set[int]]]
@@ -45,13 +46,13 @@ Kept = dict[str, list[set[int]]]
 
 def left_whole(model: Any, way: str) -> list[str]:
     """The modules that one of the `WAYS` leaves as they are."""
-    usual = quantised.left_whole(model.config)
-    leader = [name for name in usual if ".cross_attn." in name]
+    vision, others = "model.vision_model", ["lm_head", "model.multi_modal_projector"]
+    leader = [name for name in quantised.left_whole(model.config) if ".cross_attn." in name]
     if way == LEADER:
         linear = [name for name, one in model.named_modules() if isinstance(one, torch.nn.Linear)]
         return [name for name in linear if name not in leader]
-    left = [name for name in usual if way != ALL or name not in leader]
-    return [*left, "model.vision_model"] if way == TEXT else left
+    left = {ALL: [], NO_LEADER: leader, NO_VISION: [vision], USUAL: [*leader, vision]}
+    return others + left[way]
 
 
 def asked(model: Any, processor: Any, items: Sequence[Item]) -> tuple[Answers, Kept]:

@@ -11,7 +11,7 @@ VISION_PARAMETERS = {"11b": 895_028_755, "90b": 926_490_131}
 """Of the models in `crosstrim.memory.SHAPES`: vision tower and projection of its features, which every card holds."""
 
 
-MATRIX_PARAMETERS = {"11b": 9_485_418_496, "90b": 86_266_347_520}
+MATRIX_PARAMETERS = {"11b": 8_698_986_496, "90b": 85_479_915_520}
 """Of the same models: matrices of linear layers that `crosstrim.load(quantization=...)` makes smaller."""
 
 
