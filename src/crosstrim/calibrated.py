@@ -50,7 +50,6 @@ class CalibratedConfig(TrimConfig):
             raise self._refusal(
                 "dtype", model["dtype"], dtype, f"load the model in {model['dtype']}, or calibrate anew"
             )
-        # A file that is older than the question was made with whole weights.
         if quantization != (quantised := model.get("quantization")):
             remedy = "load the model without quantization" if quantised is None else f"quantise it by {quantised}"
             raise self._refusal(

@@ -126,7 +126,7 @@ Calibrated = Annotated[
     typer.Option(
         "--calibrated",
         metavar="FILE.json",
-        help="Trim as `crosstrim calibrate` found, and refuse another model, dtype or repairs.",
+        help="Trim as `crosstrim calibrate` found, and refuse another model, precision or repairs.",
     ),
 ]
 TRIM: dict[str, tuple[Any, Any]] = {
