@@ -46,7 +46,13 @@ def serve_here(settings: Settings, host: str, port: int, ready: Callable[[str], 
 
         def begin() -> None:
             try:
-                service = Service(*load(settings.model, dtype=settings.dtype, device_map=settings.device), settings)
+                loaded = load(
+                    settings.model,
+                    dtype=settings.dtype,
+                    device_map=settings.device,
+                    quantization=settings.quantization,
+                )
+                service = Service(*loaded, settings)
                 front.hand_on(build(service, settings), service)
                 ready(address)
             except BaseException as error:  # of a thread, which nobody would see; it is raised below

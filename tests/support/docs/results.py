@@ -13,7 +13,7 @@ from typing import Any
 from crosstrim.data.pages import Table
 from crosstrim.eval import analysis_page, kv_table
 from crosstrim.memory import SHAPES
-from tests.support.docs import bench, calibration, capacity, merging, pages, per_request, policies, unseen
+from tests.support.docs import bench, calibration, capacity, merging, pages, per_request, policies, quantised, unseen
 
 HELDOUT = "evaluation/results/mini-heldout.json"
 SWEEP = "evaluation/results/mini-sweep.jsonl"
@@ -244,6 +244,7 @@ def written(name: str) -> str:
         text = _put(text, "per request", per_request.part())
     if name == "docs/evaluation.md":
         text = _put(_put(text, "merging", merging.part()), "unseen", unseen.part())
+        text = _put(text, "quantised", quantised.part())
     return text
 
 
