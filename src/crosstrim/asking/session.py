@@ -60,7 +60,7 @@ class Session:
             model: of `crosstrim.load`; not trimmed.
             processor: of `crosstrim.load`.
             images: one picture or several, in the order in which the conversation opens with them: PIL images, or
-                what `crosstrim.images.open_image` opens.
+                paths of files.
             config: the options as a `TrimConfig`.
             cache: a store to share with other sessions. None makes one for this session.
             **options: the fields of `TrimConfig` instead. No k and no keep is the lossless tier.
