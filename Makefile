@@ -22,7 +22,7 @@ export PIP_NO_COMPILE := 1
 export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
 # Tests keep every core busy with processes: threads on top of them would only wait for each other.
-test coverage test-%: export OMP_NUM_THREADS := 1
+test coverage docs test-%: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -171,6 +171,7 @@ test-canary: .venv-canary/.installed
 	@$(CANARY)/crosstrim ask cat "What colour is the 2?" --k 0.05 --compare
 
 docs: .venv-docs/.installed
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs --quiet build --strict
 	@.venv-docs/bin/python $(PYTEST) -q --disable-warnings tests/docs/test_site.py tests/docs/test_tutorial.py
 
 package: .venv-docs/.installed

@@ -165,7 +165,7 @@ class Mass(Policy):
 class MaximalMarginalRelevance(Policy):
     """Relevance minus redundancy: greedily the feature with the best mean attention less its likeness to those taken.
 
-    Likeness is the largest cosine between the leader's keys (see `crosstrim.method.greedy`). Relevance is the mean saliency
+    Likeness is the largest cosine between the leader's keys (see `method.greedy`). Relevance is the mean saliency
     as a share of the image's largest.
 
     Attributes:

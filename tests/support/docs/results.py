@@ -45,10 +45,10 @@ Measured: per cent of {count} held-out questions answered exactly right, greedy
 
 *Kept* is the share of the visible features, in per cent. *Lookups* ask about one digit; *count* and *read* need the
 whole picture. `k` uses the paper's *union* and `keep` uses *contribution*, which is ours, unless another policy is
-named. *Random* keeps the same number of features, drawn blindly. *First layer too* also hides the dropped features from
-the first cross-attention layer, which otherwise sees everything once and so flatters every choice. *Blind* shows the
-model a different picture from the one it is asked about. This is one small model, one training run and one task: the
-numbers show that the method works as described, not how well it does on Llama-3.2-Vision.
+named. *Random* keeps the same number of features, drawn blindly. *First layer too* also hides the dropped features
+from the first cross-attention layer, which otherwise sees everything once and so flatters every choice. *Blind* shows
+the model a different picture from the one it is asked about. This is one small model, one training run and one task:
+the numbers show that the method works as described, not how well it does on Llama-3.2-Vision.
 """
 _COMPAT = """\
 Per cent of {count} held-out questions answered exactly right, untrimmed, greedy
