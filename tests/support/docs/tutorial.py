@@ -27,9 +27,9 @@ def execute(folder: Path) -> Any:
 
 
 def texts(notebook: Any) -> list[str]:
-    """What every cell of code printed, in order."""
+    """What every cell of code printed, in order; warnings and progress bars aside."""
     return [
-        "".join(output["text"] for output in cell.outputs if output.output_type == "stream")
+        "".join(output["text"] for output in cell.outputs if output.get("name") == "stdout")
         for cell in notebook.cells
         if cell.cell_type == "code"
     ]
