@@ -57,7 +57,7 @@ def main() -> None:
         try:
             run(programs / "python", *install)
             readme = text("README.md")
-            run("bash", "-euxc", block(readme, "Install", "sh"), PIP_CONSTRAINT=str(constraint))
+            run("bash", "-euxc", block(readme, "Install", "sh"), PIP_CONSTRAINT=str(constraint), PIP_QUIET="2")
             run(programs / "python", "-I", "-c", block(readme, "Use it", "python"))
             run(programs / "python", "-m", "pip", "list", "--disable-pip-version-check", "--format=freeze")
             shutil.copy(ROOT / "tests/support/consumer.py", elsewhere)

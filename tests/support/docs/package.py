@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 from crosstrim import __version__
+from tests.support.docs.pages import text
 
 MOST = 25 * 10**6
 """Bytes of the wheel, mini included; PyPI's own limit is 100 MB."""
@@ -50,6 +51,8 @@ def _faults_of_sdist(sdist: Path) -> list[str]:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     told = [f"the source distribution lacks {name}" for name in SDIST if name not in names]
+    if f"\nversion: {__version__}\n" not in text("CITATION.cff"):
+        told.append(f"CITATION.cff does not name version {__version__}")
     return told + [f"the source distribution holds {name}" for name in names if name.startswith(NOT_IN_SDIST)]
 
 
