@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,18 @@ class CalibratedConfig(TrimConfig):
     Attributes:
         path: of the calibration.
         made_with: its `model` and `compat`, and the options that it chose, as of `TrimConfig.to_dict`.
+        escalate: where the promise holds for answers of which the unsure ones are made again untrimmed: those with a
+            token of a lower probability than this. None where it holds for the trim alone.
     """
 
     path: str = field(default="", repr=False)
     made_with: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+    escalate: float | None = None
+
+    @property
+    def first_attempt(self) -> CalibratedConfig:
+        """The trim of the first attempt, for whoever makes unsure answers again."""
+        return replace(self, escalate=None)
 
     def check(self, dtype: str, compat: Mapping[str, bool], fingerprint: Callable[[], str]) -> None:
         """Refuse a model, or options, that the promise was not measured with.
@@ -38,6 +46,12 @@ class CalibratedConfig(TrimConfig):
         Raises:
             CalibrationError: it names what differs.
         """
+        if self.escalate is not None:
+            raise CalibrationError(
+                f"{self.path} holds where answers with a token of a lower probability than {self.escalate} are made "
+                "again, which a trim alone does not do; ask through crosstrim.Session, or by ask, batch or serve "
+                "with --calibrated."
+            )
         here, there = self.to_dict(), self.made_with["config"]
         for name in here:
             if here[name] != there.get(name):
@@ -90,4 +104,5 @@ def config_of(path: Path) -> CalibratedConfig:
     plain = TrimConfig.from_dict(found["chosen"]["config"])  # which refuses what it does not know
     # An option that is younger than the file had its default.
     made_with = {"config": plain.to_dict(), "model": found["model"], "compat": found["compat"]}
-    return CalibratedConfig(**plain.options(), path=str(path), made_with=made_with)
+    escalate = found["chosen"].get("escalate")
+    return CalibratedConfig(**plain.options(), path=str(path), made_with=made_with, escalate=escalate)

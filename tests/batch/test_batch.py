@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from pyarrow import parquet
 import crosstrim
 from crosstrim import TrimConfig
 from crosstrim.asking import answering
+from crosstrim.asking.escalation import Escalation
 from crosstrim.asking.images import open_image
 from crosstrim.batch import answerer as answerers
 from crosstrim.batch import run as batch
@@ -89,6 +91,38 @@ def test_several_pictures_count_for_memory_and_no_more_are_open(job, monkeypatch
     per_sample = bytes_per_sample(model, answerers.PROMPT_TOKENS + 6)
     Answerer(job(rows, memory=4 * per_sample)).answer(0)
     assert sizes == [(2, 4), (1, 2), (2, 2)]
+
+
+def test_unsure_rows_are_answered_again_and_alone(job, loaded, pictures, tmp_path):
+    """The threshold lies between the first attempts of two rows that are asked together."""
+    up = Escalation.of(CONFIG, 1.0, [0.5, "untrimmed"])
+    first = [row["attempts"] for row in ask(job(escalation=up), tmp_path / "all.jsonl")]
+    assert all(len(attempts) == 3 for attempts in first)
+    below = sum(sorted(attempts[0]["lowest_probability"] for attempts in first[:5])[2:4]) / 2
+    found = ask(job(escalation=replace(up, below=below)), tmp_path / "some.jsonl")
+    assert {len(row["attempts"]) for row in found[:5]} > {1}
+    for row, asked in zip(found, without_answers(), strict=True):
+        budgets = ["k=0.25", "keep=0.5", "untrimmed"][: len(row["attempts"])]
+        assert [tried["budget"] for tried in row["attempts"]] == budgets
+        sure = [tried["lowest_probability"] >= below for tried in row["attempts"]]
+        assert not any(sure[:-1])
+        assert sure[-1] or len(sure) == 3
+        config = [CONFIG, TrimConfig(keep=0.5), None][len(sure) - 1]
+        expected = answering.ask(
+            *loaded, open_image(pictures / asked["image"]), asked["question"], config, max_new_tokens=6
+        )
+        assert row["answer"] == expected.answer
+        assert row["kept"] == (row["visible"] if config is None else expected.report.kept)
+    assert ask(job(escalation=up), tmp_path / "again.jsonl") == read(tmp_path / "all.jsonl")
+    batch.run(job(escalation=up), tmp_path / "all.parquet", answer_here, source="rows")
+    assert parquet.read_table(tmp_path / "all.parquet").to_pylist() == read(tmp_path / "all.jsonl")
+    with pytest.raises(ResultError, match="escalation"):
+        batch.run(job(), tmp_path / "all.jsonl", answer_here, source="rows", resume=True)
+
+
+def ask(job, out):
+    batch.run(job, out, answer_here, source="rows")
+    return read(out)
 
 
 def test_parquet_holds_the_same(job, tmp_path):

@@ -55,6 +55,7 @@ def test_what_a_worker_refuses_is_told_in_its_words(job, tmp_path):
 
 
 def test_two_replicas_answer_as_ask_does(checkpoint, address):
+    import ollama
     import openai
 
     from crosstrim import load
@@ -76,6 +77,11 @@ def test_two_replicas_answer_as_ask_does(checkpoint, address):
             pieces = list(client.chat.completions.create(**options, stream=True))
             streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces)
             assert streamed == replies[-1].choices[0].message.content
+        asker = ollama.Client(urls[0].removesuffix("/v1"), headers={"Authorization": "Bearer secret"})
+        asked = {"role": "user", "content": "what is it?", "images": [png(5)]}
+        same = asker.chat(str(checkpoint), [asked], options={"num_predict": 8})
+        lines = asker.chat(str(checkpoint), [asked], options={"num_predict": 8}, stream=True)
+        assert same.message.content == "".join(line.message.content for line in lines) == streamed
         with pytest.raises(openai.BadRequestError, match="does not support n=2; leave it out"):
             client.chat.completions.create(**options, n=2)
         with pytest.raises(openai.AuthenticationError):

@@ -86,10 +86,10 @@ def test_a_folder_of_pictures_and_the_embedded_questions(calibrate, questions, t
 
 
 def test_without_a_certified_budget_it_ends_with_one(calibrate, monkeypatch, tmp_path):
-    def all_lost(predictions, label, *_rest):
-        return [True] * len(predictions[label]["answer"])
+    def all_lost(rule, predictions, *_rest):
+        return [True] * len(predictions[rule.setting.label]["answer"])
 
-    monkeypatch.setattr("crosstrim.eval.calibrate._losses", all_lost)
+    monkeypatch.setattr("crosstrim.eval.rules.Rule.lost", all_lost)
     result = calibrate()
     assert result.code == 1
     wrote, refused = result.stderr.splitlines()

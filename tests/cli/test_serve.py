@@ -28,7 +28,8 @@ def test_options_become_settings(run, served, monkeypatch):
     arguments = ["--keep", 9, "--policy", "mean", "--max-batch", 3, "--queue-limit", 7, "--timeout", 2.5]
     arguments += ["--max-wait-ms", 1, "--max-image-bytes", 99, "--max-pixels", 77, "--feature-cache-mib", 2]
     arguments += ["--max-new-tokens", 5, "--allow-remote-images", "--model", "some/model", "--device", "cpu"]
-    arguments += ["--log", "json"]
+    arguments += ["--log", "json", "--name", "llama3.2-vision"]
+    arguments += ["--cors-origin", "https://app.example", "--cors-origin", "http://localhost:3000"]
     result = run("serve", *arguments, "--port", 1234, "--host", "::1", "--json")
     assert result.json == {"url": "http://::1:1234/v1", "model": "some/model"}
     ((settings, host, port),) = served
@@ -39,7 +40,18 @@ def test_options_become_settings(run, served, monkeypatch):
     assert (settings.feature_cache_bytes, settings.max_new_tokens) == (2 << 20, 5)
     assert (settings.allow_remote_images, settings.model, settings.device) == (True, "some/model", "cpu")
     assert (settings.api_keys, settings.log) == (("secret", "older"), "json")
+    assert (settings.name, settings.cors_origins) == (
+        "llama3.2-vision",
+        ("https://app.example", "http://localhost:3000"),
+    )
     assert "secret" not in repr(settings)
+
+
+def test_an_origin_that_no_browser_sends_is_refused(run, served):
+    result = run("serve", "--cors-origin", "app.example")
+    assert result.code != 0
+    assert "must be as browsers write it" in result.stderr
+    assert served == []
 
 
 def test_a_server_is_closed_to_the_web_unless_told(run, served):

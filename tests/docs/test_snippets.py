@@ -6,8 +6,8 @@ import pytest
 
 from tests.support.docs import pages
 
-# These need a server, or vLLM; tests/server/test_server.py and tests/engines/vllm run them.
-ELSEWHERE = ("docs/serving.md", "docs/vllm.md")
+# These need a server, or vLLM; tests/server and tests/engines/vllm run them.
+ELSEWHERE = ("docs/ollama.md", "docs/serving.md", "docs/vllm.md")
 WITH_CODE = [name for name in pages.NAMES if pages.snippets(name) and name not in ELSEWHERE]
 
 

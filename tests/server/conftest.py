@@ -95,9 +95,10 @@ class Server:
 @pytest.fixture(scope="session")
 def start(checkpoint):
     """Start a server in a thread, on a model of its own: only one thread at a time may trim a model."""
+    tiny = checkpoint
 
     @contextlib.contextmanager
-    def starting(**options):
+    def starting(checkpoint=tiny, **options):
         settings = Settings(**{"model": MODEL, **options})
         service = Service(*crosstrim.load(checkpoint), settings)
         app = build(service, settings)

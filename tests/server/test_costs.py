@@ -14,6 +14,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from crosstrim.server import body, generation, pictures, prompts
+from crosstrim.server.asked import Turn
 from crosstrim.server.body import parse
 from crosstrim.server.pixels import Pixels
 from crosstrim.server.settings import BESIDE_PICTURES
@@ -43,6 +44,10 @@ def test_what_is_within_the_limits_is_parsed_as_json_does(escaped):
         (b'{"metadata": {"a": [' + b'"b",' * 300_000 + b"1]}}", 400, "texts and names; the limit is 40000"),
         (b'{"metadata": {"a": ";base64,", "b": [' + b"[]," * 30_000 + b"1]}}", 400, "the limit is 20000"),
         (b'{"metadata": {"a": "\\\\", "b": [' + b"[]," * 30_000 + b"1]}}", 400, "the limit is 20000"),
+        (b'{"metadata": {"a": ";base64,\\"", "b": [' + b"[]," * 30_000 + b"1]}}", 400, "the limit is 20000"),
+        (b'{"images": ["\\"", [' + b"[]," * 30_000 + b"1]]}", 400, "the limit is 20000"),
+        (b'{"images": ["AA", "\\"", "AA", [' + b"[]," * 30_000 + b"1]]}", 400, "the limit is 20000"),
+        (b'{"images": [' + b'"AA",' * 50_000 + b"1]}", 400, "texts and names; the limit is 40000"),
         (b'{"metadata": {"a": ' + b"[" * 100 + b"]" * 100 + b"}}", 400, "more than 32 deep"),
         (b'{"metadata": "' + b"a" * BESIDE_PICTURES + b'"}', 413, f"the limit is {BESIDE_PICTURES}"),
         (b'{"seed": ' + b"1" * 5_000 + b"}", 400, "a number that cannot be read"),
@@ -50,7 +55,22 @@ def test_what_is_within_the_limits_is_parsed_as_json_does(escaped):
         (b'{"user": "\xff"}', 400, "no UTF-8"),
         ('{"user": "a"}'.encode("utf-16"), 400, "no UTF-8"),
     ],
-    ids=["values", "texts", "hidden", "backslash", "depth", "size", "digits", "nan", "bytes", "utf-16"],
+    ids=[
+        "values",
+        "texts",
+        "hidden",
+        "backslash",
+        "quote",
+        "image",
+        "images",
+        "many",
+        "depth",
+        "size",
+        "digits",
+        "nan",
+        "bytes",
+        "utf-16",
+    ],
 )
 def test_costly_bodies_are_refused_before_they_are_parsed(server, monkeypatch, content, status, words):
     with pytest.raises(HTTPException) as refused:
@@ -62,8 +82,18 @@ def test_costly_bodies_are_refused_before_they_are_parsed(server, monkeypatch, c
 
 
 def test_pictures_do_not_count_as_text():
-    large = data_uri(b"x" * (BESIDE_PICTURES * 3))
-    assert parse(json.dumps({"a": [large, large]}).encode()) == {"a": [large, large]}
+    large = data_uri(b"x?>" * BESIDE_PICTURES)
+    bare = large.partition(",")[2]
+    for whole in (
+        {"a": [large, large]},
+        {"images": [bare, bare]},
+        {"messages": [{"images": [bare]}, {"images": [bare]}]},
+    ):
+        for indent in (None, 1):
+            assert parse(json.dumps(whole, indent=indent).encode()) == whole
+        assert parse(json.dumps(whole).replace("/", "\\/").encode()) == whole
+    with pytest.raises(HTTPException):
+        parse(json.dumps({"image": [bare]}).encode())
 
 
 def test_bodies_are_parsed_beside_the_event_loop(server, monkeypatch):
@@ -103,18 +133,18 @@ def test_a_long_text_is_not_tokenized_and_no_prompt_by_the_model_s_thread_first(
 
     real = asked._tokenizer.backend_tokenizer
     asked._tokenizer = type("Tokenizer", (), {"backend_tokenizer": Backend()})()
-    message = prompts.schema.Message(role="user", content="a" * (512 * prompts.BYTES_PER_TOKEN + 1))
+    message = Turn("user", ("a" * (512 * prompts.BYTES_PER_TOKEN + 1),))
     with pytest.raises(prompts.ContextLengthError, match="8193 bytes; the limit is 8192, 16 for each of the 512"):
         asked.write([message], 1)
     assert tokenized == []
-    prompt, _ = asked.write([prompts.schema.Message(role="user", content="what?")], 1)
-    assert tokenized == [[prompt]]
+    written = asked.write([Turn("user", ("what?",))], 1)
+    assert tokenized == [[written.prompt]]
 
 
 def test_the_count_is_the_tokenizer_s_own(loaded):
     _, processor = loaded
-    message = prompts.schema.Message(role="user", content="what is it, é?")
-    prompt, _ = prompts.Prompts(processor, 512).write([message], 1)
+    message = Turn("user", ("what is it, é?",))
+    prompt = prompts.Prompts(processor, 512).write([message], 1).prompt
     length = len(processor.tokenizer(prompt, add_special_tokens=False)["input_ids"])
     prompts.Prompts(processor, length + 1).write([message], 1)
     with pytest.raises(prompts.ContextLengthError, match=f"has {length} tokens .* reads {length};|{length}"):

@@ -135,6 +135,8 @@ def test_until_the_model_is_loaded_the_server_lives_and_is_not_ready(checkpoint,
     early = httpx.post(f"{base}/v1/chat/completions", json={})
     assert (early.status_code, early.json()["error"]["code"]) == (503, "loading")
     assert httpx.get(f"{base}/ready").headers["retry-after"] == "1"
+    early = httpx.post(f"{base}/api/chat", json={})
+    assert (early.status_code, early.json()) == (503, {"error": "the model is being loaded; try again later."})
     assert urls == []
     may.set()
     until(lambda: urls)

@@ -98,18 +98,12 @@ def test_fields_that_ask_for_nothing_are_accepted(server, asking_for_nothing):
     [
         ("frequency_penalty", 0.5, "this server does not support frequency_penalty=0.5; leave it out."),
         ("presence_penalty", -1, "this server does not support presence_penalty=-1; leave it out."),
-        ("logprobs", True, "this server does not support logprobs=True; leave it out."),
         ("service_tier", "flex", "this server does not support service_tier='flex'; leave it out."),
         ("top_k", 40, "this server does not support top_k=40; leave it out."),
         ("repetition_penalty", 1.1, "this server does not support repetition_penalty=1.1; leave it out."),
         ("store", True, "this server does not support store=True; leave it out."),
         ("tools", [{"type": "function"}], "does not support tools=[{'type': 'function'}]; leave it out."),
         ("tool_choice", "required", "this server does not support tool_choice='required'; leave it out."),
-        (
-            "response_format",
-            {"type": "json_object"},
-            "this server does not support response_format.type='json_object'; leave response_format out.",
-        ),
         ("reasoning_effort", "low", "this server does not support reasoning_effort; leave it out."),
     ],
 )

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from crosstrim import TrimConfig
+from crosstrim.errors import ConfigError
+from crosstrim.server.settings import Settings
 from tests.server.conftest import MODEL, asking, expected, png, until
 from tests.support.docs import pages
 
@@ -172,6 +174,53 @@ def test_where_a_model_s_folder_lies_is_not_told(start, checkpoint):
             assert reply.model == card.id
         with pytest.raises(openai.NotFoundError, match=f"no model 'other' here, only '{card.id}'"):
             server.client().models.retrieve("other")
+
+
+def test_clients_may_call_the_model_by_a_name(start, checkpoint):
+    with start(model=str(checkpoint), name="llama3.2-vision:11b") as server:
+        (card,) = server.client().models.list()
+        assert card.id == "llama3.2-vision:11b"
+        for name in (card.id, str(checkpoint)):
+            asked = {"model": name, "messages": asking("what?"), "max_tokens": 1}
+            assert server.client().chat.completions.create(**asked).model == card.id
+        with pytest.raises(openai.NotFoundError, match=r"no model 'llama3\.2-vision' here"):
+            server.client().models.retrieve("llama3.2-vision")
+        (entry,) = httpx.get(f"{server.url}/api/tags").json()["models"]
+        assert entry["name"] == card.id
+
+
+def test_browsers_are_let_in_where_they_come_from(start, server):
+    page, path = "https://app.example", "/v1/chat/completions"
+    before = {
+        "Origin": page,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "x-stainless-os",
+    }
+    body = {"model": MODEL, "messages": asking("what?"), "max_tokens": 1}
+    with start(cors_origins=(page, "http://localhost:3000"), api_keys=("right",)) as open_one:
+        url = open_one.url + path
+        preflight = httpx.options(url, headers=before)  # browsers send no key with it
+        assert (preflight.status_code, preflight.headers["access-control-allow-origin"]) == (200, page)
+        assert "x-stainless-os" in preflight.headers["access-control-allow-headers"]
+        for key, status in (("right", 200), ("wrong", 401)):
+            reply = httpx.post(url, json=body, headers={"Origin": page, "Authorization": f"Bearer {key}"})
+            assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (status, page)
+            assert "x-request-id" in reply.headers["access-control-expose-headers"].lower()
+        other = httpx.options(url, headers={**before, "Origin": "https://evil.example"})
+        assert (other.status_code, "access-control-allow-origin" in other.headers) == (400, False)
+    for reply in (httpx.options(server.url + path, headers=before), httpx.get(server.url, headers=before)):
+        assert "access-control-allow-origin" not in reply.headers
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"cors_origins": (origin,)} for origin in ("app.example", "https://app.example/", "https://App.example", "null")]
+    + [{"name": name} for name in ("", "a b", "/a", "é", "a" * 129)],
+    ids=str,
+)
+def test_names_and_origins_that_nothing_could_match_are_refused(wrong):
+    with pytest.raises(ConfigError, match="must be"):
+        Settings(**wrong)
 
 
 def test_the_client_in_the_docs_runs_when_pasted(start, tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from crosstrim import TrimConfig
+from crosstrim.asking.escalation import Escalation
 from crosstrim.batch import run as batch
 from crosstrim.batch.answerer import Job, answer_here
 from crosstrim.batch.ray import answer_on_ray
@@ -35,7 +36,10 @@ class Told:
 
 def main(engine: str, model: str, rows: str, out: str, log: str) -> None:
     told = Told(open_questions(Path(rows)), log)
-    job = Job(told, model, None, "cpu", TrimConfig(k=0.25), max_new_tokens=16, batch_size=2)
+    # Every answer is made twice, so that a kill may fall between the two.
+    job = Job(
+        told, model, None, "cpu", TrimConfig(k=0.25), max_new_tokens=8, batch_size=2, escalation=Escalation(1.0)
+    )
     run = answer_on_ray if engine == "ray" else answer_here
     batch.run(job, Path(out), run, source=rows, resume=True)
 

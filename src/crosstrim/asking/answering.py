@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from crosstrim.asking.escalation import Attempt, Escalation, Settled, climb
+from crosstrim.asking.inputs import Inputs
+from crosstrim.asking.sureness import LowestProbability, Sureness, ends_of
 from crosstrim.config import TrimConfig
 from crosstrim.errors import ConfigError, ContextLengthError, InputError
-from crosstrim.models import mllama
+from crosstrim.models import mllama, vision
 from crosstrim.trimming.handle import TrimHandle, trim
 from crosstrim.trimming.report import ImageReport, TrimReport
 
@@ -36,6 +39,7 @@ class Answer:
         seconds: wall-clock time of `generate`, image encoding included, the processor's work not.
         report: what was kept; None when the model ran untrimmed.
         untrimmed: the answer of the untrimmed model to the same question, when it was asked as well.
+        attempts: where unsure answers are made again, each in order; this is the last one's. `seconds` is of all.
     """
 
     answer: str
@@ -43,6 +47,12 @@ class Answer:
     seconds: float
     report: TrimReport | None = None
     untrimmed: Answer | None = None
+    attempts: tuple[Attempt, ...] = ()
+
+    @property
+    def escalated(self) -> bool:
+        """Whether a trimmed answer was unsure, so that it was made again."""
+        return len(self.attempts) > 1
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain JSON types; `untrimmed` is there only when it was asked for."""
@@ -51,6 +61,8 @@ class Answer:
             values["report"] = self.report.to_dict()
         if self.untrimmed is not None:
             values["untrimmed"] = self.untrimmed.to_dict()
+        if self.attempts:
+            values |= {"escalated": self.escalated, "attempts": [one.to_dict() for one in self.attempts]}
         return values
 
 
@@ -63,6 +75,7 @@ def ask(
     *,
     compare: bool = False,
     max_new_tokens: int = 64,
+    escalation: Escalation | None = None,
 ) -> Answer:
     """Ask one question about one picture, greedily decoded.
 
@@ -75,6 +88,7 @@ def ask(
         compare: whether to run the untrimmed model as well. Each then comes after a warm-up, so that their times
             can be compared.
         max_new_tokens: where to cut the answer off.
+        escalation: when to answer again, from the same features. It goes with a config.
 
     Returns:
         The answer and the report of the trim.
@@ -88,11 +102,11 @@ def ask(
     check_question(model, processor, question, max_new_tokens)
     inputs = encode(processor, [picture], [question]).to(model.device)
     if config is None or not compare:
-        return answer(model, processor, inputs, config, max_new_tokens)
+        return answer(model, processor, inputs, config, max_new_tokens, escalation)
     found = []
     for one in (config, None):
         generate(model, processor, inputs, config=one, max_new_tokens=_WARM_UP)
-        found.append(answer(model, processor, inputs, one, max_new_tokens))
+        found.append(answer(model, processor, inputs, one, max_new_tokens, escalation if one else None))
     return replace(found[0], untrimmed=found[1])
 
 
@@ -226,6 +240,7 @@ class Generation:
         logits: [B, V] float32, of the first of them.
         seconds: wall-clock time, with the device's work finished.
         report: what was kept; None when the model ran as it was.
+        sureness: of each sample's answer; empty where nobody asked.
     """
 
     texts: list[str]
@@ -233,6 +248,7 @@ class Generation:
     logits: torch.Tensor
     seconds: float
     report: TrimReport | None
+    sureness: Sequence[Sureness] = ()
 
     @property
     def kept(self) -> tuple[tuple[ImageReport, ...], ...]:
@@ -248,6 +264,7 @@ def generate(
     *,
     config: TrimConfig | None = None,
     max_new_tokens: int,
+    how_sure: bool = False,
     **options: Any,
 ) -> Generation:
     """Answer a batch of prompts, greedily unless options say otherwise, and take the time.
@@ -258,6 +275,7 @@ def generate(
         inputs: of the processor, padded on the left.
         config: how to trim, for this batch alone; None runs the model as it is.
         max_new_tokens: where to cut answers off.
+        how_sure: whether to find out the `sureness`, which takes a softmax a token.
         **options: of `model.generate`.
 
     Raises:
@@ -274,7 +292,8 @@ def generate(
             logits.append(scores)
         return scores
 
-    options = {**_GREEDY, "logits_processor": LogitsProcessorList([watch]), **options}
+    lowest = LowestProbability(ends_of(model))
+    options = {**_GREEDY, "logits_processor": LogitsProcessorList([watch, *[lowest] * how_sure]), **options}
     on_cuda = model.device.type == "cuda"
     with trimmed(model, processor, config) as handle:
         if on_cuda:
@@ -287,15 +306,59 @@ def generate(
         report = None if handle is None else handle.report()
     new = output[:, inputs["input_ids"].shape[1] :]
     texts = processor.batch_decode(new, skip_special_tokens=True)
-    return Generation([text.strip() for text in texts], new, logits[0], seconds, report)
+    texts = [text.strip() for text in texts]
+    return Generation(texts, new, logits[0], seconds, report, lowest.of(output) if how_sure else ())
+
+
+def settle(
+    model: Any,
+    processor: Any,
+    inputs: Inputs,
+    config: TrimConfig | None,
+    escalation: Escalation | None,
+    max_new_tokens: int,
+) -> list[Settled]:
+    """Answer a batch greedily, and where there is an escalation make its unsure answers again.
+
+    Args:
+        model: of `crosstrim.load`.
+        processor: of `crosstrim.load`.
+        inputs: of `crosstrim.asking.batches.Encoder`, every sample with as many pictures.
+        config: how the first attempt trims; None runs the model as it is.
+        escalation: what follows it.
+        max_new_tokens: where to cut answers off.
+
+    Returns:
+        One per sample; what a sample comes to depends on no other.
+
+    Raises:
+        InputError: a prompt does not fit into the model with its answer.
+        AlreadyTrimmedError: the model is trimmed, and `config` is given.
+    """
+
+    def attempt(batch: Inputs, trim: TrimConfig | None) -> Generation:
+        how_sure = escalation is not None
+        with batch.given(model):
+            return generate(model, processor, batch, config=trim, max_new_tokens=max_new_tokens, how_sure=how_sure)
+
+    return climb(attempt, inputs, config, escalation)
 
 
 def answer(
-    model: Any, processor: Any, inputs: Mapping[str, torch.Tensor], config: TrimConfig | None, max_new_tokens: int
+    model: Any,
+    processor: Any,
+    inputs: Mapping[str, torch.Tensor],
+    config: TrimConfig | None,
+    max_new_tokens: int,
+    escalation: Escalation | None = None,
 ) -> Answer:
     """Answer the one prompt in `inputs` greedily."""
-    found = generate(model, processor, inputs, config=config, max_new_tokens=max_new_tokens)
-    return Answer(found.texts[0], found.tokens.shape[1], found.seconds, found.report)
+    begun = time.perf_counter()
+    if not isinstance(inputs, Inputs):
+        inputs = Inputs(inputs, None if escalation is None else vision.encode(model, inputs))
+    encoded = time.perf_counter() - begun
+    (found,) = settle(model, processor, inputs, config, escalation, max_new_tokens)
+    return Answer(found.text, len(found.tokens), encoded + found.seconds, found.report, attempts=found.attempts)
 
 
 def kept_fraction(images: Sequence[ImageReport]) -> float:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from crosstrim.asking import answering
 from crosstrim.asking.features import Digests, FeatureCache
-from crosstrim.models import vision
+from crosstrim.asking.inputs import Inputs
 
 
 class Encoder:
@@ -32,7 +32,7 @@ class Encoder:
 
     def asked(
         self, pictures: Sequence[Sequence[Image.Image]], questions: Sequence[str], max_new_tokens: int = 0
-    ) -> contextlib.AbstractContextManager[Any]:
+    ) -> contextlib.AbstractContextManager[Inputs]:
         """`inputs` of one question about some pictures each, in the chat template's words.
 
         Raises:
@@ -51,7 +51,7 @@ class Encoder:
         prompts: Sequence[str],
         max_new_tokens: int = 0,
         digests: Digests | None = None,
-    ) -> Iterator[Any]:
+    ) -> Iterator[Inputs]:
         """The inputs of a batch, padded on the left; inside the block the model is given its pictures' features.
 
         Args:
@@ -65,7 +65,6 @@ class Encoder:
         """
         inputs = answering.encode_prompts(self._processor, pictures, prompts)
         answering.check_inputs(self._model, inputs, max_new_tokens)
-        with contextlib.ExitStack() as stack:
-            if any(pictures):
-                stack.enter_context(vision.given(self._model, self.cache.features(self._model, inputs, digests)))
-            yield inputs.to(self._model.device)
+        features = self.cache.features(self._model, inputs, digests) if any(pictures) else None
+        with Inputs(inputs.to(self._model.device), features).given(self._model) as given:
+            yield given

@@ -13,10 +13,12 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from crosstrim.asking import answering
+from crosstrim.asking.escalation import UNTRIMMED, Budget, attempts_of
 from crosstrim.asking.features import FeatureCache, digests
+from crosstrim.asking.inputs import Inputs
 from crosstrim.config import TrimConfig, TrimOptions, resolve
 from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError
-from crosstrim.models import mllama, prompts, vision
+from crosstrim.models import mllama, prompts
 from crosstrim.trimming.handle import handle_on
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Session:
 
     Attributes:
         config: how to trim.
+        escalation: when to answer again; None where no answer is made again.
         cache: where the features are held.
     """
 
@@ -52,6 +55,8 @@ class Session:
         config: TrimConfig | None = None,
         *,
         cache: FeatureCache | None = None,
+        escalate: float | None = None,
+        escalate_to: Sequence[Budget] | Budget = UNTRIMMED,
         **options: Unpack[TrimOptions],
     ) -> None:
         """Prepare the pictures; they are encoded with the first question.
@@ -63,6 +68,9 @@ class Session:
                 paths of files.
             config: the options as a `TrimConfig`.
             cache: a store to share with other sessions. None makes one for this session.
+            escalate: an answer one of whose tokens had a lower probability than this is made again, from the same
+                features; None: none is.
+            escalate_to: what it is made again with: "untrimmed", "lossless", a budget as `keep`, or several in turn.
             **options: the fields of `TrimConfig` instead. No k and no keep is the lossless tier.
 
         Raises:
@@ -74,7 +82,8 @@ class Session:
         config = resolve(config, options, "Session(model, processor, images")
         self._located = mllama.locate(model).model
         self._model, self._processor = model, processor
-        self.config = answering.for_tokenizer(config, processor.tokenizer)
+        config = answering.for_tokenizer(config, processor.tokenizer)
+        self.config, self.escalation = attempts_of(config, escalate, escalate_to)
         self.cache = FeatureCache() if cache is None else cache
         self._refuse_trimmed()
         self._images = _prepare(processor, images)
@@ -138,9 +147,10 @@ class Session:
             self._refuse_trimmed()
             begun = time.perf_counter()
             features = self.cache.features(self._model, self._images, self._pictures)
-            inputs = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
-            with vision.given(self._model, features):
-                answer = answering.answer(self._model, self._processor, inputs, self.config, max_new_tokens)
+            made = Inputs({name: tensor.to(self._model.device) for name, tensor in inputs.items()}, features)
+            answer = answering.answer(
+                self._model, self._processor, made, self.config, max_new_tokens, self.escalation
+            )
             return replace(answer, seconds=time.perf_counter() - begun)
 
     def _refuse_trimmed(self) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from crosstrim.asking import answering
 from crosstrim.asking.batches import Encoder
+from crosstrim.asking.escalation import Escalation, Settled
 from crosstrim.asking.loading import load
 from crosstrim.config import TrimConfig
 from crosstrim.data import sources
@@ -30,7 +31,7 @@ CPU_BYTES = 4 << 30
 _Sample = tuple[Question, list[Image.Image]]
 
 Answered = dict[str, Any]
-"""id, answer, visible, kept, kept_fraction and error, as plain JSON types."""
+"""id, answer, visible, kept, kept_fraction and error, and attempts where answers are made again; plain JSON types."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Job:
         memory: bytes that the questions of a batch may take beside the weights; None is half of what the GPU has
             left, or 4 GiB on the CPU.
         done: places of rows that an earlier run answered, which are in no batch.
+        escalation: when answers are made again.
     """
 
     rows: Questions
@@ -59,6 +61,7 @@ class Job:
     batch_size: int
     memory: int | None = None
     done: tuple[range, ...] = ()
+    escalation: Escalation | None = None
 
     @cached_property
     def batches(self) -> Sequence[range]:
@@ -130,20 +133,10 @@ class Answerer:
 
     def _ask_together(self, samples: Sequence[_Sample]) -> list[Answered]:
         pictures, questions = [pictures for _, pictures in samples], [row.question for row, _ in samples]
-        config, limit = self._job.config, self._job.max_new_tokens
+        config, escalation, limit = self._job.config, self._job.escalation, self._job.max_new_tokens
         with self._encoder.asked(pictures, questions, limit) as inputs:
-            found = answering.generate(self._model, self._processor, inputs, config=config, max_new_tokens=limit)
-        return [
-            {
-                "id": row.id,
-                "answer": text,
-                "visible": sum(image.visible for image in images),
-                "kept": sum(image.kept for image in images),
-                "kept_fraction": round(answering.kept_fraction(images), 6),
-                "error": None,
-            }
-            for (row, _), text, images in zip(samples, found.texts, found.kept, strict=True)
-        ]
+            found = answering.settle(self._model, self._processor, inputs, config, escalation, limit)
+        return [_answered(row, one) for (row, _), one in zip(samples, found, strict=True)]
 
 
 def batches(count: int, size: int, done: Iterable[range] = ()) -> Sequence[range]:
@@ -161,6 +154,22 @@ def answer_here(job: Job, pending: Sequence[int]) -> Iterator[tuple[int, list[An
     answerer = Answerer(job)
     for batch in pending:
         yield batch, answerer.answer(batch)
+
+
+def _answered(row: Question, one: Settled) -> Answered:
+    if one.attempts:
+        visible, kept = one.attempts[-1].visible, one.attempts[-1].kept
+        fraction = kept / visible
+    else:
+        visible, kept = (sum(getattr(image, name) for image in one.images) for name in ("visible", "kept"))
+        fraction = answering.kept_fraction(one.images)
+    answered = {"id": row.id, "answer": one.text, "visible": visible, "kept": kept}
+    answered |= {"kept_fraction": round(fraction, 6), "error": None}
+    # Without their times, so that the same job gives the same file.
+    attempts = [tried.to_dict() for tried in one.attempts]
+    for tried in attempts:
+        del tried["seconds"]
+    return answered | ({"attempts": attempts} if attempts else {})
 
 
 def _failed(row: Question, error: str) -> Answered:

@@ -136,6 +136,7 @@ def _header(job: Job, source: str, question: str | None) -> dict[str, Any]:
         "question": question,
         "model": {"name": job.model, "dtype": job.dtype},
         "trim": job.config.to_dict(),
+        "escalation": None if job.escalation is None else job.escalation.to_dict(),
         "generation": {"max_new_tokens": job.max_new_tokens, "do_sample": False},
         "versions": {name: version for name, version in versions("").items() if name != "device"},
     }
@@ -167,6 +168,10 @@ def _write_parquet(path: Path, answers: Sequence[Answered]) -> None:
     arrow = _pyarrow(path)
     types = {"id": arrow.string(), "answer": arrow.string(), "visible": arrow.int64(), "kept": arrow.int64()}
     types |= {"kept_fraction": arrow.float64(), "error": arrow.string()}
+    if any("attempts" in row for row in answers):
+        numbers = {"visible": arrow.int64(), "kept": arrow.int64(), "tokens": arrow.int64()}
+        numbers |= {"lowest_probability": arrow.float64()}
+        types["attempts"] = arrow.list_(arrow.struct(list({"budget": arrow.string(), **numbers}.items())))
     table = arrow.Table.from_pylist(list(answers), schema=arrow.schema(list(types.items())))
     arrow.parquet.write_table(table, path, row_group_size=_ROWS_PER_GROUP)
 

@@ -32,7 +32,7 @@ def plainly_trimmed(model: nn.Module, report: TrimReport) -> Iterator[None]:
     kept = torch.zeros(len(report.samples), features, dtype=torch.bool, device=device)
     for sample, images in enumerate(report.samples):
         kept[sample, [index for image in images for index in image.kept_indices]] = True
-    state = Kept.of(kept, kept, parts.geometry.features_per_image)
+    state = Kept.of(kept, kept)
 
     @cache
     def state_of(batch: int) -> Kept:

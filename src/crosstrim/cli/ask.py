@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -24,6 +24,8 @@ def ask(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
     *,
     trim: options.Trim,
+    escalate: options.Escalate = None,
+    escalate_to: options.EscalateTo = None,
     compare: Annotated[bool, typer.Option("--compare", help="Ask the untrimmed model as well.")] = False,
     overlay: Annotated[
         Path | None,
@@ -46,6 +48,7 @@ def ask(
     from crosstrim.asking import answering, images
     from crosstrim.asking import overlay as viz
 
+    trim, escalation = options.attempts(trim, escalate, escalate_to)
     source = images.find(image)
     if overlay is not None:
         viz.check_path(overlay)
@@ -55,7 +58,8 @@ def ask(
     if overlay is not None and overlay.exists() and source != "-" and overlay.samefile(source):
         raise InputError(f"--overlay {overlay} is the picture itself; give another file.")
     loaded, processor = options.load_model(model, dtype, device)
-    answer = answering.ask(loaded, processor, picture, question, trim, compare=compare, max_new_tokens=max_new_tokens)
+    asking: dict[str, Any] = {"compare": compare, "max_new_tokens": max_new_tokens, "escalation": escalation}
+    answer = answering.ask(loaded, processor, picture, question, trim, **asking)
     if overlay is not None and answer.report is not None:
         viz.save(viz.overlay_report(picture, answer.report, loaded, processor), overlay)
         console.say(f"wrote {overlay}")
@@ -70,6 +74,9 @@ def _print(answer: Answer) -> None:
 
     report, untrimmed = answer.report, answer.untrimmed
     typer.echo(answer.answer if untrimmed is None else f"trimmed    {answer.answer}\nuntrimmed  {untrimmed.answer}")
+    for attempt in answer.attempts:
+        kept = f"kept {attempt.kept} of {counted(attempt.visible, 'visible feature')}"
+        typer.echo(f"{attempt.budget}: {kept}, lowest token probability {attempt.lowest_probability:.2f}")
     if report is None:
         return
     table = Table.grid(padding=(0, 3))

@@ -33,6 +33,8 @@ def batch(
     ] = False,
     *,
     trim: options.Trim,
+    escalate: options.Escalate = None,
+    escalate_to: options.EscalateTo = None,
     batch_size: Annotated[
         int,
         typer.Option(
@@ -68,8 +70,9 @@ def batch(
 ) -> None:
     """Ask a file of questions, or one question about a folder of pictures.
 
-    OUTPUT has a row for every row of INPUT, in its order: id, answer, visible, kept, kept_fraction and error. A row
-    that cannot be asked has an error and no answer, and the others go on. After a kill, --resume goes on.
+    OUTPUT has a row for every row of INPUT, in its order: id, answer, visible, kept, kept_fraction and error; with
+    --escalate also attempts. A row that cannot be asked has an error and no answer, and the others go on. After a
+    kill, --resume goes on.
     """
     from crosstrim.asking import environment
     from crosstrim.batch import ray as ray_batch
@@ -85,6 +88,7 @@ def batch(
     if on_ray:
         ray_batch.import_ray("ray.data")
     jobs.check_path(out)
+    trim, escalation = options.attempts(trim, escalate, escalate_to)
     rows = open_questions(source, question)
     if rows.passed_over is not None:
         console.say(rows.passed_over)
@@ -97,6 +101,7 @@ def batch(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         memory=None if memory is None else int(memory * 2**30),
+        escalation=escalation,
     )
     run = partial(ray_batch.answer_on_ray, address=address, workers=workers) if on_ray else answer_here
     was_there = out.exists()

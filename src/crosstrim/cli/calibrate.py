@@ -63,6 +63,15 @@ def calibrate(
     whole_first_layer: options.WholeFirstLayer = False,
     kv_dtype: options.KvDtype = None,
     merge: options.Merge = False,
+    escalate: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--escalate",
+            metavar="PROBABILITY",
+            help="Test the budgets with answers made again untrimmed that had a token of a lower probability. Repeat "
+            "it for more thresholds.",
+        ),
+    ] = None,
     questions: Annotated[
         int | None,
         typer.Option(
@@ -117,6 +126,7 @@ def calibrate(
     """
     from crosstrim.eval import calibrate as calibration
     from crosstrim.eval import sweep
+    from crosstrim.eval.rules import rules_of
 
     if report is not None:
         options.refuse_others(context, "--report", {"report", "to", "json"})
@@ -136,7 +146,7 @@ def calibrate(
         "kv_dtype": kv_dtype,
         "merge": merge,
     }
-    calibration.budgets(**budgets)
+    rules_of(calibration.budgets(**budgets), escalate or ())
     calibration.check(risk, confidence, loss)
     sweep.check_path(out)
     found = eval_options.questions(data, on_error, question=question, labelled=loss == "wrong")
@@ -154,6 +164,7 @@ def calibrate(
             risk=risk,
             confidence=confidence,
             loss=loss,
+            escalate=escalate or (),
             questions=questions,
             seed=seed,
             name=model,
@@ -179,13 +190,15 @@ def _draw(result: Path, folder: Path | None, json: bool) -> None:
 
 
 def _print(result: dict[str, Any]) -> None:
-    table = console.grid("budget", "kept", "lost", "risk is at most", "certified")
+    again = "escalate" in result["calibration"]
+    table = console.grid("budget", *["made again"] * again, "kept", "lost", "risk is at most", "certified")
     for row in result["curve"]:
         stopped = row["asked"] < row["questions"]
         lost = f"{row['lost']} of {row['asked']}" + ", stopped" * stopped
         bound = "" if stopped else f"{percent(row['bound'], 2)}%"
         passed = "yes" if row["certified"] else "no"
-        table.add_row(row["label"], f"{row['kept_fraction']:.1%}", lost, bound, passed)
+        made_again = [f"{row.get('escalated', 0)} of {row['asked']}"] * again
+        table.add_row(row["label"], *made_again, f"{row['kept_fraction']:.1%}", lost, bound, passed)
     console.print_rich(table)
     if result["chosen"] is not None:
         typer.echo(f"chosen: {result['chosen']['label']}")

@@ -86,6 +86,15 @@ Merge = Annotated[
     bool,
     typer.Option("--merge", help=f"{options.MERGE_HELP} With --out every trim that drops runs without and with it."),
 ]
+Escalate = Annotated[
+    float | None,
+    typer.Option(
+        "--escalate",
+        metavar="PROBABILITY",
+        help="Make answers again that had a token of a lower probability; with --out. Every trim that drops runs "
+        "without and with it.",
+    ),
+]
 Seeds = Annotated[
     int | None,
     typer.Option(

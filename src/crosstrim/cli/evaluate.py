@@ -33,6 +33,8 @@ def evaluate(
     whole_first_layer: options.WholeFirstLayer = False,
     kv_dtype: eval_options.KvDtypes = None,
     merge: eval_options.Merge = False,
+    escalate: eval_options.Escalate = None,
+    escalate_to: options.EscalateTo = None,
     batch_size: eval_options.BatchSize = 64,
     max_new_tokens: eval_options.MaxNewTokens = None,
     report: eval_options.Report = None,
@@ -58,6 +60,7 @@ def evaluate(
         _draw(report, to, json)
     elif out is None:
         _require("--out FILE.json", data=data, first_layer=first_layer, seeds=seeds, max_new_tokens=max_new_tokens)
+        _require("--out FILE.json", escalate=escalate, escalate_to=escalate_to)
         _require("--report FILE.json", to=to)
         if defaults.ORACLE in (policy or ()):
             raise typer.BadParameter("--policy oracle goes with --out FILE.json, whose runs can look ahead.")
@@ -80,6 +83,8 @@ def evaluate(
             raise typer.BadParameter("--k-base goes with --k.")
         if first_layer is not None and whole_first_layer:
             raise typer.BadParameter("--first-layer and --whole-first-layer say the same thing; give one of them.")
+        if escalate is None:
+            _require("--escalate", escalate_to=escalate_to)
         cache = first_layer or ("whole" if whole_first_layer else "trimmed")
         chosen = settings.expand(
             policy or (),
@@ -89,6 +94,8 @@ def evaluate(
             kv_dtypes=kv_dtype or (None,),
             merge=(False, True) if merge else (False,),
             seeds=seeds or defaults.SEEDS,
+            escalate=escalate,
+            escalate_to=escalate_to or settings.UNTRIMMED,
             **trims,
         )
         sweep.check_path(out)

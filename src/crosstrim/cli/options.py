@@ -12,6 +12,7 @@ import typer
 from crosstrim.method.names import BUDGETED, KV_DTYPES, PAPER, POLICIES
 
 if TYPE_CHECKING:
+    from crosstrim.asking.escalation import Escalation
     from crosstrim.config import TrimConfig
 
 Trim: TypeAlias = "TrimConfig"
@@ -134,6 +135,24 @@ TRIM: dict[str, tuple[Any, Any]] = {
 }
 """The options that say how to trim, each with its default."""
 
+Escalate = Annotated[
+    float | None,
+    typer.Option(
+        "--escalate",
+        metavar="PROBABILITY",
+        help="Make an answer again, from the same features, if one of its tokens had a lower probability; try 0.9.",
+    ),
+]
+EscalateTo = Annotated[
+    list[Any] | None,
+    typer.Option(
+        "--escalate-to",
+        metavar="untrimmed|lossless|SHARE|COUNT",
+        parser=lambda text: text if text in ("untrimmed", "lossless") else parse_keep(text),
+        help="What --escalate answers again with. Repeat it to try more in turn. Default: untrimmed.",
+    ),
+]
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -220,6 +239,17 @@ def trim_config(
             "merge": merge,
         }
     )
+
+
+def attempts(
+    trim: TrimConfig, escalate: float | None, escalate_to: list[Any] | None
+) -> tuple[TrimConfig, Escalation | None]:
+    """How the first attempt at an answer trims, and what follows where it is unsure; None where nothing does."""
+    from crosstrim.asking.escalation import UNTRIMMED, attempts_of
+
+    if escalate is None and escalate_to:
+        raise typer.BadParameter("--escalate-to goes with --escalate.")
+    return attempts_of(trim, escalate, escalate_to or UNTRIMMED)
 
 
 def refuse_others(context: typer.Context, chosen: str, taken: Collection[str]) -> None:

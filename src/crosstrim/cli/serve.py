@@ -1,4 +1,4 @@
-"""`crosstrim serve`: an OpenAI-compatible server."""
+"""`crosstrim serve`: a server for OpenAI's clients and for Ollama's."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ def serve(
     ] = 8000,
     *,
     trim: options.Trim,
+    escalate: options.Escalate = None,
+    escalate_to: options.EscalateTo = None,
     max_batch: Annotated[
         int, typer.Option("--max-batch", metavar="COUNT", min=1, help="Requests that are answered together.")
     ] = Settings.max_batch,
@@ -76,6 +78,15 @@ def serve(
     allow_remote_images: Annotated[
         bool, typer.Option("--allow-remote-images", help="Fetch pictures from public web addresses too.")
     ] = False,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--cors-origin",
+            metavar="ORIGIN",
+            help="Where web pages come from that may talk to the server, such as https://app.example; * is any. Give "
+            "it once for each.",
+        ),
+    ] = None,
     max_image_bytes: Annotated[
         int, typer.Option("--max-image-bytes", metavar="BYTES", min=1, help="Of a picture's file.")
     ] = Settings.max_image_bytes,
@@ -91,6 +102,10 @@ def serve(
     log: Annotated[
         str, typer.Option("--log", metavar="text|json", help="How each request's line on stderr is written.")
     ] = Settings.log,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="What clients call the model."),
+    ] = None,
     replicas: Annotated[
         int, typer.Option("--replicas", metavar="COUNT", min=1, help="Models at work; with --engine ray.")
     ] = 1,
@@ -109,11 +124,12 @@ def serve(
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Serve the model to OpenAI's clients: /v1/chat/completions, /v1/models, /health, /ready and /metrics.
+    """Serve the model to OpenAI's clients (/v1/chat/completions) and to Ollama's (/api/chat).
 
     The trim is that of requests which do not bring their own. Prints the server's URL once it listens.
     """
     from crosstrim.asking import environment
+    from crosstrim.asking.escalation import UNTRIMMED
     from crosstrim.engines.sglang import launch as sglang
     from crosstrim.engines.vllm import launch as vllm
     from crosstrim.server import local, ray
@@ -138,13 +154,17 @@ def serve(
         raise typer.BadParameter(
             "--api-key must be of printable ASCII characters, with one space between two keys and none around them."
         )
+    options.attempts(trim, escalate, escalate_to)  # refuses what does not go together
     if log not in ("text", "json"):
         raise typer.BadParameter(f"--log {log} must be one of text, json.")
     settings = Settings(
         model=model,
+        name=name,
         dtype=dtype,
         device=device or (None if engine == "ray" else environment.best_device()),
         trim=trim,
+        escalate=escalate,
+        escalate_to=tuple(escalate_to or (UNTRIMMED,)),
         max_batch=max_batch,
         max_wait_ms=max_wait_ms,
         queue_limit=queue_limit,
@@ -152,6 +172,7 @@ def serve(
         max_new_tokens=max_new_tokens,
         api_keys=keys,
         allow_remote_images=allow_remote_images,
+        cors_origins=tuple(cors_origin or ()),
         max_image_bytes=max_image_bytes,
         max_pixels=max_pixels,
         feature_cache_bytes=feature_cache_mib << 20,

@@ -18,7 +18,7 @@ from crosstrim.method.selection import budget_of
 from crosstrim.models import mllama
 
 AllHeads = Callable[[torch.Tensor], torch.Tensor]
-"""Joins [1, heads of this rank, ...] of all tensor-parallel ranks along the heads."""
+"""Joins [1, heads of this rank, ...] of all tensor-parallel ranks along the heads, bit by bit alike in every rank."""
 
 Project = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """A layer's keys and values [M, Hkv, D] of features [M, hidden], of this tensor-parallel rank, after the key norm."""
@@ -26,41 +26,24 @@ Project = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class PromptTrim:
-    """The options, applied to the prompts of a model.
+    """The options, applied to the prompts of a model."""
 
-    Attributes:
-        config: of the trim; every layer keeps the same.
-        geometry: of the model.
-        image_token_id: id of `<|image|>`.
-        user_turn_ids: token ids that open a user turn, or None.
-    """
-
-    config: TrimConfig
+    config: TrimConfig  # every layer keeps the same
     geometry: Geometry
-    image_token_id: int
-    user_turn_ids: tuple[int, ...] | None
+    image_token_id: int  # of `<|image|>`
+    user_turn_ids: tuple[int, ...] | None  # that open a user turn
 
     @classmethod
     def of(cls, config: TrimConfig, model: Any) -> PromptTrim:
-        """For the prompts of a model.
-
-        Args:
-            config: of the trim.
-            model: an `MllamaConfig`.
-        """
-        has_llamas_words = model.text_config.vocab_size == mllama.LLAMA_VOCABULARY_SIZE
-        user_turn_ids = mllama.LLAMA_USER_TURN_IDS if has_llamas_words else None
-        return cls(config, mllama.geometry_of(model), model.image_token_index, config.user_turn_ids or user_turn_ids)
+        """For the prompts of a model, of which `model` is the `MllamaConfig`."""
+        user_turn_ids = config.user_turn_ids or mllama.user_turn_ids_of(model)
+        return cls(config, mllama.geometry_of(model), model.image_token_index, user_turn_ids)
 
     def visible(self, token_ids: Sequence[int], tiles: Sequence[int]) -> torch.Tensor:
-        """What each text row may see: the real tiles of the images that come last before it.
+        """[T, M] bool on the CPU, what each text row may see of all tiles of the images, padding tiles counted.
 
-        Args:
-            token_ids: [T], with one `<|image|>` for each image.
-            tiles: real tiles of each image.
-
-        Returns:
-            [T, M] bool on the CPU, for all tiles of the images, padding tiles counted.
+        These are the real tiles of the images that come last before it. The ids [T] have one `<|image|>` for each
+        image, and `tiles` says how many of its tiles are real.
         """
         # Meta's rule, as transformers' own processor states it.
         from transformers.models.mllama.processing_mllama import get_cross_attention_token_mask
@@ -68,8 +51,7 @@ class PromptTrim:
         spans = get_cross_attention_token_mask(list(token_ids), self.image_token_id)
         seen = torch.zeros(len(token_ids), len(tiles), self.geometry.tiles_per_image, dtype=torch.bool)
         for image, ((start, end), count) in enumerate(zip(spans, tiles, strict=True)):
-            rows = slice(start, len(token_ids) if end == -1 else end)
-            seen[rows, image, :count] = True
+            seen[start : len(token_ids) if end == -1 else end, image, :count] = True
         return seen.flatten(1)
 
     def features_of(self, tiles: torch.Tensor) -> torch.Tensor:
@@ -82,12 +64,9 @@ class PromptTrim:
         Only what the last row sees is ever read again, so earlier images need none.
         """
         visible = self.features_of(self.visible(token_ids, tiles)[-1:]).unflatten(-1, (len(tiles), -1))
-        counts, config = visible.sum(-1), self.config
-        if config.count_depends_on_prompt and config.k is None:
-            return int(counts.sum())
-        voters = 1 if config.k is None else self.geometry.query_heads
+        config, voters = self.config, 1 if self.config.k is None else self.geometry.query_heads
         budget = budget_of(visible, k=config.k, keep=config.keep, k_base=config.k_base)
-        return int(torch.minimum(counts, voters * budget).sum())
+        return int(torch.minimum(visible.sum(-1), voters * budget).sum())
 
     def largest(self, images: int) -> int:
         """KV slots of so many images that stand together and fill all of their tiles."""
@@ -104,10 +83,6 @@ class PromptTrim:
 
     def check_images(self, token_ids: Sequence[int], images: int) -> None:
         """Refuse a prompt after which not all of its images are seen, for engines that hold one set for all rows.
-
-        Args:
-            token_ids: [T].
-            images: that came with it.
 
         Raises:
             InputError: there are more or fewer `<|image|>` than images, or text stands between two of them.
@@ -132,45 +107,19 @@ class PromptTrim:
         values: torch.Tensor,
         all_heads: AllHeads,
     ) -> torch.Tensor:
-        """Choose in the first cross-attention layer.
+        """[N] bool beside the queries, whether the feature stays, as the first cross-attention layer chooses.
 
-        Args:
-            token_ids: [T] of the prompt.
-            visible: [T, M] bool, as `visible` gives it: on the CPU, so that nobody has to wait for the device.
-            queries: [T, Hq, D] of this tensor-parallel rank, after the query norm.
-            keys: [N, Hkv, D] likewise.
-            values: [N, Hkv, D] likewise.
-            all_heads: joins the heads of the ranks, so that every rank chooses the same.
-
-        Returns:
-            [N] bool beside the queries, whether the feature stays.
+        Queries [T, Hq, D] and keys and values [N, Hkv, D] are those of this tensor-parallel rank, after the norms.
+        What the rows see [T, M] is on the CPU, as `visible` gives it, so that nobody has to wait for the device.
         """
         rating = None
         if self.config.rating_rows == "last_turn":
             rating = last_turn_rows(torch.tensor([token_ids]), self.image_token_id, self.user_turn_ids)
-        choice = choose(
-            queries.transpose(0, 1).unsqueeze(0),
-            keys.transpose(0, 1).unsqueeze(0),
-            values.transpose(0, 1).unsqueeze(0),
-            visible.unsqueeze(0),
-            self.config,
-            geometry=self.geometry,
-            rating_rows=rating,
-            processes=_Ranks(all_heads),
-        )
+        query, key, value = (heads.transpose(0, 1).unsqueeze(0) for heads in (queries, keys, values))
+        others: dict[str, Any] = {"geometry": self.geometry, "rating_rows": rating, "processes": Processes(all_heads)}
+        choice = choose(query, key, value, visible.unsqueeze(0), self.config, **others)
         # Rows to come see what the last one sees.
         return choice.kept[0] & self.features_of(visible[-1]).to(queries.device, non_blocking=True)
-
-
-class _Ranks(Processes):
-    """Tensor-parallel ranks. All are given the same, bit by bit, and so choose the same."""
-
-    def __init__(self, all_heads: AllHeads) -> None:
-        self._all_heads = all_heads
-
-    def gather_heads(self, tensor: torch.Tensor) -> torch.Tensor:
-        """[1, heads of this rank, ...] to [1, all heads, ...]."""
-        return self._all_heads(tensor)
 
 
 class Prompt:
@@ -185,6 +134,8 @@ class Prompt:
         features: [N, hidden] of its images, padding tiles included.
         prompt_rows: text rows of the prompt.
         kept: [K] int64, ascending; None until the first cross-attention layer has chosen.
+        count: K; None where only the device will know.
+        asked: the prompt's ids and what its rows see, as for `PromptTrim.choose`.
     """
 
     def __init__(
@@ -192,16 +143,15 @@ class Prompt:
     ) -> None:
         seen = trim.visible(prompt_ids, tiles)
         visible = torch.cat([seen, seen[-1:].expand(rows.stop - rows.start - len(seen), -1)])
-        self.trim, self.rows = trim, rows
+        self.trim, self.rows, self.prompt_rows = trim, rows, len(prompt_ids)
         self.features = features[: visible.shape[1] * trim.geometry.features_per_tile]
-        self.prompt_rows = len(prompt_ids)
         self.kept: torch.Tensor | None = None
-        self._prompt_ids, self._seen = prompt_ids, seen
-        self._count = None if trim.config.count_depends_on_prompt else trim.slots(prompt_ids, tiles)
+        self.count = None if trim.config.count_depends_on_prompt else trim.slots(prompt_ids, tiles)
+        self.asked = prompt_ids, seen
         self._first = int(visible.any(-1).int().argmax())
         self._alike = bool((visible[self._first :] == visible[-1]).all())
         self._visible = visible.to(features.device, non_blocking=True)
-        columns = trim.features_of(visible[-1]).nonzero().squeeze(-1)
+        columns = trim.features_of(visible.any(0)).nonzero().squeeze(-1)
         self._columns = columns.to(features.device, non_blocking=True)
 
     @property
@@ -209,72 +159,23 @@ class Prompt:
         """[T] bool, whether the row sees any image."""
         return self._visible.any(-1)
 
-    @property
-    def asks(self) -> bool:
-        """Whether only the device will know how much is kept."""
-        return self.kept is None and self._count is None
-
-    def choose(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, all_heads: AllHeads) -> None:
-        """Choose, as the first cross-attention layer does; `settle` then tells what is kept.
-
-        Args:
-            queries: [T, Hq, D] of this tensor-parallel rank, after the query norm.
-            keys: [N, Hkv, D] likewise, of all features.
-            values: [N, Hkv, D] likewise.
-            all_heads: as for `PromptTrim.choose`.
-        """
-        rows = self._prompt_ids, self._seen, queries[: self.prompt_rows]
-        self._stays = self.trim.choose(*rows, keys, values, all_heads)
-
-    @staticmethod
-    def settle(prompts: Sequence[Prompt]) -> None:
-        """Set `kept` of prompts that have chosen.
-
-        Where it was for them to decide how much stays, the host asks the device for all of their counts at once.
-        """
-        asked = [prompt for prompt in prompts if prompt.asks]
-        if asked:
-            counts = torch.stack([prompt._stays.sum() for prompt in asked]).tolist()
-            for prompt, count in zip(asked, counts, strict=True):
-                prompt._count = count
-        for prompt in prompts:
-            prompt.kept = (~prompt._stays).int().argsort(stable=True)[: prompt._count]
-
     def lead(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Attend in the first cross-attention layer.
-
-        Args:
-            queries: [T, Hq, D].
-            keys: [N, Hkv, D] of all features.
-            values: [N, Hkv, D].
-
-        Returns:
-            [T, Hq, D]: the prompt's rows attend to what they see, rows after it to what is kept.
-        """
-        asked, first = self.prompt_rows, self._first
-        output = torch.zeros_like(queries)
-        if self._alike:
-            output[first:asked] = attend(queries[first:asked], keys[self._columns], values[self._columns])
-        else:
-            visible = self.trim.features_of(self._visible[first:asked])
-            output[first:asked] = attend(queries[first:asked], keys, values, visible)
-        if asked < len(queries):
-            output[asked:] = attend(queries[asked:], keys[self.kept], values[self.kept])
-        return output
+        """[T, Hq, D], attention in the first layer, given keys and values [N, Hkv, D] of all features."""
+        asked, seen = queries[: self.prompt_rows], self._columns
+        output = self._attend(asked, keys[seen], values[seen], seen)
+        if len(asked) == len(queries):
+            return output
+        later = queries[len(asked) :]  # they read what is kept
+        return torch.cat([output, attend(later, keys[self.kept], values[self.kept])])
 
     def follow(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Attend in a later layer.
+        """[T, Hq, D], attention in a later layer to keys and values [K, Hkv, D] of what is kept."""
+        return self._attend(queries, keys, values, self.kept)
 
-        Args:
-            queries: [T, Hq, D].
-            keys: [K, Hkv, D] of what is kept.
-            values: [K, Hkv, D].
-
-        Returns:
-            [T, Hq, D].
-        """
-        output, seeing = torch.zeros_like(queries), slice(self._first, None)
-        visible = None if self._alike else self.trim.features_of(self._visible[seeing])[:, self.kept]
+    def _attend(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, columns: Any) -> torch.Tensor:
+        """Attention of the first rows to those of the features `columns` that each sees."""
+        output, seeing = torch.zeros_like(queries), slice(self._first, len(queries))
+        visible = None if self._alike else self.trim.features_of(self._visible[seeing])[:, columns]
         output[seeing] = attend(queries[seeing], keys, values, visible)
         return output
 
@@ -290,7 +191,7 @@ def cross_attend(
         prompts: the requests with images.
         queries: [rows, Hq, D] of the batch, after the query norm.
         project: the layer's own.
-        all_heads: as for `PromptTrim.choose` in the first layer; None in the others.
+        all_heads: in the first layer; None in the others.
 
     Yields:
         For each prompt the keys and values [K, Hkv, D] of what it keeps, and its rows' attention [T, Hq, D].
@@ -301,13 +202,19 @@ def cross_attend(
             yield keys, values, prompt.follow(queries[prompt.rows], keys, values)
         return
     # Those of a group have their keys and values of all features at the same time: as few as can be.
-    together = any(prompt.asks for prompt in prompts)
+    together = any(prompt.kept is None and prompt.count is None for prompt in prompts)
     for group in [prompts] if together else [[prompt] for prompt in prompts]:
         projected = [project(prompt.features) for prompt in group]
-        new = [(prompt, *own) for prompt, own in zip(group, projected, strict=True) if prompt.kept is None]
-        for prompt, keys, values in new:
-            prompt.choose(queries[prompt.rows], keys, values, all_heads)
-        Prompt.settle([prompt for prompt, _, _ in new])
+        new = [(prompt, own) for prompt, own in zip(group, projected, strict=True) if prompt.kept is None]
+        stays = []
+        for prompt, own in new:
+            rows = queries[prompt.rows][: prompt.prompt_rows]
+            stays.append(prompt.trim.choose(*prompt.asked, rows, *own, all_heads))
+        asked = [one.sum() for (prompt, _), one in zip(new, stays, strict=True) if prompt.count is None]
+        counts = iter(torch.stack(asked).tolist() if asked else ())
+        for (prompt, _), one in zip(new, stays, strict=True):
+            count = next(counts) if prompt.count is None else prompt.count
+            prompt.kept = (~one).int().argsort(stable=True)[:count]
         for prompt, (keys, values) in zip(group, projected, strict=True):
             yield keys[prompt.kept], values[prompt.kept], prompt.lead(queries[prompt.rows], keys, values)
 
@@ -315,22 +222,14 @@ def cross_attend(
 def attend(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, visible: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Attention of text rows to image features; rows that see nothing get zeros, as in Meta's reference.
+    """[T, Hq, D], attention of queries [T, Hq, D] to keys and values [M, Hkv, D] that are `visible` [T, M] bool.
 
-    Args:
-        queries: [T, Hq, D].
-        keys: [M, Hkv, D].
-        values: [M, Hkv, D].
-        visible: [T, M] bool; None: every row sees all.
-
-    Returns:
-        [T, Hq, D].
+    None: every row sees all. Rows that see nothing get zeros, as in Meta's reference.
     """
     query, key, value = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (queries, keys, values))
-    blind = None if visible is None else ~visible.any(-1, keepdim=True)
-    mask = None if visible is None or blind is None else visible | blind  # a row that is all masked would be NaN
-    output = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, enable_gqa=query.shape[1] != key.shape[1]
-    )
-    output = output[0].transpose(0, 1)
-    return output if blind is None else output.masked_fill(blind.unsqueeze(-1), 0)
+    grouped = query.shape[1] != key.shape[1]
+    if visible is None:
+        return F.scaled_dot_product_attention(query, key, value, enable_gqa=grouped)[0].transpose(0, 1)
+    blind = ~visible.any(-1, keepdim=True)  # a row that is all masked would be NaN
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=visible | blind, enable_gqa=grouped)
+    return output[0].transpose(0, 1).masked_fill(blind.unsqueeze(-1), 0)

@@ -19,8 +19,10 @@ from crosstrim.data import dataset
 from crosstrim.data.dataset import Dataset
 from crosstrim.data.journal import Journal, Record, check_same, journal_of
 from crosstrim.errors import CalibrationError, ConfigError, DatasetError
-from crosstrim.eval import defaults, metrics, sweep
+from crosstrim.eval import defaults, sweep
 from crosstrim.eval import risk as exact
+from crosstrim.eval.cost import Prices
+from crosstrim.eval.rules import Rule, rules_of
 from crosstrim.eval.settings import UNTRIMMED, Setting
 from crosstrim.files import write_json
 from crosstrim.method.policy import Voter, name_of
@@ -38,6 +40,7 @@ def calibrate(
     risk: float = defaults.RISK,
     confidence: float = defaults.CONFIDENCE,
     loss: str = "answer",
+    escalate: Sequence[float] = (),
     questions: int | None = None,
     seed: int = 0,
     question: str | None = None,
@@ -66,6 +69,8 @@ def calibrate(
         confidence: in (0, 1).
         loss: "answer" counts answers that differ from the untrimmed model's; "wrong" those that are right untrimmed
             and wrong trimmed, which needs `answers` in the data.
+        escalate: thresholds to test together with the budgets: an answer one of whose tokens had a lower probability
+            is made again untrimmed. See `rules_of` for the order of the tests.
         questions: how many to draw; None is 600, or all where there are fewer.
         seed: of the draw.
         question: asked of every picture that has none of its own.
@@ -76,8 +81,8 @@ def calibrate(
         **options: other fields of `TrimConfig`, the same for all budgets.
 
     Returns:
-        The result as plain JSON types, as it is in `out`. `chosen` is None where no budget is certified, and
-        `refusal` says why.
+        The result as plain JSON types, as it is in `out`. `chosen` is of what is certified the rule that keeps least,
+        or None where nothing is, and `refusal` says why.
 
     Raises:
         CalibrationError: so few questions cannot support the claim, whatever they show; it names how many could.
@@ -91,6 +96,7 @@ def calibrate(
         replace(one, config=answering.for_tokenizer(one.config, processor.tokenizer)) for one in settings
     )
     check(risk, confidence, loss)
+    rules = rules_of(settings, escalate)
     sweep.check_path(out)
     if not isinstance(data, Dataset):
         data = dataset.read(Path(data), question, labelled=loss == "wrong").usable("stop")
@@ -109,6 +115,7 @@ def calibrate(
             "loss": loss,
             "seed": seed,
             "drawn_from": len(data.items),
+            **({"escalate": sorted(set(escalate), reverse=True)} if escalate else {}),
         },
     }
     if out.exists():
@@ -116,10 +123,10 @@ def calibrate(
         check_same(result, header, out)
     else:
         sweep.check_lengths(model, processor, drawn, max_new_tokens)
-        answerer = sweep.Answerer(model, processor, settings, max_new_tokens)
+        answerer = sweep.Answerer(model, processor, settings, max_new_tokens, how_sure=bool(escalate))
         with Journal(journal_of(out), header) as journal:
-            records = _answered(journal, answerer, drawn, header["calibration"], batch_size, progress)
-        result = _result(header, drawn, settings, records)
+            records = _answered(journal, answerer, drawn, rules, header["calibration"], batch_size, progress)
+        result = _result(header, drawn, rules, records, Prices(model, processor, drawn) if escalate else None)
         write_json(out, result)
     journal_of(out).unlink(missing_ok=True)
     return result
@@ -190,6 +197,7 @@ def _answered(
     journal: Journal,
     answerer: sweep.Answerer,
     drawn: Dataset,
+    rules: Sequence[Rule],
     levels: Mapping[str, Any],
     batch_size: int,
     progress: sweep.Progress,
@@ -203,9 +211,11 @@ def _answered(
     def count(record: Record) -> None:
         first = record["first"]
         items = drawn.items[first : first + sweep.questions_of(record)]
-        for label in record["predictions"].keys() - {UNTRIMMED}:
-            lost[label] += sum(_losses(record["predictions"], label, items, levels["loss"]))
-        beaten = [place for place, setting in enumerate(settings) if lost[setting.label] > most]
+        of_settings = rules[: len(settings)]
+        for rule in of_settings:
+            if rule.setting.label in record["predictions"]:
+                lost[rule.label] += sum(rule.lost(record["predictions"], items, levels["loss"]))
+        beaten = [place for place, rule in enumerate(of_settings) if lost[rule.label] > most]
         answerer.settings = settings[: min(beaten, default=len(settings))]
 
     for record in journal.distinct(sweep.questions_of):
@@ -219,21 +229,12 @@ def _answered(
     return journal.distinct(sweep.questions_of)
 
 
-def _losses(
-    predictions: Mapping[str, Mapping[str, Any]], label: str, items: Sequence[dataset.Item], loss: str
-) -> list[bool]:
-    """Per question that was asked under a setting, whether something was lost."""
-    pairs = zip(predictions[UNTRIMMED]["answer"], predictions[label]["answer"], items, strict=False)
-    if loss == "answer":
-        return [untrimmed != trimmed for untrimmed, trimmed, _ in pairs]
-    return [
-        metrics.is_right(untrimmed, item.answers) and not metrics.is_right(trimmed, item.answers)
-        for untrimmed, trimmed, item in pairs
-    ]
-
-
 def _result(
-    header: Mapping[str, Any], drawn: Dataset, settings: Sequence[Setting], records: Sequence[Record]
+    header: Mapping[str, Any],
+    drawn: Dataset,
+    rules: Sequence[Rule],
+    records: Sequence[Record],
+    prices: Prices | None,
 ) -> dict[str, Any]:
     """Header, answers, curve, and what follows."""
     levels = header["calibration"]
@@ -242,21 +243,25 @@ def _result(
         {"id": item.id, "kind": item.kind, "question": item.question, "answers": list(item.answers)}
         for item in drawn.items
     ]
-    predictions: dict[str, dict[str, Any]] = {UNTRIMMED: {"answer": _joined(records, UNTRIMMED, "answer")}}
-    for setting in settings:
-        names = ("answer", "kept")
-        of_setting = {column: _joined(records, setting.label, column) for column in names}
-        predictions[setting.label] = of_setting
-        of_setting["lost"] = _losses(predictions, setting.label, drawn.items, levels["loss"])
+    sure = ("lowest_probability", "tokens") if prices else ()
+    predictions: dict[str, dict[str, Any]] = {
+        UNTRIMMED: {column: _joined(records, UNTRIMMED, column) for column in ("answer", *sure)}
+    }
+    for label in dict.fromkeys(rule.setting.label for rule in rules):
+        predictions[label] = {column: _joined(records, label, column) for column in ("answer", "kept", *sure)}
+    lost = [rule.lost(predictions, drawn.items, levels["loss"]) for rule in rules]
+    if prices is None:
+        for rule, of_rule in zip(rules, lost, strict=True):
+            predictions[rule.label]["lost"] = of_rule
+    kinds = [item.kind for item in drawn.items]
     curve = [
-        _point(setting, predictions[setting.label], [item.kind for item in drawn.items], visible, levels)
-        for setting in settings
+        _point(rule, predictions, of_rule, kinds, visible, levels, prices)
+        for rule, of_rule in zip(rules, lost, strict=True)
     ]
-    changes = [row["lost"] for row in curve]
-    passed = exact.certified(changes, len(items), levels["risk"], levels["confidence"])
+    passed = exact.certified([row["lost"] for row in curve], len(items), levels["risk"], levels["confidence"])
     for place, row in enumerate(curve):
         row["certified"] = place < passed
-    chosen = settings[passed - 1] if passed else None
+    chosen = min(range(passed), key=lambda place: (curve[place]["kept_fraction"], -place), default=None)
     return {
         **json.loads(json.dumps(header)),
         "items": items,
@@ -264,9 +269,14 @@ def _result(
         "predictions": predictions,
         "curve": curve,
         "allowed": exact.allowed(len(items), levels["risk"], levels["confidence"]),
-        "chosen": None if chosen is None else {"label": chosen.label, "config": chosen.config.to_dict()},
+        "chosen": None if chosen is None else _chosen(rules[chosen]),
         "refusal": None if chosen is not None else _refusal(curve[0], len(items), levels),
     }
+
+
+def _chosen(rule: Rule) -> dict[str, Any]:
+    told = {"label": rule.label, "config": rule.setting.config.to_dict()}
+    return told if rule.below is None else {**told, "escalate": rule.below}
 
 
 def _joined(records: Sequence[Record], label: str, column: str) -> list[Any]:
@@ -275,15 +285,20 @@ def _joined(records: Sequence[Record], label: str, column: str) -> list[Any]:
 
 
 def _point(
-    setting: Setting,
-    prediction: Mapping[str, Sequence[Any]],
+    rule: Rule,
+    predictions: Mapping[str, Mapping[str, Sequence[Any]]],
+    lost: Sequence[bool],
     kinds: Sequence[str],
     visible: Sequence[int],
     levels: Mapping[str, Any],
+    prices: Prices | None,
 ) -> dict[str, Any]:
-    """One budget of the curve: what was lost, and what that says about its risk, also of each kind of question."""
-    lost, kept = prediction["lost"], prediction["kept"]
-    shares = [some / seen for some, seen in zip(kept, visible, strict=False)]
+    """One rule of the curve: what was lost, and what that says about its risk, also of each kind of question."""
+    prediction = predictions[rule.setting.label]
+    again = rule.again(prediction)
+    # An answer that is made again untrimmed keeps everything besides.
+    pairs = zip(prediction["kept"], visible, again, strict=False)
+    shares = [kept / seen + twice for kept, seen, twice in pairs]
 
     def numbers(places: Sequence[int]) -> dict[str, Any]:
         asked = [place for place in places if place < len(lost)]
@@ -292,7 +307,7 @@ def _point(
         most = fewest + len(places) - len(asked)
         low, high = exact.interval(fewest, most, len(places), levels["confidence"])
         bound = exact.upper(most, len(places), 1 - levels["confidence"])
-        return {
+        told: dict[str, Any] = {
             "questions": len(places),
             "asked": len(asked),
             "lost": fewest,
@@ -300,14 +315,20 @@ def _point(
             "high": high,
             "bound": bound,
         }
+        if prices is not None and asked:
+            told["escalated"] = sum(again[place] for place in asked)
+            told["kept_fraction"] = round(float(np.mean([shares[place] for place in asked])), 6)
+            told["cost"] = prices.shares(predictions[UNTRIMMED], prediction, again, asked)
+        return told
 
     of_kind: dict[str, list[int]] = {}
     for place, kind in enumerate(kinds):
         of_kind.setdefault(kind, []).append(place)
     return {
-        "label": setting.label,
-        "k": setting.config.k,
-        "keep": setting.config.keep,
+        "label": rule.label,
+        "k": rule.setting.config.k,
+        "keep": rule.setting.config.keep,
+        **({} if rule.below is None else {"escalate": rule.below}),
         "kept_fraction": round(float(np.mean(shares)), 6),
         **numbers(range(len(kinds))),
         "kinds": {kind: numbers(places) for kind, places in of_kind.items()},

@@ -14,6 +14,13 @@ FIGURE = "risk.png"
 LOST = {"answer": "changed answers", "wrong": "right answers that became wrong"}
 
 
+_AGAIN = (
+    " *again* is the share of answers that were made again untrimmed; *kept* then counts both attempts. *KV bytes* "
+    "and *operations* are computed from the model's configuration, as shares of untrimmed answers, vision tower left "
+    "out."
+)
+
+
 def write(result: Result, folder: Path) -> list[Path]:
     """Write report.md and its figure into a folder, which is made if there is none.
 
@@ -52,7 +59,9 @@ def verdict(result: Result) -> str:
     claim = f"a risk of at most {percent(levels['risk'])} % with confidence {percent(levels['confidence'])} %"
     if result["chosen"] is None:
         return f"No budget is certified for {claim}: {result['refusal']}"
-    return f"The smallest budget certified for {claim} is {result['chosen']['label']}."
+    least = "Of the rules certified" if "escalate" in levels else "The smallest budget certified"
+    keeps = ", the one that keeps least is" if "escalate" in levels else " is"
+    return f"{least} for {claim}{keeps} {result['chosen']['label']}."
 
 
 def tables(result: Result) -> Iterator[Table]:
@@ -66,7 +75,7 @@ def tables(result: Result) -> Iterator[Table]:
         f"each of {confidence} %. *bound* is the risk that is not exceeded, with {confidence} %; a check marks what "
         f"is certified: the bound is at most {percent(levels['risk'])} % here and at every larger budget. A budget "
         "whose test was lost was asked no further, nor were the smaller ones; their intervals allow for what was not "
-        "asked.",
+        "asked." + _AGAIN * ("escalate" in levels),
         marked=True,
     )
     kinds = list(result["curve"][0]["kinds"])
@@ -78,19 +87,29 @@ def tables(result: Result) -> Iterator[Table]:
 def _table(
     title: str, rows: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]], note: str, marked: bool = False
 ) -> Table:
-    header = ("budget", "kept", "lost", "risk", "bound", *["certified"] * marked)
+    again = any("escalate" in row for row, _ in rows.values())
+    costs = ("again", "KV bytes", "operations") if again else ()
+    header = ("budget", "kept", "lost", "risk", "bound", *costs, *["certified"] * marked)
     lines = [
         (
             label,
-            percent(row["kept_fraction"]),
+            percent(cell.get("kept_fraction", row["kept_fraction"])),
             f"{cell['lost']} of {cell['asked']}",
             f"[{percent(cell['low'], 2)}, {percent(cell['high'], 2)}]",
             percent(cell["bound"], 2),
+            *(_costs(cell) if again else ()),
             *["✓" if row["certified"] else ""] * marked,
         )
         for label, (row, cell) in rows.items()
     ]
     return Table(title, header, tuple(lines), note)
+
+
+def _costs(cell: Mapping[str, Any]) -> tuple[str, str, str]:
+    if "cost" not in cell:  # nothing of it was asked
+        return "", "", ""
+    cost = cell["cost"]
+    return percent(cell["escalated"] / cell["asked"]), percent(cost["kv_bytes"]), percent(cost["flops"])
 
 
 def draw(result: Result, plot: Any) -> Any:

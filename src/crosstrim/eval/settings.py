@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from crosstrim.asking.escalation import LOSSLESS as LOSSLESS
+from crosstrim.asking.escalation import UNTRIMMED as UNTRIMMED
+from crosstrim.asking.escalation import Budget, Escalation
 from crosstrim.config import TrimConfig
 from crosstrim.errors import ConfigError
 from crosstrim.eval.defaults import KEEPS as KEEPS
@@ -15,8 +18,6 @@ from crosstrim.eval.defaults import POLICIES as POLICIES
 from crosstrim.eval.defaults import SEEDS as SEEDS
 from crosstrim.method import policies
 
-UNTRIMMED = "untrimmed"
-LOSSLESS = "lossless"
 FIRST_LAYERS = {"trimmed": (True,), "whole": (False,), "both": (True, False)}
 
 
@@ -27,10 +28,12 @@ class Setting:
     Attributes:
         policy: its name, also where the config cannot say it: "oracle" and "lossless".
         config: how to trim. That of the oracle gets its policy batch by batch.
+        escalation: when answers are made again.
     """
 
     policy: str
     config: TrimConfig
+    escalation: Escalation | None = None
 
     @property
     def label(self) -> str:
@@ -51,7 +54,8 @@ class Setting:
     def to_dict(self) -> dict[str, Any]:
         """The setting as plain JSON types."""
         config = {**self.config.to_dict(), "policy": self.policy}
-        return {"label": self.label, "group": self.group, "curve": self.curve, "config": config}
+        told = {"label": self.label, "group": self.group, "curve": self.curve, "config": config}
+        return told if self.escalation is None else {**told, "escalation": self.escalation.to_dict()}
 
     @property
     def _family(self) -> str:
@@ -65,7 +69,8 @@ class Setting:
     def _suffix(self) -> str:
         whole = "" if self.config.trim_first_layer else ", whole first layer"
         packed = f", {self.config.kv_dtype} cache" if self.config.kv_dtype else ""
-        return whole + packed + (", merged" if self.config.merge else "")
+        again = "" if self.escalation is None else f", {self.escalation}"
+        return whole + packed + (", merged" if self.config.merge else "") + again
 
     def _named(self, policy: str) -> str:
         config = self.config
@@ -83,6 +88,8 @@ def expand(
     kv_dtypes: Sequence[str | None] = (None,),
     merge: Sequence[bool] = (False,),
     seeds: int = SEEDS,
+    escalate: float | None = None,
+    escalate_to: Sequence[Budget] | Budget = UNTRIMMED,
     **options: Any,
 ) -> tuple[Setting, ...]:
     """Every policy with every `k` and every `keep`.
@@ -97,6 +104,9 @@ def expand(
         kv_dtypes: values of `kv_dtype`; everything runs with each.
         merge: values of `merge`; everything that drops visible features runs with each.
         seeds: how many seeds "random" is drawn with.
+        escalate: unsure answers are made again, as of `Escalation`; everything that drops visible features runs
+            without and with it. None: none is made again.
+        escalate_to: with what.
         **options: other fields of `TrimConfig`, the same for all.
 
     Returns:
@@ -125,7 +135,15 @@ def expand(
                     Setting(drawn, _config(drawn, **fields, **knob))
                     for knob in (knobs if _needs_knob(drawn) else [{}])
                 ]
+    if escalate is not None:
+        settings = [one for plain in settings for one in (plain, *_escalated(plain, escalate, escalate_to))]
     return tuple({setting.label: setting for setting in settings}.values())
+
+
+def _escalated(setting: Setting, escalate: float, to: Sequence[Budget] | Budget) -> list[Setting]:
+    if setting.policy == ORACLE or setting.config.drops_nothing:
+        return []
+    return [replace(setting, escalation=Escalation.of(setting.config, escalate, to))]
 
 
 def _config(name: str, **fields: Any) -> TrimConfig:

@@ -14,6 +14,8 @@ import torch
 
 from crosstrim.asking import answering
 from crosstrim.asking.batches import Encoder
+from crosstrim.asking.escalation import Escalation, Settled
+from crosstrim.asking.inputs import Inputs
 from crosstrim.config import TrimConfig
 from crosstrim.data.dataset import Dataset, Item
 from crosstrim.data.journal import Journal, Record, check_same, journal_of
@@ -138,12 +140,16 @@ class Answerer:
         processor: of `crosstrim.load`.
         settings: of `settings.expand`.
         max_new_tokens: where to cut answers off.
+        how_sure: whether to tell how sure every answer was, as is done where a setting has an escalation.
 
     Attributes:
         settings: that the next batch is asked under; who needs no more of one takes it out.
     """
 
-    def __init__(self, model: Any, processor: Any, settings: Sequence[Setting], max_new_tokens: int) -> None:
+    def __init__(
+        self, model: Any, processor: Any, settings: Sequence[Setting], max_new_tokens: int, how_sure: bool = False
+    ) -> None:
+        self._how_sure = how_sure or any(setting.escalation for setting in settings)
         self._model = model
         self._processor = processor
         self._encoder = Encoder(model, processor)
@@ -168,7 +174,8 @@ class Answerer:
         Returns:
             Per batch the place of its `first` question, how many features are `visible` to each question, and per
             label `seconds` and `predictions`: `answer`, and but for the untrimmed model `kept`, `kl`, and `layers`
-            where the policy makes later layers read less.
+            where the policy makes later layers read less. Where unsure answers are made again, `kept` is what all
+            attempts kept together, and `escalated` says where; `lowest_probability` and `tokens` are the first one's.
         """
         models = 1 + len(self.settings)
         told, total = sum(done.values()) * models, len(dataset.items) * models
@@ -180,37 +187,59 @@ class Answerer:
             told += len(batch) * (models - 1 - len(self.settings))  # of settings that were taken out
             record: Record = {"first": first, "visible": [], "seconds": {}, "predictions": {}}
             for label, found, columns in self.answer(batch):
-                record["predictions"][label] = {"answer": found.texts, **columns}
-                record["seconds"][label] = round(found.seconds, 4)
-                record["visible"] = [image.visible for (image,) in found.kept] or record["visible"]
+                record["visible"] = columns.pop("visible", record["visible"])
+                record["predictions"][label] = {"answer": [one.text for one in found], **columns}
+                record["seconds"][label] = round(max(one.seconds for one in found), 4)
                 told += len(batch)
                 progress(told, total)
             yield record
 
-    def answer(self, batch: Sequence[Item]) -> Iterator[tuple[str, answering.Generation, dict[str, list[Any]]]]:
+    def answer(self, batch: Sequence[Item]) -> Iterator[tuple[str, Sequence[Settled], dict[str, list[Any]]]]:
         """Per setting: its label, what it gave, and in columns what that is beside the untrimmed model's."""
         with asked(self._encoder, batch, self._max_new_tokens) as inputs:
-            untrimmed = self._generate(inputs)
-            yield UNTRIMMED, untrimmed, {}
+            untrimmed = self._settle(inputs, None, None)
+            yield UNTRIMMED, untrimmed, self._sureness(untrimmed)
             votes = None
             if any(setting.policy == ORACLE for setting in self.settings):
-                votes = oracle.votes(self._model, inputs, untrimmed.tokens)
+                tokens = torch.stack([one.tokens for one in untrimmed])
+                votes = oracle.votes(self._model, inputs, tokens)
             for setting in self.settings:
                 config = setting.config
                 if setting.policy == ORACLE and votes is not None:
                     config = replace(config, policy=Given(votes))
-                found = self._generate(inputs, config)
-                losses = metrics.divergence(untrimmed.logits, found.logits).tolist()
-                images = [image for (image,) in found.kept]
-                columns: dict[str, list[Any]] = {"kept": [image.kept for image in images]}
-                columns["kl"] = [float(f"{loss:.6g}") for loss in losses]
-                if set(config.voters().shares(len(images[0].layers) - 1)) - {1.0}:
-                    columns["layers"] = [list(image.layers) for image in images]
-                yield setting.label, found, columns
+                found = self._settle(inputs, config, setting.escalation)
+                columns = _again(found) if setting.escalation else _kept(found, config)
+                first, last = (torch.stack([one.logits for one in settled]) for settled in (untrimmed, found))
+                columns["kl"] = [float(f"{one:.6g}") for one in metrics.divergence(first, last)]
+                yield setting.label, found, columns | self._sureness(found)
 
-    def _generate(self, inputs: Mapping[str, torch.Tensor], config: TrimConfig | None = None) -> answering.Generation:
+    def _settle(self, inputs: Inputs, config: TrimConfig | None, escalation: Escalation | None) -> Sequence[Settled]:
+        escalation = escalation or (Escalation(1.0, ()) if self._how_sure else None)
         limit = self._max_new_tokens
-        return answering.generate(self._model, self._processor, inputs, config=config, max_new_tokens=limit)
+        return answering.settle(self._model, self._processor, inputs, config, escalation, limit)
+
+    def _sureness(self, found: Sequence[Settled]) -> dict[str, list[Any]]:
+        if not self._how_sure:
+            return {}
+        first = [one.attempts[0] for one in found]
+        lowest = [round(one.lowest_probability, 6) for one in first]
+        return {"lowest_probability": lowest, "tokens": [one.tokens for one in first]}
+
+
+def _kept(found: Sequence[Settled], config: TrimConfig) -> dict[str, list[Any]]:
+    images = [image for one in found for image in one.images]
+    columns: dict[str, list[Any]] = {name: [getattr(image, name) for image in images] for name in ("visible", "kept")}
+    if set(config.voters().shares(len(images[0].layers) - 1)) - {1.0}:
+        columns["layers"] = [list(image.layers) for image in images]
+    return columns
+
+
+def _again(found: Sequence[Settled]) -> dict[str, list[Any]]:
+    return {
+        "visible": [one.attempts[0].visible for one in found],
+        "kept": [sum(attempt.kept for attempt in one.attempts) for one in found],
+        "escalated": [len(one.attempts) > 1 for one in found],
+    }
 
 
 def questions_of(record: Record) -> int:

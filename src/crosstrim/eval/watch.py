@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from crosstrim.method.choose import Processes
 from crosstrim.method.rating import real_rows
 from crosstrim.method.saliency import saliency
 from crosstrim.models import mllama, parallel
@@ -26,9 +27,7 @@ class Watch:
         visible: [B, N] bool, the features that some rating row sees.
     """
 
-    def __init__(
-        self, attention_mask: torch.Tensor, tiles: torch.Tensor, ranks: parallel.Ranks | None = None
-    ) -> None:
+    def __init__(self, attention_mask: torch.Tensor, tiles: torch.Tensor, ranks: Processes | None = None) -> None:
         self.scores: list[torch.Tensor] = []
         self.visible: torch.Tensor
         self._attention_mask = attention_mask

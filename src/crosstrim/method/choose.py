@@ -16,6 +16,7 @@ like it (`method/merge.py`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,16 +33,17 @@ if TYPE_CHECKING:
     from crosstrim.config import TrimConfig
 
 
+@dataclass(frozen=True)
 class Processes:
-    """The processes that share the heads (tensor parallelism); as it stands, one that holds all of them."""
+    """The processes that share the heads (tensor parallelism); as it stands, one that holds all of them.
 
-    def gather_heads(self, tensor: torch.Tensor) -> torch.Tensor:
-        """[B, own heads, ...] of each process to [B, all heads, ...] in every process."""
-        return tensor
+    Attributes:
+        gather_heads: [B, own heads, ...] of each process to [B, all heads, ...] in every process.
+        agree: to the same tensor in every process, for what is kept must not differ in a last bit.
+    """
 
-    def agree(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same tensor in every process: what is kept must not differ in a last bit."""
-        return tensor
+    gather_heads: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+    agree: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
 
 
 @dataclass(frozen=True)
@@ -51,31 +53,30 @@ class Choice:
     Attributes:
         visible: [B, N] bool, features that a text row may see, now or later.
         kept: [B, N] bool, features among them that stay.
-        votes: [B, V, N], or None where nobody was asked.
-        features_per_image: features of one image in N.
-        evidence: what groups are made on; None where nothing is to be merged.
+        votes: [B, V, N] of the voters, and
+        evidence: what they went by; None where nobody was asked.
         processes: those that made the choice together.
     """
 
     visible: torch.Tensor
     kept: torch.Tensor
-    votes: torch.Tensor | None = field(repr=False)
-    features_per_image: int
+    votes: torch.Tensor | None = field(default=None, repr=False)
     evidence: policies.Evidence | None = field(default=None, repr=False)
     processes: Processes = field(default_factory=Processes, repr=False)
 
     def share(self, share: float) -> torch.Tensor:
         """[B, N] bool: the best `share` of what is kept, image by image, by the same votes."""
-        if share == 1 or self.votes is None:
+        if share == 1 or self.votes is None or self.evidence is None:
             return self.kept
-        return select(self.votes, self.kept, keep=float(share), features_per_image=self.features_per_image)
+        return select(self.votes, self.kept, keep=float(share), features_per_image=self.evidence.features_per_image)
 
     def groups(self, kept: torch.Tensor) -> Groups | None:
-        """Which of the features `kept` [B, N] stand for those that go; None where none goes, or nothing is merged."""
+        """Which of the features `kept` [B, N] stand for those that go; None where none goes."""
         if self.evidence is None or torch.equal(kept, self.visible):
             return None
-        seen, size = self.evidence, self.features_per_image
-        return groups_of(seen.keys, seen.saliency, self.visible, kept, size).change(self.processes.agree)
+        seen = self.evidence
+        groups = groups_of(seen.keys, seen.saliency, self.visible, kept, seen.features_per_image)
+        return groups.change(self.processes.agree)
 
 
 @torch.no_grad()
@@ -126,7 +127,7 @@ def choose(
     seen = known.to(queries.device, non_blocking=True)
     size, processes = geometry.features_per_image, processes or Processes()
     if config.lossless:
-        return Choice(seen, seen, None, size)
+        return Choice(seen, seen)
     knobs: dict[str, Any] = {"k": config.k, "keep": config.keep, "k_base": config.k_base}
     with full_precision(queries.device):
         rating = real if rating_rows is None else real & rating_rows
@@ -146,5 +147,4 @@ def choose(
             kept = policies.chosen_by(policy, evidence)
         else:
             kept = select(votes, seen, features_per_image=size, **knobs)
-    merges = evidence if config.merge and not config.drops_nothing else None
-    return Choice(seen, processes.agree(kept), processes.agree(votes), size, merges, processes)
+    return Choice(seen, processes.agree(kept), processes.agree(votes), evidence, processes)

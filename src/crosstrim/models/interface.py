@@ -7,7 +7,7 @@ layers to the attention function. Nothing is kept in a global place or per threa
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,21 +15,16 @@ from torch import nn
 from crosstrim.method.attention import attend
 
 KEYWORD = "crosstrim_pass"
-"""The keyword under which a forward pass hands down what it is."""
+"""The keyword under which a forward pass hands down what it is: an object with a method `attend`.
+
+Where a cross-attention layer attends, that takes a `Call` and carries it out, on whatever part of its features.
+"""
 
 NAME = "crosstrim"
 """What our attention function is called in transformers' register."""
 
 Attended = tuple[torch.Tensor, torch.Tensor | None]
 """[B, T, Hq, D], or [B, T, Hq * D], and the weights where the implementation shows them."""
-
-
-class ForwardPass(Protocol):
-    """What a forward pass does where a cross-attention layer attends."""
-
-    def attend(self, call: Call) -> Attended:
-        """Carry the call out, on whatever part of its features."""
-        ...
 
 
 class Call:
@@ -44,20 +39,15 @@ class Call:
         scale: factor on q·k before the softmax.
     """
 
-    def __init__(
-        self, view: View, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: Any, options: Any
-    ) -> None:
+    def __init__(self, module: Any, queries: Any, keys: Any, values: Any, mask: Any, options: dict[str, Any]) -> None:
         self.queries, self.keys, self.values, self.mask = queries, keys, values, mask
-        self.layer, self.scale = view.layer, options["scaling"]
-        self._view, self._options = view, options
+        self.layer, self.scale = cast(int, module.layer_idx), options["scaling"]
+        self._module, self._options = module, options
 
     def attend(
-        self,
-        mask: torch.Tensor | None,
-        counts: tuple[int, ...] | None = None,
-        bias: torch.Tensor | None = None,
+        self, mask: torch.Tensor | None, counts: tuple[int, ...] | None = None, bias: torch.Tensor | None = None
     ) -> Attended:
-        """The layer's own attention under a mask, or without any where counts say as much and that is quicker.
+        """The layer's own attention under a mask, or ours without any where counts say as much and that is quicker.
 
         "eager" is asked for to see the weights, and other implementations have kernels of their own. Without a mask
         transformers attends causally unless it is told otherwise, and so must a trimmed model.
@@ -67,70 +57,42 @@ class Call:
             counts: of each sample the features that every row reads, from the first on; None: the mask says.
             bias: [B, N], what the mask adds to the logits of these features in every row; None: nothing.
         """
-        implementation, options = self._view.own._attn_implementation, self._options
+        module, options = self._module.config.as_it_was, self._options
+        name = module.config._attn_implementation
         if (
             counts is None
-            or implementation != "sdpa"
+            or name != "sdpa"
             or options.get("dropout")
             or (self.mask is None and options.get("is_causal") is not False and self.queries.shape[2] > 1)
             # One call for each length was measured on CPUs alone.
             or (self.queries.device.type != "cpu" and len(set(counts)) > 1)
         ):
-            return self._view.stock(self.queries, self.keys, self.values, mask, options)
+            from transformers.models.mllama import modeling_mllama as modeling
+
+            stock = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(name, modeling.eager_attention_forward)
+            return cast(Attended, stock(module, self.queries, self.keys, self.values, mask, **options))
         return attend(self.queries, self.keys, self.values, counts, self.scale, bias), None
 
 
-class _AsItWas:
-    """An attention module that reads its own config: stock functions look up their name there."""
+class _Like:
+    """An object that is another one but for these attributes."""
 
-    def __init__(self, module: nn.Module, config: Any) -> None:
-        self._module, self.config = module, config
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-
-class View:
-    """An attention module's config, in which our function is the implementation; the rest is the config's own.
-
-    Args:
-        module: the attention module of a cross-attention layer.
-
-    Attributes:
-        own: the config. What it calls the implementation would attend if we did not, and may be set anew at any time.
-        layer: index of the layer.
-    """
-
-    _attn_implementation = NAME
-
-    def __init__(self, module: nn.Module) -> None:
-        self.own: Any = module.config
-        self.layer = cast(int, module.layer_idx)
-        self._as_it_was = _AsItWas(module, self.own)
+    def __init__(self, other: Any, **attributes: Any) -> None:
+        self.__dict__ |= {"_other": other, **attributes}
 
     def __getattr__(self, name: str) -> Any:
-        if name == "own":  # while it is being copied
+        if name == "_other":  # while it is being copied
             raise AttributeError(name)
-        return getattr(self.own, name)
-
-    def stock(self, queries: Any, keys: Any, values: Any, mask: Any, options: dict[str, Any]) -> Attended:
-        """What transformers' own function makes of these."""
-        from transformers.models.mllama import modeling_mllama as modeling
-
-        found = modeling.ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.own._attn_implementation, modeling.eager_attention_forward
-        )
-        return cast(Attended, found(self._as_it_was, queries, keys, values, mask, **options))
+        return getattr(self._other, name)
 
 
 def _attention(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
 ) -> Attended:
     """What transformers calls in place of the layer's own attention function."""
-    view, step = module.config, options.pop(KEYWORD, None)
-    if step is None:
-        return cast(Attended, view.stock(query, key, value, attention_mask, options))
-    return cast(Attended, step.attend(Call(view, query, key, value, attention_mask, options)))
+    step = options.pop(KEYWORD, None)
+    call = Call(module, query, key, value, attention_mask, options)
+    return call.attend(call.mask) if step is None else cast(Attended, step.attend(call))
 
 
 class Taken:
@@ -142,10 +104,13 @@ class Taken:
         AttentionInterface.register(NAME, _attention)
         self._modules = tuple(modules)
         for module in self._modules:
-            module.config = cast(Any, View(module))
+            # Ours is the implementation. What the module's own config calls so would attend if we did not; it may be
+            # set anew at any time, and stock functions look it up.
+            as_it_was: Any = _Like(module, config=module.config)
+            module.config = cast(Any, _Like(module.config, _attn_implementation=NAME, as_it_was=as_it_was))
 
     def give_back(self) -> None:
         """Every module reads its own config again; a second call does nothing."""
         for module in self._modules:
-            module.config = cast(Any, module.config).own
+            module.config = cast(Any, module.config).as_it_was.config
         self._modules = ()

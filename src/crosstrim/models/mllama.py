@@ -89,7 +89,6 @@ def locate(model: nn.Module) -> Mllama:
     indices = tuple(sorted(index for index in text_model.cross_attention_layers if index < len(text_model.layers)))
     if not indices:
         raise UnsupportedModelError(f"{name} has no cross-attention layer to trim; {supported}.")
-    text_config = mllama.config.text_config
     return Mllama(
         head=next((module for module in modules if isinstance(module, MllamaForConditionalGeneration)), None),
         model=found[0],
@@ -98,8 +97,17 @@ def locate(model: nn.Module) -> Mllama:
         layer_indices=indices,
         geometry=geometry_of(mllama.config),
         image_token_id=mllama.config.image_token_index,
-        user_turn_ids=LLAMA_USER_TURN_IDS if text_config.vocab_size == LLAMA_VOCABULARY_SIZE else None,
+        user_turn_ids=user_turn_ids_of(mllama.config),
     )
+
+
+def user_turn_ids_of(config: Any) -> tuple[int, ...] | None:
+    """Token ids that open a user turn, where the vocabulary is Llama-3.2's own.
+
+    Args:
+        config: an `MllamaConfig`.
+    """
+    return LLAMA_USER_TURN_IDS if config.text_config.vocab_size == LLAMA_VOCABULARY_SIZE else None
 
 
 def user_turn_ids(tokenizer: Any) -> tuple[int, ...] | None:
@@ -200,6 +208,22 @@ def shape_of(config: Any, name: str) -> ModelShape:
         parameters=sum(parameter.numel() for parameter in empty.parameters()),
         bytes_per_element=(config.dtype or torch.float32).itemsize,
     )
+
+
+def token_parameters(config: Any) -> int:
+    """Weights of the decoder that every text token is multiplied with; the projections of image features are others.
+
+    Args:
+        config: an `MllamaConfig`.
+    """
+    from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration
+
+    with torch.device("meta"):
+        empty = MllamaForConditionalGeneration._from_config(config)
+    decoder = empty.model.language_model
+    of_features = ("cross_attn.k_proj.weight", "cross_attn.v_proj.weight")
+    weights = [weight for name, weight in decoder.layers.named_parameters() if not name.endswith(of_features)]
+    return sum(weight.numel() for weight in (*weights, empty.lm_head.weight) if weight.dim() == 2)
 
 
 def max_tokens(model: nn.Module) -> int:

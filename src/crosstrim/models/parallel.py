@@ -7,7 +7,7 @@ held all of them. The vision tower stays whole in every process.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -94,34 +94,22 @@ def _held(projection: nn.Linear) -> int:
     return int((weight.to_local() if hasattr(weight, "to_local") else weight).shape[0])
 
 
-@dataclass(frozen=True)
-class Ranks(Processes):
-    """The processes that hold the heads of a layer between them, in the order of the heads.
-
-    Attributes:
-        group: of torch.distributed.
-    """
-
-    group: ProcessGroup
-
-    def gather_heads(self, tensor: torch.Tensor) -> torch.Tensor:
-        """[B, own heads, ...] of each process to [B, all heads, ...] in every process."""
-        tensor = tensor.contiguous()
-        shares = [torch.empty_like(tensor) for _ in range(self.group.size())]
-        dist.all_gather(shares, tensor, group=self.group)
-        return torch.cat(shares, dim=1)
-
-    def agree(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor of the first process, in every process: what is kept must not differ in a last bit."""
-        agreed = tensor.contiguous().clone()
-        # Not every backend knows bool.
-        dist.broadcast(
-            agreed.view(torch.uint8) if agreed.dtype == torch.bool else agreed, group=self.group, group_src=0
-        )
-        return agreed
+def _gathered(group: ProcessGroup, tensor: torch.Tensor) -> torch.Tensor:
+    """Of all processes of the group, in the order of the heads."""
+    tensor = tensor.contiguous()
+    shares = [torch.empty_like(tensor) for _ in range(group.size())]
+    dist.all_gather(shares, tensor, group=group)
+    return torch.cat(shares, dim=1)
 
 
-def ranks(model: mllama.Mllama) -> Ranks | None:
+def _of_the_first(group: ProcessGroup, tensor: torch.Tensor) -> torch.Tensor:
+    agreed = tensor.contiguous().clone()
+    # Not every backend knows bool.
+    dist.broadcast(agreed.view(torch.uint8) if agreed.dtype == torch.bool else agreed, group=group, group_src=0)
+    return agreed
+
+
+def ranks(model: mllama.Mllama) -> Processes | None:
     """The processes that share the leader's heads; None when this one has all of them.
 
     Raises:
@@ -139,7 +127,7 @@ def ranks(model: mllama.Mllama) -> Ranks | None:
             "key/value heads, and its weights do not tell which processes hold the rest; every head has a say in "
             "what is kept, so divide the model with crosstrim.load(..., tp=...)."
         )
-    return Ranks(group)
+    return Processes(partial(_gathered, group), partial(_of_the_first, group))
 
 
 def _group(weight: Any) -> ProcessGroup | None:

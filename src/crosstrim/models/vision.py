@@ -79,7 +79,8 @@ def _written(tensor: torch.Tensor) -> tuple[Any, ...]:
 def given(model: nn.Module, features: torch.Tensor) -> Iterator[None]:
     """Inside the block, forward passes that bring pixel_values read `features` in place of encoding them.
 
-    That holds for the calling thread; passes of other threads keep their own pictures.
+    That holds for the calling thread; passes of other threads keep their own pictures. A block inside another's gives
+    its own features.
 
     Args:
         model: a loaded Mllama, trimmed or not.
@@ -93,7 +94,7 @@ def given(model: nn.Module, features: torch.Tensor) -> Iterator[None]:
             kwargs["cross_attention_states"] = flat  # one object, by which a generation without a cache knows it
         return args, kwargs
 
-    hook = mllama.locate(model).model.register_forward_pre_hook(swap, with_kwargs=True)
+    hook = mllama.locate(model).model.register_forward_pre_hook(swap, with_kwargs=True, prepend=True)
     try:
         yield
     finally:

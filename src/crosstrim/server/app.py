@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import logging
 import time
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import Response
 from fastapi.security import HTTPBearer
-from starlette.exceptions import HTTPException
 
 import crosstrim
-from crosstrim.errors import ConfigError, ContextLengthError, CrosstrimError, EngineError, InputError
-from crosstrim.server import schema, wording
+from crosstrim.errors import EngineError
+from crosstrim.server import not_served, ollama, refusals, schema
 from crosstrim.server.body import BoundedRoute
-from crosstrim.server.chat import Delta, Event, Finished
-from crosstrim.server.gate import BEGUN, CHAT, RETRY, Gate
-from crosstrim.server.log import Access
-from crosstrim.server.service import ClientLeftError, ModelFailedError, Service, TimedOutError
+from crosstrim.server.gate import CHAT, Gate
+from crosstrim.server.log import HEADER, Access
+from crosstrim.server.openai_reply import OpenAIReply
+from crosstrim.server.refusals import NoSuchModelError
+from crosstrim.server.replies import answer
+from crosstrim.server.service import ClientLeftError, Service
 from crosstrim.server.settings import Settings
 
-_LOG = logging.getLogger(__name__)
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": schema.ErrorResponse, "description": words}
     for status, words in {
@@ -47,21 +44,6 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-class _NoSuchModelError(Exception):
-    pass
-
-
-_KNOWN = (
-    CrosstrimError,
-    HTTPException,
-    RequestValidationError,
-    ClientLeftError,
-    ModelFailedError,
-    TimedOutError,
-    _NoSuchModelError,
-)
-
-
 def build(service: Service, settings: Settings) -> FastAPI:
     """The application around a model.
 
@@ -79,31 +61,36 @@ def build(service: Service, settings: Settings) -> FastAPI:
     app = FastAPI(title="crosstrim", version=crosstrim.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.router.route_class = BoundedRoute
     app.add_middleware(Gate, settings=settings, service=service)
+    if settings.cors_origins:  # around the gate: browsers ask beforehand, without a key, and pages may read refusals
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=[HEADER, "Retry-After"],
+        )
     app.add_middleware(Access)
-    for kind in _KNOWN:
+    for kind in refusals.KNOWN:
         app.add_exception_handler(kind, _answer_error)
     # For the schema alone: the gate asks for the key, before the body is read.
     described = HTTPBearer(description="The server's API key.", auto_error=False)
     keyed = [Depends(described)] if settings.api_keys else []
-    card = schema.ModelCard(id=settings.model_id, created=int(time.time()))
+    since = time.time()
+    card = schema.ModelCard(id=settings.model_id, created=int(since))
 
     def check_model(name: str) -> None:
-        if name not in (card.id, settings.model):
-            raise _NoSuchModelError(f"there is no model {name!r} here, only {card.id!r}.")
+        if not settings.serves(name):
+            raise NoSuchModelError(f"there is no model {name!r} here, only {card.id!r}.")
 
     @app.post(CHAT, response_model=schema.ChatCompletion, responses={**_REFUSALS, **_STREAM}, dependencies=keyed)
     async def chat(body: schema.ChatRequest, request: Request) -> Any:
         """Answer a question, about pictures or not."""
         check_model(body.model)
-        reply = _Reply(card.id)
-        events = service.events(body, request.is_disconnected, request.scope.get(BEGUN))
-        if not body.stream:
-            async with contextlib.aclosing(events) as answering:
-                return reply.whole([event async for event in answering])
-        first = await anext(events)  # what is refused gets a status of its own
-        return StreamingResponse(
-            _sse(reply.pieces(first, events, body.stream_options)), media_type="text/event-stream"
-        )
+        reply = OpenAIReply(card.id, body.stream_options, with_logprobs=bool(body.logprobs))
+        return await answer(service, body.asked(), reply, request)
+
+    app.include_router(ollama.router(service, settings, since), dependencies=keyed)
+    app.include_router(not_served.router())
 
     @app.get("/v1/models", responses={401: _REFUSALS[401]}, dependencies=keyed)
     async def models() -> schema.ModelList:
@@ -146,98 +133,7 @@ def build(service: Service, settings: Settings) -> FastAPI:
     return app
 
 
-class _Reply:
-    """The JSON of one answer."""
-
-    def __init__(self, model: str) -> None:
-        self._common: dict[str, Any] = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": model,
-        }
-        self._unused: dict[str, None] = {}  # the usage in all but the last chunk, where it is asked for
-
-    def whole(self, events: list[Event]) -> schema.ChatCompletion:
-        finished = next(event for event in events if isinstance(event, Finished))
-        text = "".join(event.text for event in events if isinstance(event, Delta))
-        choice = schema.Choice(message=schema.AnswerMessage(content=text), finish_reason=finished.reason)
-        return schema.ChatCompletion(**self._common, choices=[choice], usage=_usage(finished))
-
-    async def pieces(
-        self, first: Event, events: AsyncGenerator[Event], options: schema.StreamOptions | None
-    ) -> AsyncGenerator[dict[str, Any]]:
-        async with contextlib.aclosing(events) as rest:
-            with_usage = options is not None and options.include_usage
-            if with_usage:
-                self._unused = {"usage": None}
-            yield self._chunk({"role": "assistant", "content": ""})
-            event: Event | None = first
-            while event is not None:
-                if isinstance(event, Delta):
-                    yield self._chunk({"content": event.text})
-                elif isinstance(event, Finished):
-                    yield self._chunk({}, event.reason)
-                    if with_usage:
-                        usage = _usage(event).model_dump()
-                        yield {**self._common, "object": "chat.completion.chunk", "choices": [], "usage": usage}
-                event = await anext(rest, None)
-
-    def _chunk(self, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
-        return {**self._common, "object": "chat.completion.chunk", "choices": [choice], **self._unused}
-
-
-def _usage(finished: Finished) -> schema.Usage:
-    return schema.Usage(
-        prompt_tokens=finished.prompt_tokens,
-        completion_tokens=finished.completion_tokens,
-        total_tokens=finished.prompt_tokens + finished.completion_tokens,
-        crosstrim=schema.Kept(visible=finished.visible, kept=finished.kept),
-    )
-
-
-async def _sse(pieces: AsyncGenerator[dict[str, Any]]) -> AsyncIterator[str]:
-    try:
-        async with contextlib.aclosing(pieces):
-            async for piece in pieces:
-                yield f"data: {json.dumps(piece)}\n\n"
-    except ClientLeftError:
-        return
-    except Exception as error:  # the status is sent already; the stream can only end with the error
-        _, body = _described(error)
-        yield f"data: {json.dumps(body)}\n\n"
-        return
-    yield "data: [DONE]\n\n"
-
-
-async def _answer_error(_: Request, error: Exception) -> Response:
+async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ClientLeftError):
         return Response(status_code=499)
-    status, body = _described(error)
-    headers: Mapping[str, str] | None = error.headers if isinstance(error, HTTPException) else None
-    if status == 503:
-        headers = RETRY
-    return JSONResponse(body, status, headers)
-
-
-def _described(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Status and body for an error: the words of those that are the client's, and none of any other."""
-    if isinstance(error, RequestValidationError):
-        words, path = wording.refusal(error.errors())
-        return 400, schema.error(words, "invalid_request_error", param=path)
-    if isinstance(error, HTTPException):
-        code = "request_too_large" if error.status_code == 413 else None
-        return error.status_code, schema.error(str(error.detail), "invalid_request_error", code=code)
-    if isinstance(error, ContextLengthError):
-        code = "context_length_exceeded"  # clients know it, and shorten the conversation
-        return 400, schema.error(str(error), "invalid_request_error", param="messages", code=code)
-    if isinstance(error, InputError | ConfigError):
-        return 400, schema.error(str(error), "invalid_request_error")
-    if isinstance(error, _NoSuchModelError):
-        return 404, schema.error(str(error), "invalid_request_error", param="model", code="model_not_found")
-    if isinstance(error, TimedOutError):
-        return 504, schema.error("the answer took longer than this server allows.", "timeout_error", code="timeout")
-    if isinstance(error, EngineError):
-        return 503, schema.error(str(error), "server_error")
-    _LOG.error("a request failed", exc_info=error)
-    return 500, schema.error("the server failed on this request; its log says why.", "server_error")
+    return refusals.of(error).response(request.scope["path"])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-from collections.abc import Callable, Coroutine
+import re
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, NoReturn
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 
 from crosstrim.server.settings import BESIDE_PICTURES
@@ -21,7 +24,10 @@ MAX_DEPTH = 32
 
 _MAX_QUOTES = 4 * MAX_VALUES  # a name and a text for each value
 _MAX_CUTS = 1_000
-_PICTURE = b";base64,"
+_DATA_URI = b";base64,"
+_IMAGES = b'"images"'
+_OPENING = re.compile(rb'\s*:\s*\[\s*"')
+_FURTHER = re.compile(rb'"\s*,\s*"')
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
@@ -51,19 +57,51 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _beside_pictures(body: bytes) -> bytes:
-    """The body without what follows a picture's `;base64,` up to the next quote, which is inside of a string."""
+    """The body without what is in its pictures' strings."""
+    beside = _without(_without(body, _data_uris(body)), _images(body))
+    if len(beside) > BESIDE_PICTURES:
+        raise HTTPException(
+            413,
+            f"beside its pictures the body has {len(beside)} bytes; the limit is {BESIDE_PICTURES}. Make it shorter.",
+        )
+    return beside
+
+
+def _without(body: bytes, spans: Iterable[tuple[int, int]]) -> bytes:
     pieces: list[bytes] = []
     place = 0
-    while len(pieces) < _MAX_CUTS and (cut := body.find(_PICTURE, place)) >= 0:
-        pieces.append(body[place:cut])
-        end = body.find(b'"', cut)
-        place = len(body) if end < 0 else end
-    size = sum(map(len, pieces)) + len(body) - place
-    if size > BESIDE_PICTURES:
-        raise HTTPException(
-            413, f"beside its pictures the body has {size} bytes; the limit is {BESIDE_PICTURES}. Make it shorter."
-        )
+    for begin, end in itertools.islice(spans, _MAX_CUTS):
+        pieces.append(body[place:begin])
+        place = end
     return b"".join([*pieces, body[place:]])
+
+
+def _data_uris(body: bytes) -> Iterator[tuple[int, int]]:
+    """What follows `;base64,` in a string."""
+    place = 0
+    while (found := body.find(_DATA_URI, place)) >= 0:
+        begin = found + len(_DATA_URI)
+        place = _end(body, begin)
+        yield begin, place
+
+
+def _images(body: bytes) -> Iterator[tuple[int, int]]:
+    """The texts of lists that are called "images", as Ollama's are: nothing in them says that they are pictures."""
+    place = 0
+    while (found := body.find(_IMAGES, place)) >= 0:
+        place = found + len(_IMAGES)
+        opening = _OPENING.match(body, place)
+        while opening is not None:
+            place = _end(body, opening.end())
+            yield opening.end(), place
+            opening = _FURTHER.match(body, place)
+
+
+def _end(body: bytes, begin: int) -> int:
+    """Where the base64 ends that begins here, which is at a quote; `begin` where what is here is something else."""
+    end = body.find(b'"', begin)
+    # Without its backslash a quote inside of a string would seem to end it, and hide all that follows.
+    return begin if end < 0 or body[end - 1 : end] == b"\\" else end
 
 
 def _check_structure(body: bytes) -> None:
@@ -96,6 +134,26 @@ class BoundedRoute(APIRoute):
             return await handler(_BoundedRequest(request.scope, request.receive))
 
         return bounded
+
+
+class AnyTypeRoute(BoundedRoute):
+    """A bounded route that reads bodies as JSON whatever they are called; Ollama does, and curl calls them a form.
+
+    But not from browsers, which say where a request comes from: a page may send a form to any server, and JSON only
+    to one that lets it.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, given requests whose body is called JSON."""
+        handler = super().get_route_handler()
+
+        async def of_any_type(request: Request) -> Response:
+            headers = MutableHeaders(raw=list(request.scope["headers"]))
+            if "origin" not in headers:
+                headers["content-type"] = "application/json"
+            return await handler(Request({**request.scope, "headers": headers.raw}, request.receive))
+
+        return of_any_type
 
 
 class _BoundedRequest(Request):

@@ -8,7 +8,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from crosstrim.asking.escalation import Attempt, Escalation
 from crosstrim.config import TrimConfig
+from crosstrim.server.grammar import Grammar
 from crosstrim.server.pictures import Picture
 
 
@@ -17,10 +19,42 @@ class DeviceLostError(Exception):
 
 
 @dataclass(frozen=True)
+class Likely:
+    """A token that could stand in one place.
+
+    Attributes:
+        content: its bytes; of a part of a character only that part.
+        logprob: natural logarithm of its probability as the model gives it, whatever is drawn or allowed.
+    """
+
+    content: bytes
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of the answer.
+
+    Attributes:
+        chosen: the token.
+        likeliest: those that the model found likeliest there, as many as were asked for.
+    """
+
+    chosen: Likely
+    likeliest: tuple[Likely, ...]
+
+
+@dataclass(frozen=True)
 class Delta:
-    """A piece of the answer."""
+    """A piece of the answer.
+
+    Attributes:
+        text: that became final.
+        tokens: generated since the last piece, where they are asked for; their text may be final only later.
+    """
 
     text: str
+    tokens: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,6 +67,9 @@ class Finished:
         completion_tokens: that were generated, the end of the text included.
         visible: image features that could be seen.
         kept: image features that stayed.
+        prompt_seconds: until the first token, of the whole batch's prompts, pictures included.
+        answer_seconds: from the first token to the last.
+        attempts: where unsure answers are made again, each in order; the answer is the last one's.
     """
 
     reason: Literal["stop", "length"]
@@ -40,6 +77,9 @@ class Finished:
     completion_tokens: int
     visible: int
     kept: int
+    prompt_seconds: float = 0.0
+    answer_seconds: float = 0.0
+    attempts: tuple[Attempt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +106,10 @@ class Chat:
         temperature: of sampling; 0 is greedy.
         top_p: of sampling.
         seed: of sampling; None draws one.
+        top_logprobs: how many of the likeliest tokens to tell in each place; None tells of none, nor of the chosen.
+        grammar: what may be said; None is anything.
+        escalation: when the answer is made again; None: it is not. Until it is known to be the last, nothing of it is
+            told.
         cancelled: set when nobody waits for the answer any more.
         arrived: `time.monotonic` of its arrival.
     """
@@ -79,10 +123,13 @@ class Chat:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    top_logprobs: int | None = None
+    grammar: Grammar | None = None
+    escalation: Escalation | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     arrived: float = field(default_factory=time.monotonic)
 
     @property
     def group(self) -> Hashable:
         """Requests of equal groups may run together."""
-        return self.config, len(self.pictures)
+        return self.config, self.escalation, len(self.pictures)

@@ -7,10 +7,11 @@ import asyncio
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from crosstrim.server import schema
-from crosstrim.server.gate import RETRY
 from crosstrim.server.log import Access
+from crosstrim.server.refusals import RETRY, Refusal
 from crosstrim.server.service import Service
+
+_LOADING = Refusal(503, "the model is being loaded; try again later.", "server_error", code="loading", headers=RETRY)
 
 
 class Front:
@@ -53,5 +54,4 @@ async def _meanwhile(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["path"] == "/health":
         await JSONResponse({"status": "ok"})(scope, receive, send)
         return
-    body = schema.error("the model is being loaded; try again later.", "server_error", code="loading")
-    await JSONResponse(body, 503, RETRY)(scope, receive, send)
+    await _LOADING.response(scope["path"])(scope, receive, send)

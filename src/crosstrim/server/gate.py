@@ -8,25 +8,38 @@ import time
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from crosstrim.server import schema
+from crosstrim.server.refusals import RETRY, Refusal
 from crosstrim.server.service import Service
 from crosstrim.server.settings import Settings
 
 CHAT = "/v1/chat/completions"
+OLLAMA_CHAT = "/api/chat"
+OLLAMA_GENERATE = "/api/generate"
+
+ASKING = frozenset({CHAT, OLLAMA_CHAT, OLLAMA_GENERATE})
+"""Paths whose POST requests are answered by the model: they are counted, and have their place in the queue."""
+
 OPEN = ("/health", "/ready", "/openapi.json")
 """Paths that need no key."""
-
-RETRY = {"Retry-After": "1"}
-"""The header of refusals that need not stay so."""
 
 SILENT_SECONDS = 30.0
 """How long nothing of a body may come; a request has its place in the queue meanwhile."""
 
 BEGUN = "crosstrim.begun"
 """Where in a request's scope it stands when it began, by `time.monotonic`."""
+
+_NO_KEY = Refusal(
+    401,
+    "the API key is missing or wrong.",
+    "authentication_error",
+    code="invalid_api_key",
+    headers={"WWW-Authenticate": "Bearer"},
+)
+_GOING_DOWN = Refusal(
+    503, "the server is going down; try again later.", "server_error", code="going_down", headers=RETRY
+)
 
 
 class Gate:
@@ -35,7 +48,7 @@ class Gate:
     Args:
         app: what is behind the gate.
         settings: the limits.
-        service: whether it is going down, and where chat requests are counted.
+        service: whether it is going down, and where requests to the model are counted.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, service: Service) -> None:
@@ -48,7 +61,7 @@ class Gate:
         """Let the request in, or answer it here."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif scope["path"] == CHAT and scope["method"] == "POST":
+        elif scope["path"] in ASKING and scope["method"] == "POST":
             await self._count(scope, receive, send)
         else:
             refusal = self._refuse(scope)
@@ -63,7 +76,7 @@ class Gate:
                 status = message["status"]
             await send(message)
 
-        refusal = self._refuse(scope) or self._refuse_further()
+        refusal = self._refuse(scope) or self._refuse_further(scope)
         try:
             if refusal is not None:
                 await refusal(scope, receive, watch)
@@ -87,23 +100,21 @@ class Gate:
             self._metrics.unfinished.set(self._service.unfinished)
 
     def _refuse(self, scope: Scope) -> ASGIApp | None:
-        headers = Headers(scope=scope)
-        if scope["path"] not in OPEN and not self._has_key(headers):
-            return _response(
-                401, "the API key is missing or wrong.", "invalid_api_key", {"WWW-Authenticate": "Bearer"}
-            )
+        headers, path = Headers(scope=scope), scope["path"]
+        if path not in OPEN and not self._has_key(headers):
+            return _NO_KEY.response(path)
         announced = headers.get("content-length", "0")
         if not announced.isdecimal() or int(announced) > self._settings.max_body_bytes:
-            return _response(413, self._too_large, "request_too_large")
+            return Refusal(413, self._too_large, code="request_too_large").response(path)
         return None
 
-    def _refuse_further(self) -> ASGIApp | None:
+    def _refuse_further(self, scope: Scope) -> ASGIApp | None:
         if self._service.draining:
-            return _response(503, "the server is going down; try again later.", "going_down", RETRY)
+            return _GOING_DOWN.response(scope["path"])
         if self._service.unfinished < self._settings.queue_limit:
             return None
         words = f"{self._service.unfinished} requests are unfinished, which is the limit; try again later."
-        return _response(429, words, "queue_full", RETRY)
+        return Refusal(429, words, "rate_limit_error", code="queue_full", headers=RETRY).response(scope["path"])
 
     def _has_key(self, headers: Headers) -> bool:
         if not self._settings.api_keys:
@@ -138,9 +149,3 @@ class Gate:
     @property
     def _too_large(self) -> str:
         return f"the request's body is larger than {self._settings.max_body_bytes} bytes, which is the limit."
-
-
-def _response(status: int, words: str, code: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    kinds = {401: "authentication_error", 429: "rate_limit_error", 503: "server_error"}
-    kind = kinds.get(status, "invalid_request_error")
-    return JSONResponse(schema.error(words, kind, code=code), status, headers)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import secrets
+import logging
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 
 from crosstrim.asking import answering
 from crosstrim.asking.batches import Encoder
-from crosstrim.server.chat import Chat, Delta, DeviceLostError, Failed, Finished
+from crosstrim.asking.escalation import Attempt, budget_of
+from crosstrim.asking.inputs import Inputs
+from crosstrim.asking.sureness import ends_of
+from crosstrim.config import TrimConfig
+from crosstrim.errors import InputError
+from crosstrim.server.chat import Chat, Delta, DeviceLostError, Failed, Finished, Token
+from crosstrim.server.decoding import Chooser, TokenTexts
+from crosstrim.server.grammar import GrammarFailedError
 from crosstrim.server.text import GrowingText
-from crosstrim.trimming.handle import TrimHandle, trim
+from crosstrim.trimming.handle import TrimHandle
+
+_LOG = logging.getLogger(__name__)
 
 
 class Generator:
@@ -28,8 +38,8 @@ class Generator:
     def __init__(self, model: Any, processor: Any, feature_cache_bytes: int) -> None:
         self._model = model
         self._processor = processor
-        ends = model.generation_config.eos_token_id
-        self._ends = frozenset([ends] if isinstance(ends, int) else ends or ())
+        self._ends = ends_of(model)
+        self._texts = TokenTexts(processor.tokenizer)
         self._encoder = Encoder(model, processor, feature_cache_bytes)
         self.cache = self._encoder.cache
 
@@ -59,24 +69,39 @@ class Generator:
                     chat.tell(Failed(failure))
 
     def _generate(self, chats: Sequence[Chat], rows: list[_Row]) -> None:
-        from transformers import LogitsProcessorList, StoppingCriteriaList
-
         pictures = [[picture.image for picture in chat.pictures] for chat in chats]
         digests = tuple(tuple(picture.digest for picture in chat.pictures) for chat in chats)
-        config = answering.for_tokenizer(chats[0].config, self._processor.tokenizer)
-        with (
-            self._encoder.inputs(pictures, [chat.prompt for chat in chats], digests=digests) as inputs,
-            trim(self._model, config) as handle,
-        ):
+        config, escalation = chats[0].config, chats[0].escalation
+        with self._encoder.inputs(pictures, [chat.prompt for chat in chats], digests=digests) as inputs:
             lengths = inputs["attention_mask"].sum(-1).tolist()
             rows.extend(
-                _Row(chat, length, self._decode, self._ends) for chat, length in zip(chats, lengths, strict=True)
+                _Row(chat, length, self._decode, self._ends, Chooser(chat, self._model.device, self._texts))
+                for chat, length in zip(chats, lengths, strict=True)
             )
+            self._attempt(inputs, rows, config)
+            for rung in escalation.rungs if escalation is not None else ():
+                unsure = [place for place, row in enumerate(rows) if row.unsure]
+                if not unsure:
+                    break
+                for place in unsure:
+                    rows[place].begin_again(Chooser(chats[place], self._model.device, self._texts))
+                self._attempt(inputs.part(unsure), [rows[place] for place in unsure], rung)
+
+    def _attempt(self, inputs: Inputs, rows: Sequence[_Row], config: TrimConfig | None) -> None:
+        """Answer rows under a trim; None leaves the model as it is."""
+        from transformers import LogitsProcessorList, StoppingCriteriaList
+
+        with (
+            inputs.given(self._model),
+            answering.trimmed(self._model, self._processor, config) as handle,
+        ):
+            for row in rows:
+                row.budget = budget_of(config)
             self._model.generate(
                 **inputs,
-                max_new_tokens=max(chat.max_new_tokens for chat in chats),
-                do_sample=False,  # whatever the checkpoint says; `_Draws` does it for each row
-                logits_processor=LogitsProcessorList([_Draws(chats, self._model.device)]),
+                max_new_tokens=max(row.chat.max_new_tokens for row in rows),
+                do_sample=False,  # whatever the checkpoint says; each row draws by itself
+                logits_processor=LogitsProcessorList([_choose(rows)]),
                 stopping_criteria=StoppingCriteriaList([_Watch(rows, handle)]),
             )
 
@@ -85,43 +110,113 @@ class Generator:
 
 
 class _Row:
-    """One request of a running batch."""
+    """One request of a running batch.
 
-    def __init__(self, chat: Chat, prompt_tokens: int, decode: Any, ends: frozenset[int]) -> None:
+    Where unsure answers are made again, nothing of an answer is told before it is known to be the last.
+    """
+
+    def __init__(self, chat: Chat, prompt_tokens: int, decode: Any, ends: frozenset[int], chooser: Chooser) -> None:
         self.chat = chat
-        self.text = GrowingText(decode, chat.stops)
-        self.done = False
         self.visible = self.kept = 0
+        self.budget = ""
+        self._decode = decode
         self._prompt_tokens = prompt_tokens
         self._ends = ends
+        self._begun = time.perf_counter()
+        self._attempts: list[Attempt] = []
+        self._begin(chooser)
+
+    def _begin(self, chooser: Chooser) -> None:
+        self._chooser = chooser
+        self._tokens: list[Token] = []  # that were not told yet
+        self._held: list[Delta] = []
+        self._lowest = 1.0
+        self._first: float | None = None  # when the first token came
+        self._attempted = time.perf_counter()
+        self.text = GrowingText(self._decode, self.chat.stops)
+        self.done = self.unsure = False
+
+    def begin_again(self, chooser: Chooser) -> None:
+        """Forget the answer, which was unsure."""
+        if self.chat.grammar is not None:
+            self.chat.grammar.begin_again()
+        self._begin(chooser)
+
+    def choose(self, logits: torch.Tensor) -> None:
+        """Leave what may come next of a row's logits, (vocabulary,); changed in place."""
+        try:
+            self._chooser.choose(logits)
+        except GrammarFailedError as error:
+            self._fail(error)
 
     def add(self, token: int) -> None:
         """Take in a token, and tell what is new."""
         if self.done:
             return
+        if self._first is None:
+            self._first = time.perf_counter()
         if self.chat.cancelled.is_set():
             self.done = True
             return
+        if self.chat.escalation is not None:
+            self._lowest = min(self._lowest, self._chooser.probability(token))
+        if token not in self._ends:
+            try:
+                self._tokens += self._chooser.take(token)
+            except GrammarFailedError as error:
+                return self._fail(error)
         self._tell_text(self.text.add(token))
         if token in self._ends or self.text.stopped:
             self._finish("stop")
         elif self.text.count >= self.chat.max_new_tokens:
             self._finish("length")
 
+    def _fail(self, error: GrammarFailedError) -> None:
+        """End this row alone."""
+        _LOG.warning("an answer could not be held to its JSON schema: %s", error)
+        self.done = True
+        self.chat.tell(Failed(InputError("the answer could not be held to the JSON schema; make that simpler.")))
+
     def _finish(self, reason: Literal["stop", "length"]) -> None:
         self.done = True
-        self._tell_text(self.text.finish())
-        self.chat.tell(Finished(reason, self._prompt_tokens, self.text.count, self.visible, self.kept))
+        now, escalation = time.perf_counter(), self.chat.escalation
+        if escalation is not None:
+            counts = (self.visible, self.kept, self.text.count)
+            self._attempts.append(Attempt(self.budget, self._lowest, *counts, now - self._attempted))
+            self.unsure = self._lowest < escalation.below and len(self._attempts) <= len(escalation.rungs)
+            if self.unsure:
+                return
+        self._tell_text(self.text.finish(), last=True)
+        for piece in self._held:
+            self.chat.tell(piece)
+        first = self._first or self._begun
+        self.chat.tell(
+            Finished(
+                reason,
+                self._prompt_tokens,
+                self.text.count,
+                self.visible,
+                self.kept,
+                prompt_seconds=first - self._begun,
+                answer_seconds=now - first,
+                attempts=tuple(self._attempts),
+            )
+        )
 
-    def _tell_text(self, text: str) -> None:
-        if text:
-            self.chat.tell(Delta(text))
+    def _tell_text(self, text: str, *, last: bool = False) -> None:
+        if text or (last and self._tokens):
+            piece = Delta(text, tuple(self._tokens))
+            self._tokens.clear()
+            if self.chat.escalation is None:
+                self.chat.tell(piece)
+            else:
+                self._held.append(piece)
 
 
 class _Watch:
     """Called by `generate` after every step, for which it is a stopping criterion: says which rows are done."""
 
-    def __init__(self, rows: Sequence[_Row], handle: TrimHandle) -> None:
+    def __init__(self, rows: Sequence[_Row], handle: TrimHandle | None) -> None:
         self._rows = rows
         self._handle = handle
         self._first = True
@@ -129,45 +224,26 @@ class _Watch:
     def __call__(self, tokens: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         if self._first:
             self._first = False
-            for row, images in zip(self._rows, self._handle.report().samples, strict=False):  # none without pictures
+            samples = self._handle.report().samples if self._handle is not None else ()
+            for row, images in zip(self._rows, samples, strict=False):  # none without pictures
                 row.visible = sum(image.visible for image in images)
                 row.kept = sum(image.kept for image in images)
+            if self._handle is None:  # after an attempt that told what is visible
+                for row in self._rows:
+                    row.kept = row.visible
         for row, token in zip(self._rows, tokens[:, -1].tolist(), strict=True):
             row.add(token)
         return torch.tensor([row.done for row in self._rows], device=tokens.device)
 
 
-class _Draws:
-    """Called by `generate` before it takes the likeliest token: of sampled rows it leaves only the one it draws.
+def _choose(rows: Sequence[_Row]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """What `generate` calls before it takes each row's likeliest token, for which it is a processor of logits."""
 
-    Every row has a generator of its own, so that its seed alone decides, whoever is in its batch.
-
-    Args:
-        chats: one for each row.
-        device: of the logits.
-    """
-
-    def __init__(self, chats: Sequence[Chat], device: torch.device) -> None:
-        self._rows = [(row, chat, _generator(chat, device)) for row, chat in enumerate(chats) if chat.temperature > 0]
-
-    def __call__(self, _: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        if self._rows:
-            logits = logits.clone()
-        for row, chat, generator in self._rows:
-            token = torch.multinomial(_probabilities(logits[row], chat), 1, generator=generator)
-            logits[row] = -torch.inf
-            logits[row, token] = 0.0
+    def choose(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        logits = logits.clone()
+        for row, of_row in zip(rows, logits, strict=True):
+            if not row.done:
+                row.choose(of_row)
         return logits
 
-
-def _probabilities(logits: torch.Tensor, chat: Chat) -> torch.Tensor:
-    """What is drawn from: the likeliest tokens whose sum reaches `top_p`, not normalised. (vocabulary,), float32."""
-    probabilities = (logits.float() / chat.temperature).softmax(-1)
-    if chat.top_p < 1:
-        ordered, order = probabilities.sort(descending=True, stable=True)
-        probabilities[order[ordered.cumsum(-1) - ordered >= chat.top_p]] = 0.0
-    return probabilities
-
-
-def _generator(chat: Chat, device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed(secrets.randbits(63) if chat.seed is None else chat.seed)
+    return choose

@@ -14,10 +14,9 @@ from contextvars import ContextVar
 from typing import Any, Literal
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from crosstrim.server import schema
+from crosstrim.server import refusals
 
 HEADER = "x-request-id"
 PROBES = ("/health", "/ready", "/metrics")
@@ -66,8 +65,7 @@ class Access:
             _LOG.error("a request failed", exc_info=error)
             if status:
                 raise  # what was begun can only be broken off
-            words = "the server failed on this request; its log says why."
-            await JSONResponse(schema.error(words, "server_error"), 500)(scope, receive, watch)
+            await refusals.FAILED.response(scope["path"])(scope, receive, watch)
         finally:
             _write(scope, status or 499, time.monotonic() - begun)
             _request_id.reset(token)

@@ -43,6 +43,7 @@ class Metrics:
         self.batch_size = histogram("batch_size", "Requests that ran together.", (1, 2, 4, 8, 16, 32, 64))
         self.tokens = counter("generated_tokens", "Tokens of answers.")
         self.features = counter("image_features", "Image features of answered requests.", "what")
+        self.escalated = counter("escalated_answers", "Answers that were made again because they were unsure.")
         self.unfinished = gauge("unfinished_requests", "Chat requests that are waiting or running.")
         gauge("waiting_requests", "Chat requests that no batch has taken yet.").set_function(waiting)
         gauge("decoded_pixels", "Of pictures of unfinished requests.").set_function(decoded_pixels)

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from crosstrim.asking import answering
 from crosstrim.errors import ContextLengthError, InputError
-from crosstrim.server import schema
+from crosstrim.server.asked import Turn
 from crosstrim.server.settings import MAX_IMAGES
 
 BYTES_PER_TOKEN = 16
 """Of text, at most, for each token that the model reads; longer ones are not tokenized. Ours; English has 4."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A request's prompt.
+
+    Attributes:
+        prompt: what the chat template made of the turns.
+        urls: the addresses of the pictures, in order.
+        new_tokens: that the answer may have.
+    """
+
+    prompt: str
+    urls: list[str]
+    new_tokens: int
 
 
 class Prompts:
@@ -32,28 +48,35 @@ class Prompts:
         self._tokenizer.backend_tokenizer.no_truncation()
         self._image_id = self._tokenizer.convert_tokens_to_ids(processor.image_token)
 
-    def write(self, messages: Sequence[schema.Message], new_tokens: int) -> tuple[str, list[str]]:
-        """What the chat template makes of messages, and the addresses of their pictures in order.
+    def write(
+        self, turns: Sequence[Turn], new_tokens: int, *, fills: bool = False, length_field: str = "max_tokens"
+    ) -> Written:
+        """What the chat template makes of a conversation.
 
         Args:
-            messages: the conversation.
+            turns: the conversation.
             new_tokens: that the answer may have.
+            fills: whether it may have fewer, if the model reads no more.
+            length_field: what the client calls `new_tokens`.
 
         Raises:
             ContextLengthError: the model reads less.
-            InputError: the messages cannot be asked.
+            InputError: the turns cannot be asked.
         """
-        written, urls = self._messages(messages)
+        written, urls = self._messages(turns)
         self._check_size(
             sum(len(part.get("text", "").encode()) for message in written for part in message["content"])
         )
         prompt = self._prompt(written)
         # Of many, since only that call lets other threads run meanwhile.
         (encoded,) = self._tokenizer.backend_tokenizer.encode_batch([prompt], add_special_tokens=False)
+        count = len(encoded.ids)
         if encoded.ids.count(self._image_id) != len(urls):  # each part by itself was checked before
             raise InputError(f"the texts make {self._processor.image_token} together, which stands for a picture.")
-        answering.check_length(self._max_tokens, len(encoded.ids), new_tokens, option="max_tokens")
-        return prompt, urls
+        if fills:
+            new_tokens = max(1, min(new_tokens, self._max_tokens - count))
+        answering.check_length(self._max_tokens, count, new_tokens, option=length_field)
+        return Written(prompt, urls, new_tokens)
 
     def _check_size(self, size: int) -> None:
         limit = self._max_tokens * BYTES_PER_TOKEN
@@ -63,24 +86,21 @@ class Prompts:
                 f"{self._max_tokens} tokens that the model reads. Shorten them."
             )
 
-    def _messages(self, messages: Sequence[schema.Message]) -> tuple[list[dict[str, Any]], list[str]]:
-        """The messages as the chat template wants them, and their pictures' addresses in order."""
+    def _messages(self, turns: Sequence[Turn]) -> tuple[list[dict[str, Any]], list[str]]:
+        """The turns as the chat template wants them, and their pictures' addresses in order."""
         written: list[dict[str, Any]] = []
         urls: list[str] = []
-        for message in messages:
+        for turn in turns:
             parts: list[dict[str, str]] = []
-            content = message.content
-            for part in [schema.TextPart(type="text", text=content)] if isinstance(content, str) else content:
-                if isinstance(part, schema.TextPart):
-                    parts.append({"type": "text", "text": self._checked(part.text)})
-                elif message.role != "user":
-                    raise InputError(f"a message of the role {message.role!r} holds a picture; only a user's may.")
+            for part in turn.parts:
+                if isinstance(part, str):
+                    parts.append({"type": "text", "text": self._checked(part)})
+                elif turn.role != "user":
+                    raise InputError(f"a message of the role {turn.role!r} holds a picture; only a user's may.")
                 else:
                     parts.append({"type": "image"})
-                    urls.append(part.image_url.url)
-            # What OpenAI now calls `developer`; no chat template knows the word.
-            role = "system" if message.role == "developer" else message.role
-            written.append({"role": role, "content": parts})
+                    urls.append(part.url)
+            written.append({"role": turn.role, "content": parts})
         if len(urls) > MAX_IMAGES:
             raise InputError(f"the request has {len(urls)} pictures; the limit is {MAX_IMAGES}.")
         if not urls and not any(part.get("text", "").strip() for message in written for part in message["content"]):

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag
 
-DEFAULT_NEW_TOKENS = 256
-"""Where an answer is cut off if neither the request says so nor the server's limit is lower."""
-
-_COLDEST = 0.001
-
-BRANCHES = frozenset({"<one>", "<list>", "<text>", "<image_url>", "<whole>", "<share>"})
-"""Of unions; pydantic puts them into the places of errors, where no client knows them."""
-
-_Text = Annotated[str, Field(max_length=1_000_000)]
-_Stop = Annotated[str, Field(min_length=1, max_length=256)]
-
-
-def _one_or_list(value: Any) -> str:
-    return "<list>" if isinstance(value, list) else "<one>"
+from crosstrim.errors import InputError
+from crosstrim.server.asked import Asked, PictureAt, Turn
+from crosstrim.server.wire import (
+    ANY_OBJECT,
+    InMessage,
+    Kept,
+    Stops,
+    Strict,
+    Text,
+    TokenLogprob,
+    TrimOptions,
+    as_tuple,
+    one_or_list,
+    sampling_temperature,
+    top_logprobs,
+)
 
 
 def _kind_of_part(value: Any) -> str | None:
@@ -27,45 +29,21 @@ def _kind_of_part(value: Any) -> str | None:
     return f"<{kind}>" if kind in ("text", "image_url") else None
 
 
-def _whole_or_share(value: Any) -> str:
-    return "<whole>" if type(value) is int else "<share>"
-
-
-class _Strict(BaseModel):
-    """Fields that are not known are refused: to ignore what was asked for would be a lie."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, given: Any) -> Any:
-        """Some clients send every field they know; null asks for nothing."""
-        if not isinstance(given, dict):
-            return given
-        return {name: value for name, value in given.items() if value is not None}
-
-
-class _InMessage(_Strict):
-    """Messages come from many hands, and are sent back with all that was in them; more than is known is ignored."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-
-class TextPart(_InMessage):
+class TextPart(InMessage):
     """A piece of text."""
 
     type: Literal["text"]
-    text: _Text
+    text: Text
 
 
-class ImageUrl(_InMessage):
+class ImageUrl(InMessage):
     """Where a picture is: a data: URI, or a web address where the server allows it."""
 
     url: str = Field(min_length=1)
     detail: Literal["auto", "low", "high"] = Field("auto", description="Accepted and ignored.")
 
 
-class ImagePart(_InMessage):
+class ImagePart(InMessage):
     """A picture."""
 
     type: Literal["image_url"]
@@ -82,55 +60,68 @@ _Part = Annotated[
 ]
 
 
-class Message(_InMessage):
+class Message(InMessage):
     """One turn; pictures are for users."""
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description="`developer` is `system`.")
     content: Annotated[
-        Annotated[_Text, Tag("<one>")] | Annotated[list[_Part], Field(max_length=1_000), Tag("<list>")],
-        Discriminator(_one_or_list),
+        Annotated[Text, Tag("<one>")] | Annotated[list[_Part], Field(max_length=1_000), Tag("<list>")],
+        Discriminator(one_or_list),
     ]
     name: str | None = Field(None, description="Accepted and ignored.")
     tool_calls: list[Any] | None = Field(None, max_length=0, description="There are no tools.")
 
-
-class TrimOptions(_Strict):
-    """How this request is trimmed, in place of the server's own way."""
-
-    k: float | None = Field(None, gt=0, le=1, description="Share that every head of the first layer picks.")
-    keep: (
-        Annotated[
-            Annotated[int, Field(gt=0), Tag("<whole>")] | Annotated[float, Field(gt=0), Tag("<share>")],
-            Discriminator(_whole_or_share),
-        ]
-        | None
-    ) = Field(None, description="Exact budget: a share, or a number of features.")
-    lossless: bool = Field(False, description="Drop only padding.")
-    policy: str | None = Field(None, max_length=64, description="Which features come first.")
+    def turn(self) -> Turn:
+        """What was said, by whom; `developer` is what OpenAI now calls `system`, and no chat template knows it."""
+        role = "system" if self.role == "developer" else self.role
+        if isinstance(self.content, str):
+            return Turn(role, (self.content,))
+        said = (part.text if isinstance(part, TextPart) else PictureAt(part.image_url.url) for part in self.content)
+        return Turn(role, tuple(said))
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """What a stream contains beside the answer."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] | None = None
 
 
-class TextFormat(_Strict):
+class NamedSchema(Strict):
+    """A JSON schema as OpenAI wraps it."""
+
+    name: str = Field("answer", max_length=256, description="Accepted and ignored.")
+    description: str | None = Field(None, description="Accepted and ignored.")
+    json_schema: dict[str, Any] = Field(alias="schema", description="Of the keywords that docs/serving.md names.")
+    strict: bool | None = Field(None, description="Accepted and ignored: answers always meet the schema.")
+
+
+class Format(Strict):
     """The form of an answer."""
 
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    def schema_to_meet(self) -> dict[str, Any] | None:
+        """What the answer must meet; None is nothing.
+
+        Raises:
+            InputError: the type and the schema do not go together.
+        """
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise InputError("response_format.json_schema goes with the type 'json_schema', and that with it.")
+        if self.json_schema is not None:
+            return self.json_schema.json_schema
+        return ANY_OBJECT if self.type == "json_object" else None
 
 
-class Unsupported(_Strict):
+class Unsupported(Strict):
     """What OpenAI has and this server has not, at the values that ask for nothing: clients send them unasked."""
 
     n: Literal[1] | None = None
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
     logit_bias: dict[str, Any] | None = Field(None, max_length=0)
-    logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
     top_k: Literal[-1, 0] | None = None
     min_p: Literal[0] | None = None
     repetition_penalty: Literal[1] | None = None
@@ -139,7 +130,6 @@ class Unsupported(_Strict):
     modalities: list[Literal["text"]] | None = None
     functions: list[Any] | None = Field(None, max_length=0)
     function_call: Literal["none", "auto"] | None = None
-    response_format: TextFormat | None = None
     store: Literal[False] | None = None
     tools: list[Any] | None = Field(None, max_length=0)
     tool_choice: Literal["none", "auto"] | None = None
@@ -155,13 +145,10 @@ class ChatRequest(Unsupported):
     temperature: float | None = Field(None, ge=0, le=2, description="Below 0.001 it is 0: greedy.")
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: (
-        Annotated[
-            Annotated[_Stop, Tag("<one>")] | Annotated[list[_Stop], Field(max_length=16), Tag("<list>")],
-            Discriminator(_one_or_list),
-        ]
-        | None
-    ) = None
+    stop: Stops | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20, description="With `logprobs`.")
+    response_format: Format | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Accepted and ignored.")
@@ -171,27 +158,22 @@ class ChatRequest(Unsupported):
     parallel_tool_calls: bool | None = Field(None, description="Accepted and ignored: there are no tools.")
     crosstrim: TrimOptions | None = None
 
-    @property
-    def new_tokens(self) -> int | None:
-        """Where to cut the answer off, if the request says so."""
-        return self.max_completion_tokens or self.max_tokens
-
-    @property
-    def sampling_temperature(self) -> float:
-        """0 for greedy answers; so are those whose temperature would make logits overflow."""
-        return self.temperature if self.temperature is not None and self.temperature >= _COLDEST else 0.0
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """What ends the answer."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-
-
-class Kept(BaseModel):
-    """Image features of a request: those that could be seen, and those that stayed."""
-
-    visible: int
-    kept: int
+    def asked(self) -> Asked:
+        """The request as the model's side reads it."""
+        named = "max_completion_tokens" if self.max_completion_tokens else "max_tokens"
+        return Asked(
+            turns=tuple(message.turn() for message in self.messages),
+            new_tokens=self.max_completion_tokens or self.max_tokens,
+            length_field=named,
+            trim=self.crosstrim,
+            stops=as_tuple(self.stop),
+            temperature=sampling_temperature(self.temperature),
+            top_p=self.top_p or 1.0,
+            seed=self.seed,
+            top_logprobs=top_logprobs(self.logprobs, self.top_logprobs),
+            json_schema=None if self.response_format is None else self.response_format.schema_to_meet(),
+            stream=bool(self.stream),
+        )
 
 
 class Usage(BaseModel):
@@ -210,13 +192,20 @@ class AnswerMessage(BaseModel):
     content: str
 
 
+class ChoiceLogprobs(BaseModel):
+    """How likely the tokens of an answer were."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
 class Choice(BaseModel):
     """The only choice."""
 
     index: int = 0
     message: AnswerMessage
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
 
 
 class ChatCompletion(BaseModel):
@@ -265,8 +254,3 @@ class ErrorResponse(BaseModel):
     """An error in OpenAI's shape."""
 
     error: ErrorBody
-
-
-def error(message: str, kind: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """An error in OpenAI's shape, as plain JSON types."""
-    return ErrorResponse(error=ErrorBody(message=message, type=kind, param=param, code=code)).model_dump()

@@ -9,18 +9,23 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from crosstrim.asking.escalation import Escalation, attempts_of
+from crosstrim.asking.sureness import ends_of
 from crosstrim.config import TrimConfig
 from crosstrim.errors import CrosstrimError, InputError
 from crosstrim.models import mllama
-from crosstrim.server import schema
+from crosstrim.server.asked import Asked
 from crosstrim.server.chat import Chat, Event, Failed, Finished
+from crosstrim.server.facts import Facts
 from crosstrim.server.generation import Generator
+from crosstrim.server.grammar import Grammars
 from crosstrim.server.metrics import Metrics
 from crosstrim.server.pictures import open_pictures
 from crosstrim.server.pixels import Pixels
 from crosstrim.server.prompts import Prompts
 from crosstrim.server.scheduler import Scheduler
-from crosstrim.server.settings import Settings
+from crosstrim.server.settings import DEFAULT_NEW_TOKENS, Settings
+from crosstrim.server.wire import TrimOptions
 from crosstrim.trimming.checks import check_calibrated
 
 _LARGEST = 2  # requests of the largest pictures whose pictures may be decoded at once: one runs, one comes
@@ -51,6 +56,7 @@ class Service:
         CalibrationError: the trim was calibrated with another model.
 
     Attributes:
+        facts: what is told of the model.
         metrics: what Prometheus is told.
         draining: whether new requests are refused, because the server is going down.
         unfinished: chat requests that were let in and have not ended.
@@ -58,12 +64,15 @@ class Service:
     """
 
     def __init__(self, model: Any, processor: Any, settings: Settings) -> None:
-        check_calibrated(model, settings.trim)
+        first, _ = attempts_of(settings.trim, settings.escalate, settings.escalate_to)
+        check_calibrated(model, first)
+        self.facts = Facts.of(model, processor)
         self.draining = False
         self.unfinished = 0
         self.pixels = Pixels(_LARGEST * settings.max_pixels)
         self._settings = settings
         self._prompts = Prompts(processor, mllama.max_tokens(model))
+        self._grammars = Grammars(processor.tokenizer, ends_of(model))
         self._generator = Generator(model, processor, settings.feature_cache_bytes)
         self._scheduler = Scheduler(self._run, settings.max_batch, settings.max_wait_ms / 1000)
         # As many as there may be requests, so that none waits while another's picture comes slowly.
@@ -89,13 +98,11 @@ class Service:
         self.metrics.batch_size.observe(len(chats))
         self._generator.answer(chats)
 
-    def prepare(
-        self, request: schema.ChatRequest, tell: Callable[[Event], None], deadline: float | None = None
-    ) -> Chat:
+    def prepare(self, asked: Asked, tell: Callable[[Event], None], deadline: float | None = None) -> Chat:
         """Check what the schema cannot, fetch and decode the pictures, and write the prompt. May take long.
 
         Args:
-            request: what is asked.
+            asked: what is asked.
             tell: takes events, from the thread that owns the model.
             deadline: `time.monotonic` when nobody waits any more; None is never.
 
@@ -103,28 +110,36 @@ class Service:
             TimeoutError: the pictures could not be decoded before the deadline.
             CrosstrimError: the request cannot be answered.
         """
-        new_tokens = self._new_tokens(request)
-        config = _trim_config(request.crosstrim, self._settings.trim)
-        prompt, urls = self._prompts.write(request.messages, new_tokens)
+        config, escalation = _attempts(asked.trim, self._settings)
+        wanted = asked.json_schema
+        grammar = None if wanted is None else self._grammars.grammar(wanted, deadline)
+        written = self._prompts.write(
+            asked.turns, self._new_tokens(asked), fills=asked.fills, length_field=asked.length_field
+        )
+        if not written.urls:
+            escalation = None  # without a picture there is nothing to trim
         return Chat(
-            prompt,
-            open_pictures(urls, self._settings, self.pixels, deadline),
+            written.prompt,
+            open_pictures(written.urls, self._settings, self.pixels, deadline),
             config,
-            new_tokens,
+            written.new_tokens,
             tell,
-            stops=request.stops,
-            temperature=request.sampling_temperature,
-            top_p=request.top_p or 1.0,
-            seed=request.seed,
+            stops=asked.stops,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            seed=asked.seed,
+            top_logprobs=asked.top_logprobs,
+            grammar=grammar,
+            escalation=escalation,
         )
 
     async def events(
-        self, request: schema.ChatRequest, client_left: Callable[[], Awaitable[bool]], begun: float | None = None
+        self, asked: Asked, client_left: Callable[[], Awaitable[bool]], begun: float | None = None
     ) -> AsyncGenerator[Event]:
         """Answer a request: pieces of text, then `Finished`.
 
         Args:
-            request: what is asked.
+            asked: what is asked.
             client_left: whether nobody waits for the answer any more.
             begun: `time.monotonic` when the request began to come in; None is now.
 
@@ -144,7 +159,7 @@ class Service:
 
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                chat = await loop.run_in_executor(self._threads, self.prepare, request, tell, deadline)
+                chat = await loop.run_in_executor(self._threads, self.prepare, asked, tell, deadline)
         except TimeoutError as error:
             raise TimedOutError from error
         self._scheduler.submit(chat)
@@ -183,13 +198,16 @@ class Service:
         self.metrics.tokens.inc(finished.completion_tokens)
         self.metrics.features.labels("visible").inc(finished.visible)
         self.metrics.features.labels("kept").inc(finished.kept)
+        self.metrics.escalated.inc(len(finished.attempts) > 1)
 
-    def _new_tokens(self, request: schema.ChatRequest) -> int:
-        wanted, limit = request.new_tokens, self._settings.max_new_tokens
+    def _new_tokens(self, asked: Asked) -> int:
+        wanted, limit = asked.new_tokens, self._settings.max_new_tokens
+        if asked.fills:
+            return limit
         if wanted is None:
-            return min(schema.DEFAULT_NEW_TOKENS, limit)
+            return min(DEFAULT_NEW_TOKENS, limit)
         if wanted > limit:
-            name = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
+            name = asked.length_field
             raise InputError(f"{name}={wanted} is more than this server gives, {limit}; ask for at most that.")
         return wanted
 
@@ -203,7 +221,19 @@ def _raised(error: Exception) -> Exception:
     return failed
 
 
-def _trim_config(wanted: schema.TrimOptions | None, default: TrimConfig) -> TrimConfig:
+def _attempts(wanted: TrimOptions | None, settings: Settings) -> tuple[TrimConfig, Escalation | None]:
+    """How the first attempt at an answer trims, and what follows it, by what the request says or the server does."""
+    config = _trim_config(wanted, settings.trim)
+    escalate, to = settings.escalate, settings.escalate_to
+    if wanted is not None and wanted.escalate is not None:
+        return attempts_of(config, wanted.escalate, wanted.escalate_to or to)
+    if wanted is not None and wanted.escalate_to is not None:
+        raise InputError("escalate_to goes with escalate; give that too, or leave it out.")
+    # The server's own way of making answers again says nothing about a request that wants everything.
+    return attempts_of(config, None if config.drops_nothing else escalate, to)
+
+
+def _trim_config(wanted: TrimOptions | None, default: TrimConfig) -> TrimConfig:
     """The server's trim with what the request says in its place."""
     if wanted is None:
         return default

@@ -7,7 +7,13 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crosstrim.server import schema
+from crosstrim.server import ollama_schema, schema
+from crosstrim.server.wire import BRANCHES
+
+_UNSUPPORTED = (
+    {*schema.Unsupported.model_fields, *ollama_schema.Unsupported.model_fields},
+    {*ollama_schema.UnsupportedOptions.model_fields},
+)
 
 
 def refusal(found: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
@@ -17,7 +23,7 @@ def refusal(found: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
         found: of FastAPI's `RequestValidationError.errors`.
     """
     first = found[0]
-    kind, steps = first["type"], [step for step in first["loc"][1:] if step not in schema.BRANCHES]
+    kind, steps = first["type"], [step for step in first["loc"][1:] if step not in BRANCHES]
     if kind == "json_invalid":
         return f"the body is no JSON: {first['ctx']['error']}, at character {first['loc'][-1]}.", None
     if not steps:
@@ -28,8 +34,10 @@ def refusal(found: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
     if kind == "extra_forbidden":
         return f"this server does not support {path}; leave it out.", path
     value = reprlib.repr(first["input"])  # short, however much was sent
-    if steps[0] in schema.Unsupported.model_fields or steps[-1] == "tool_calls":
-        whole = steps[0] if steps[0] in schema.Unsupported.model_fields and steps[1:] else "it"
+    # In the body, or in Ollama's options; steps that go on from there are its parts.
+    place = next((place for place, step in enumerate(steps[:2]) if step in _UNSUPPORTED[place]), None)
+    if place is not None or steps[-1] == "tool_calls":
+        whole = "it" if place is None or not steps[place + 1 :] else ".".join(map(str, steps[: place + 1]))
         return f"this server does not support {path}={value}; leave {whole} out.", path
     words = "must be an object" if kind.startswith("model_") else re.sub(r"^\w+ should ", "must ", first["msg"])
     return f"{path} {words}, got {value}.", path

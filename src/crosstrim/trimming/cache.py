@@ -17,7 +17,7 @@ from crosstrim.trimming.kept import Kept, LayersKept
 
 
 class Switch:
-    """Whether a trim is on its model; the caches that it filled share it, and so do their copies."""
+    """Whether a trim is `on` its model; the caches that it filled share it, and so do their copies."""
 
     on = True
 
@@ -30,20 +30,15 @@ class ImageLayer(DynamicLayer):  # type: ignore[misc]
 
     What was kept belongs to the cache and not to any module, so the layers carry it: it dies with the cache, is
     copied with it, and is reordered with it.
-
-    Attributes:
-        kept: what was kept.
-        whole: whether the layer holds every feature all the same, as the first one does on request.
-        switch: of the trim that reads the layer.
     """
 
-    whole = False
+    kept: Kept | None = None
+    whole = False  # whether it holds every feature all the same, as the first one does on request
 
-    def __init__(self, layer: DynamicLayer | StaticLayer, kept: Kept | None, switch: Switch) -> None:
+    def __init__(self, layer: DynamicLayer | StaticLayer, switch: Switch) -> None:
         super().__init__()
-        # A static cache gets its fixed length back once it is known what stays, see `ImageCache.fill_up`.
-        self.is_compileable = layer.is_compileable
-        self.kept, self.switch = kept, switch
+        # A static cache gets its fixed length back once it is known what stays, see `ImageCache.adopt`.
+        self.is_compileable, self.switch = layer.is_compileable, switch
         if _holds_any(layer):  # and not only room for them
             self.device = layer.device
             self.keys, self.values = layer.keys, layer.values
@@ -56,7 +51,11 @@ class ImageLayer(DynamicLayer):  # type: ignore[misc]
         Raises:
             UnsupportedCacheError: an untrimmed Mllama reads what a trim, removed since, has left.
         """
-        if not self.switch.on and not self._complete and sys._getframe(1).f_globals["__name__"] == mllama.MODELING:
+        if (
+            not self.switch.on
+            and not (self.whole or self.kept is None or self.kept.complete)
+            and sys._getframe(1).f_globals["__name__"] == mllama.MODELING
+        ):
             raise UnsupportedCacheError(
                 "this cache was filled by a trim that was removed since, and the untrimmed model cannot read what is "
                 "left of the images; let generation end before remove() or the end of the with block, or trim the "
@@ -67,10 +66,6 @@ class ImageLayer(DynamicLayer):  # type: ignore[misc]
     @keys.setter
     def keys(self, tensor: torch.Tensor | None) -> None:
         self._keys = tensor
-
-    @property
-    def _complete(self) -> bool:
-        return self.whole or self.kept is None or self.kept.complete
 
     def held(self) -> list[torch.Tensor]:
         """The tensors that take the memory."""
@@ -110,53 +105,34 @@ class EightBitImageLayer(ImageLayer, EightBitLayer):
     _keys = EightBitLayer.keys
     held = EightBitLayer.held
 
-    def __init__(self, layer: DynamicLayer | StaticLayer, kept: Kept | None, switch: Switch, kv_dtype: str) -> None:
-        super().__init__(layer, kept, switch)
-        self.kv_dtype = kv_dtype
-
-
-BUCKETS_PER_OCTAVE = 16
-"""In a static cache the slots of a batch are a whole number of sixteenths of the power of two below them. Ours."""
-
 
 def bucket(length: int, most: int) -> int:
     """The slots that `length` kept features take in a static cache: at most a sixteenth more, and at most `most`.
 
-    Compiled code is made anew for each length, so few different ones are to occur: sixteen from one power of two to
-    the next.
+    Compiled code is made anew for each length, so few different ones are to occur: whole sixteenths of the power of
+    two below. Ours.
     """
-    step = max(1, (1 << (length.bit_length() - 1)) // BUCKETS_PER_OCTAVE)
+    step = max(1, (1 << (length.bit_length() - 1)) // 16)
     return min(-(-length // step) * step, most)
 
 
 class ImageCache:
-    """The cross-attention layers of a KV cache.
+    """The cross-attention layers of a KV cache, leader first, as a trim with this switch and `kv_dtype` has them."""
 
-    Args:
-        cache: of transformers.
-        indices: of the cross-attention layers, the leader first.
-    """
-
-    def __init__(self, cache: Cache, indices: tuple[int, ...]) -> None:
+    def __init__(self, cache: Cache, indices: tuple[int, ...], switch: Switch, kv_dtype: str | None) -> None:
         self._layers: list[Any] = cache.layers
-        self._cache = cache
-        self._indices = indices
+        self._cache, self._indices, self._switch, self._kv_dtype = cache, indices, switch, kv_dtype
         self._filled_up: dict[int, Kept] = {}  # layers that share what was kept go on sharing it
 
-    def check(self, kv_dtype: str | None) -> None:
-        """Refuse a cache whose image features could not be trimmed, before anything is written to it.
-
-        Raises:
-            UnsupportedCacheError: a cross-attention layer's cache is packed or otherwise special, or static with a
-                `kv_dtype`.
-        """
+    def check(self) -> None:
+        """Refuse a cache whose image features could not be trimmed, before anything is written to it."""
         name, template = type(self._cache).__name__, getattr(self._cache, "layer_class_to_replicate", None)
         for index in self._indices:
             kind = type(self._layers[index]) if index < len(self._layers) else template or DynamicLayer
-            if kind is StaticLayer and kv_dtype is not None:
+            if kind is StaticLayer and self._kv_dtype is not None:
                 raise UnsupportedCacheError(
-                    f"kv_dtype={kv_dtype!r} packs what is kept, and a {name} of fixed length is read by compiled "
-                    "code as it lies; leave kv_dtype or cache_implementation unset."
+                    f"kv_dtype={self._kv_dtype!r} packs what is kept, and a {name} of fixed length is read by "
+                    "compiled code as it lies; leave kv_dtype or cache_implementation unset."
                 )
             if kind not in (DynamicLayer, ImageLayer, EightBitImageLayer, StaticLayer):
                 raise UnsupportedCacheError(
@@ -166,31 +142,20 @@ class ImageCache:
                 )
 
     @property
-    def tokens(self) -> int:
-        """Text tokens that the cache holds."""
-        return int(self._cache.get_seq_length())
-
-    @property
     def kept(self) -> LayersKept | None:
-        """What the layers were trimmed to; None where they hold no trimmed features.
-
-        Raises:
-            UnsupportedCacheError: a pass failed half way, and the layers hold different images.
-        """
+        """What the layers were trimmed to, if all were trimmed alike; None where they hold no trimmed features."""
         found, lengths = [], set()
         for index in self._indices:
             layer = self._layers[index] if index < len(self._layers) else None
             if isinstance(layer, ImageLayer) and layer.kept is not None:
                 found.append(layer.kept)
                 lengths.add(layer.kept.kept.shape[1])
-        if not found:
-            return None
-        if len(found) < len(self._indices) or len(lengths) > 1:
+        if found and (len(found) < len(self._indices) or len(lengths) > 1):
             raise UnsupportedCacheError(
                 "an earlier pass on this cache ended before all layers had cached their image features; start with "
                 "an empty cache."
             )
-        return tuple(found)
+        return tuple(found) or None
 
     @property
     def holds_features(self) -> bool:
@@ -198,85 +163,66 @@ class ImageCache:
         index = self._indices[0]
         return index < len(self._layers) and _holds_any(self._layers[index])
 
-    @property
-    def leader_is_whole(self) -> bool:
-        """Whether the leader's layer, which a trim has filled, holds every feature."""
-        return bool(self._layers[self._indices[0]].whole)
-
-    def read_under(self, switch: Switch) -> None:
-        """Say which trim reads the layers from now on."""
+    def hand_over(self) -> None:
+        """Let this trim be the one that reads the layers from now on."""
         for index in self._indices:
-            self._layers[index].switch = switch
+            self._layers[index].switch = self._switch
 
-    def let_grow(self, switch: Switch) -> None:
+    def let_grow(self) -> None:
         """Let go of the length for all features that a static cache gives its layers."""
         for index in self._indices:
             if index < len(self._layers) and isinstance(self._layers[index], StaticLayer):
-                self._layers[index] = ImageLayer(self._layers[index], None, switch)
+                self._layers[index] = ImageLayer(self._layers[index], self._switch)
 
     def shrink(self, place: int, newest: Kept, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Leave in a layer what stays of the newest features.
+        """Leave in a layer what stays of the newest features, which come last in these [B, Hkv, N, D].
 
-        Args:
-            place: of the layer among the cross-attention layers.
-            newest: what stays of them.
-            keys: [B, Hkv, N, D] that the layer holds. Of an offloaded layer these are still on their device.
-            values: likewise.
+        They are those that the layer holds, but an offloaded layer's are still on their device.
         """
         layer = self._layers[self._indices[place]]
         layer.keys, layer.values = (_shrunk(one, newest).to(layer.keys.device) for one in (keys, values))
 
-    def adopt(self, place: int, kept: Kept, switch: Switch, kv_dtype: str | None = None, whole: bool = False) -> None:
-        """Let a layer carry what was kept, once it holds no more than that.
+    def adopt(self, place: int, kept: Kept, whole: bool) -> None:
+        """Let a layer carry what was kept of the whole conversation, once it holds no more than that.
 
-        With a `kv_dtype` it then holds eight bits per number, but a layer that was adopted before stays of its kind.
-        A static cache gets a fixed length again.
-
-        Args:
-            place: of the layer among the cross-attention layers.
-            kept: of the whole conversation.
-            switch: of the trim.
-            kv_dtype: "int8" or "fp8", or None for the model's own.
-            whole: whether the layer holds every feature all the same.
+        With `whole` it holds every feature all the same. A layer that was adopted before stays of its kind. In a
+        static cache it gets a fixed length again, in which the slots that are added hold zeros, and are hidden.
         """
         index = self._indices[place]
-        layer = self._layers[index]
+        layer: Any = self._layers[index]
         if not isinstance(layer, ImageLayer):
-            eight = EightBitImageLayer(layer, None, switch, kv_dtype) if kv_dtype else None
-            layer = self._layers[index] = eight or ImageLayer(layer, None, switch)
-        layer.kept, layer.switch, layer.whole = kept, switch, whole
+            kind = EightBitImageLayer if self._kv_dtype else ImageLayer
+            layer = self._layers[index] = kind(layer, self._switch)
+            layer.kv_dtype = self._kv_dtype
+        layer.kept, layer.switch, layer.whole = kept, self._switch, whole
         if isinstance(layer, EightBitImageLayer):
             layer.pack()
-        if layer.is_compileable and not whole:
-            self._fill_up(layer, kept)
-
-    def _fill_up(self, layer: Any, kept: Kept) -> None:
-        """Round the length of a static cache's layer up; the slots that are added hold zeros, and are hidden."""
+        if not layer.is_compileable or whole:
+            return
         length = bucket(kept.length, kept.feature_count)
-        kept = self._filled_up.setdefault(id(kept), kept.padded(length))
+        kept = layer.kept = self._filled_up.setdefault(id(kept), kept.padded(length))
         missing = (0, 0, 0, length - layer.keys.shape[2])
-        layer.keys, layer.values, layer.kept = pad(layer.keys, missing), pad(layer.values, missing), kept
+        layer.keys, layer.values = pad(layer.keys, missing), pad(layer.values, missing)
         read = [layer.keys, layer.values, kept.slots, kept.occupied, *([kept.groups.sizes] if kept.groups else [])]
         for tensor in read:
             # Else a CUDA graph copies them at every step. Unguarded, so that the next request compiles nothing.
             torch._dynamo.mark_static_address(tensor, guard=False)
 
     @property
-    def bytes(self) -> int:
-        """Bytes of the keys and values that the layers really hold."""
+    def outcome(self) -> tuple[LayersKept, int, int] | None:
+        """What was kept, the bytes of the keys and values that the layers really hold, and untrimmed would hold."""
+        kept = self.kept
+        if kept is None:
+            return None
         layers = [self._layers[index] for index in self._indices]
-        return sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in layer.held())
-
-    @property
-    def bytes_per_feature(self) -> int:
-        """Bytes that one feature's keys and values take in all layers together, unpacked."""
-        layers = [self._layers[index] for index in self._indices]
-        held = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
-        return sum(tensor.shape[1] * tensor.shape[3] * tensor.element_size() for tensor in held)
+        held = sum(tensor.nbytes for layer in layers for tensor in layer.held())
+        wide = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+        feature = sum(tensor.shape[1] * tensor.shape[3] * tensor.element_size() for tensor in wide)
+        return kept, held, feature * kept[0].kept.numel()
 
 
-def traced_kept(cache: Any, indices: tuple[int, ...]) -> list[Kept | None]:
-    """What the layers at `indices` read, asked for in a way that compiled code can follow."""
+def reads(cache: Any, indices: tuple[int, ...]) -> list[Kept | None]:
+    """What layers were trimmed to; None where one holds every feature. Compiled code can follow it."""
     layers = [None if cache is None else cache.layers[index] for index in indices]
     return [layer.kept if isinstance(layer, ImageLayer) and not layer.whole else None for layer in layers]
 

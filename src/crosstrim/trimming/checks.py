@@ -11,7 +11,6 @@ from crosstrim.calibrated import CalibratedConfig
 from crosstrim.config import TrimConfig
 from crosstrim.errors import InputError
 from crosstrim.models import compat, fingerprint, mllama, names
-from crosstrim.trimming.kept import LayersKept
 
 
 def check_calibrated(model: nn.Module, config: TrimConfig) -> None:
@@ -27,16 +26,7 @@ def check_calibrated(model: nn.Module, config: TrimConfig) -> None:
 
 
 def check_rows(mask: torch.Tensor, rows: int, past: int) -> None:
-    """Refuse a mask that is too short for the tokens, which transformers would fail on, or worse, broadcast.
-
-    Args:
-        mask: cross_attention_mask as the processor makes it, [B, rows, images, tiles].
-        rows: T of this pass.
-        past: tokens in the cache before it.
-
-    Raises:
-        InputError: the mask is for neither T rows nor all rows so far.
-    """
+    """Refuse a mask [B, T, images, tiles] for neither these rows nor all so far, which might be broadcast."""
     if mask.shape[1] != rows and mask.shape[1] < past + rows:
         advice = "give the mask of these rows or of all rows so far, as the processor makes it"
         if past:
@@ -50,33 +40,13 @@ def check_rows(mask: torch.Tensor, rows: int, past: int) -> None:
         )
 
 
-def check_samples(kept: LayersKept | None, batch: int) -> None:
-    """Refuse another number of samples than the cache holds.
+def check_continues(held: int, batch: int, mask: torch.Tensor | None, old: int, new: int) -> None:
+    """Refuse a `batch` for a cache of `held` samples, and a mask [B, T, images, tiles] for others than its images.
 
-    Args:
-        kept: what the cache was trimmed to.
-        batch: B of this pass.
-
-    Raises:
-        InputError: B is not that of the cache.
+    Those are the `old` ones in the cache and the `new` ones that this pass brings.
     """
-    if kept is not None and kept[0].kept.shape[0] != batch:
-        raise InputError(
-            f"the cache holds {kept[0].kept.shape[0]} samples and the input {batch}; repeat or select both alike."
-        )
-
-
-def check_images(mask: torch.Tensor | None, old: int, new: int) -> None:
-    """Refuse a mask for other images than those in the cache and in this pass.
-
-    Args:
-        mask: cross_attention_mask, [B, rows, images, tiles] or None.
-        old: images in the cache.
-        new: images that this pass brings.
-
-    Raises:
-        InputError: the mask's images are not what both hold together.
-    """
+    if held != batch:
+        raise InputError(f"the cache holds {held} samples and the input {batch}; repeat or select both alike.")
     if mask is not None and mask.shape[2] != old + new:
         raise InputError(
             f"cross_attention_mask is for {mask.shape[2]} images, but the cache holds {old} and this pass brings "

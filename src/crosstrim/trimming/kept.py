@@ -17,42 +17,20 @@ class Kept:
 
     Samples keep different numbers of features; shorter ones are filled up with slots that are not `occupied`
     and that every mask hides.
-
-    Attributes:
-        visible: [B, N] bool, features that some text row may see.
-        kept: [B, N] bool, features that stay.
-        slots: [B, K] int64, the feature behind each slot of the trimmed caches.
-        occupied: [B, K] bool, False where a slot only fills up.
-        features_per_image: features of one image, padding included.
-        counts: features that each sample keeps, when they come before all slots that only fill up; else None.
-        groups: which of the kept features stand for dropped ones; None where dropped is dropped.
     """
 
-    visible: torch.Tensor
-    kept: torch.Tensor
-    slots: torch.Tensor
-    occupied: torch.Tensor
-    features_per_image: int
-    counts: tuple[int, ...] | None
-    groups: Groups | None = None
+    visible: torch.Tensor  # [B, N] bool, features that some text row may see
+    kept: torch.Tensor  # [B, N] bool, features that stay
+    slots: torch.Tensor  # [B, K] int64, the feature behind each slot of the trimmed caches
+    occupied: torch.Tensor  # [B, K] bool, False where a slot only fills up
+    counts: tuple[int, ...] | None  # that each keeps, where they come before all slots that only fill up; else None
+    groups: Groups | None = None  # which of the kept features stand for dropped ones; None: dropped is dropped
 
     @classmethod
-    def of(
-        cls,
-        kept: torch.Tensor,
-        visible: torch.Tensor,
-        features_per_image: int,
-        at_most: int | None = None,
-        groups: Groups | None = None,
-    ) -> Kept:
+    def of(cls, kept: torch.Tensor, visible: torch.Tensor, at_most: int | None = None) -> Kept:
         """The state in which `kept` [B, N] of the `visible` [B, N] features stay, in their order.
 
-        Args:
-            kept: bool.
-            visible: bool.
-            features_per_image: features of one image.
-            at_most: features a sample can keep, for tensors on the meta device, which cannot be counted.
-            groups: that the kept features stand for.
+        A sample keeps `at_most` so many; on the meta device, where nothing can be counted, it is taken for the count.
         """
         counted = kept.sum(-1)
         counts = (at_most or kept.shape[1],) * len(kept) if kept.is_meta else tuple(counted.tolist())
@@ -62,14 +40,14 @@ class Kept:
         slots = order[:, :length].clone(memory_format=torch.contiguous_format)
         # A sample that keeps nothing reads one feature, and the same one whatever its batch mates keep.
         occupied = torch.arange(length, device=kept.device) < counted.clamp_min(1).unsqueeze(-1)
-        return cls(visible, kept, slots, occupied, features_per_image, counts, groups)
+        return cls(visible, kept, slots, occupied, counts)
 
     @classmethod
-    def everything(cls, batch: int, count: int, features_per_image: int, device: torch.device) -> Kept:
+    def everything(cls, batch: int, count: int, device: torch.device) -> Kept:
         """The state in which each of `count` features stays in each of `batch` samples."""
         everything = torch.ones(batch, count, dtype=torch.bool, device=device)
         slots = torch.arange(count, device=device).expand(batch, -1)
-        return cls(everything, everything, slots, everything, features_per_image, (count,) * batch)
+        return cls(everything, everything, slots, everything, (count,) * batch)
 
     @property
     def feature_count(self) -> int:
@@ -91,11 +69,6 @@ class Kept:
         """Whether nothing is missing and everything is where it was."""
         return self.rectangular and self.length == self.feature_count
 
-    @property
-    def read(self) -> torch.Tensor:
-        """[B, N] bool, the features that have a slot of their own."""
-        return torch.zeros_like(self.kept).scatter(1, self.slots, self.occupied)
-
     def extended(self, newer: Kept) -> Kept:
         """This state followed by that of images appended later."""
         counts = None
@@ -109,21 +82,20 @@ class Kept:
         def joined(older: torch.Tensor, newer: torch.Tensor) -> torch.Tensor:
             return torch.cat([older, newer.to(older.device)], dim=1)
 
-        return Kept(
+        return replace(
+            self,
             visible=joined(self.visible, newer.visible),
             kept=joined(self.kept, newer.kept),
             slots=joined(self.slots, newer.slots + self.feature_count),
             occupied=joined(self.occupied, newer.occupied),
-            features_per_image=self.features_per_image,
             counts=counts,
             groups=groups,
         )
 
     def batch(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Kept:
         """The state after `change` reordered, repeated or picked samples along dimension 0."""
-        slots = change(self.slots)
-        counts = self.counts
-        if self.rectangular:
+        slots, counts = change(self.slots), self.counts
+        if self.rectangular:  # then nobody needs to look which samples they are
             counts = (self.length,) * len(slots)
         elif counts is not None:
             counts = tuple(change(torch.tensor(counts, device="cpu")).tolist())
@@ -158,28 +130,23 @@ class Kept:
     def trim_mask(self, mask: torch.Tensor | None, rows: int, dtype: torch.dtype) -> torch.Tensor | None:
         """The additive mask [B, 1, T, N] over all features as one [B, 1, T, K] over the slots.
 
-        None, which hides nothing, stays None when every slot is occupied and stands for nothing but itself.
+        None, which hides nothing, stays None when every slot is occupied and stands for nothing but itself. Compiled
+        code always has a mask, by tensors alone, so that one graph serves every choice of the same length.
         """
-        if self.rectangular and self.groups is None:
-            return None if mask is None else self._gathered(mask)
-        return self.trim_mask_traced(mask, rows, dtype)
-
-    def trim_mask_traced(self, mask: torch.Tensor | None, rows: int, dtype: torch.dtype) -> torch.Tensor:
-        """`trim_mask` by tensors alone, so that one compiled graph serves every choice of the same length."""
+        if mask is not None:
+            slots = self.slots.to(mask.device)[:, None, None]
+            mask = mask.gather(-1, slots.expand(-1, 1, mask.shape[2], -1))
+        if not torch.compiler.is_dynamo_compiling() and self.rectangular and self.groups is None:
+            return mask
         if mask is None:
-            trimmed = torch.zeros(len(self.slots), 1, rows, self.length, dtype=dtype, device=self.slots.device)
-        else:
-            trimmed = self._gathered(mask)
-        bias = self.bias(trimmed)
-        trimmed = trimmed if bias is None else trimmed + bias[:, None, None]
-        return trimmed.masked_fill(~self.occupied.to(trimmed.device)[:, None, None], torch.finfo(trimmed.dtype).min)
+            mask = torch.zeros(len(self.slots), 1, rows, self.length, dtype=dtype, device=self.slots.device)
+        bias = self.bias(mask)
+        mask = mask if bias is None else mask + bias[:, None, None]
+        return mask.masked_fill(~self.occupied.to(mask.device)[:, None, None], torch.finfo(mask.dtype).min)
 
     def bias(self, like: torch.Tensor) -> torch.Tensor | None:
         """[B, K], `like` a tensor: what every row adds to the attention logits of the slots; None for nothing."""
         return None if self.groups is None else self.groups.bias(self.slots).to(like)
-
-    def _gathered(self, mask: torch.Tensor) -> torch.Tensor:
-        return mask.gather(-1, self.slots.to(mask.device)[:, None, None].expand(-1, 1, mask.shape[2], -1))
 
     def readable(self, mask: torch.Tensor | None) -> tuple[int, ...] | None:
         """How many features each sample reads, if that is all that the `mask` of `trim_mask` says beside the `bias`.
@@ -208,7 +175,6 @@ def extended(before: LayersKept | None, newer: LayersKept) -> LayersKept:
     """Layer by layer, what was kept before followed by what is kept of new images; same objects stay the same."""
     if before is None:
         return newer
-    made: dict[tuple[int, int], Kept] = {}
-    for old, new in zip(before, newer, strict=True):
-        made.setdefault((id(old), id(new)), old.extended(new))
+    pairs = {(id(old), id(new)): (old, new) for old, new in zip(before, newer, strict=True)}
+    made = {pair: old.extended(new) for pair, (old, new) in pairs.items()}
     return tuple(made[id(old), id(new)] for old, new in zip(before, newer, strict=True))

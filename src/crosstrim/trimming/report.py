@@ -133,9 +133,8 @@ class TrimReport:
         return f"{kept}, image KV {format_bytes(self.kv_bytes_untrimmed)} -> {format_bytes(self.kv_bytes)}"
 
 
-def image_reports(states: LayersKept) -> tuple[tuple[ImageReport, ...], ...]:
-    """Per sample and image, what `states` keep; image slots of which nothing is visible are left out."""
-    size = states[0].features_per_image
+def image_reports(states: LayersKept, size: int) -> tuple[tuple[ImageReport, ...], ...]:
+    """Per sample and image of `size` features, what `states` keep; slots of which nothing is visible are left out."""
     visible, kept = (tensor.cpu().unflatten(1, (-1, size)) for tensor in (states[0].visible, states[0].kept))
     seen, layers = visible.sum(-1), torch.stack([state.kept.unflatten(1, (-1, size)).sum(-1) for state in states], -1)
     return tuple(
@@ -146,7 +145,7 @@ def image_reports(states: LayersKept) -> tuple[tuple[ImageReport, ...], ...]:
                 kept=int(kept[sample, image].sum()),
                 kept_indices=tuple((kept[sample, image].nonzero().squeeze(-1) + image * size).tolist()),
                 layers=tuple(layers[sample, image].tolist()),
-                group_sizes=_group_sizes(states[1], sample, image) if states[1:] else None,
+                group_sizes=_group_sizes(states[1], sample, image, size) if states[1:] else None,
             )
             for image in range(visible.shape[1])
             if seen[sample, image]
@@ -155,10 +154,10 @@ def image_reports(states: LayersKept) -> tuple[tuple[ImageReport, ...], ...]:
     )
 
 
-def _group_sizes(follower: Kept, sample: int, image: int) -> tuple[int, ...] | None:
+def _group_sizes(follower: Kept, sample: int, image: int, size: int) -> tuple[int, ...] | None:
     if follower.groups is None:
         return None
-    here = slice(image * follower.features_per_image, (image + 1) * follower.features_per_image)
+    here = slice(image * size, (image + 1) * size)
     stays = follower.kept[sample, here].cpu()
     return tuple(follower.groups.sizes[sample, here].cpu()[stays].tolist())
 

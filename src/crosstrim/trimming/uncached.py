@@ -22,13 +22,7 @@ PROMPTS_PER_IMAGE = 16
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt that decided a choice, and the choice.
-
-    Attributes:
-        rows: of the prompt.
-        evidence: what the choice was made on.
-        kept: the choice.
-    """
+    """A prompt that decided what is `kept`."""
 
     rows: Rows
     evidence: Evidence
@@ -53,13 +47,10 @@ class Prompt:
         differ by what another number of rows does to a matrix product, half of their digits at the very most.
         """
         return all(
-            was.shape == now.shape and bool(((was - now).abs() <= _rounding(now) * was.abs().amax()).all())
+            was.shape == now.shape
+            and bool(((was - now).abs() <= torch.finfo(now.dtype).eps ** 0.5 * was.abs().amax()).all())
             for was, now in zip(self.evidence, evidence, strict=True)
         )
-
-
-def _rounding(tensor: torch.Tensor) -> float:
-    return float(torch.finfo(tensor.dtype).eps ** 0.5)
 
 
 class Uncached:
@@ -77,10 +68,8 @@ class Uncached:
 
     def remember(self, images: torch.Tensor, rows: Rows, evidence: Evidence, kept: LayersKept) -> None:
         """Keep the choice for as long as the image tensor lives."""
-        own = tuple(None if one is None else one.detach().clone() for one in rows)
-        prompt = Prompt(own, evidence, kept)
+        prompt = Prompt(tuple(None if one is None else one.detach().clone() for one in rows), evidence, kept)
         with self._lock:
-            others = [
-                one for one in self._prompts.get(images, ()) if not (one.begins(rows) and prompt.begins(one.rows))
-            ]
+            held: list[Prompt] = self._prompts.get(images, [])
+            others = [one for one in held if not (one.begins(rows) and prompt.begins(one.rows))]
             self._prompts[images] = [*others, prompt][-PROMPTS_PER_IMAGE:]
