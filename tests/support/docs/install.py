@@ -17,6 +17,13 @@ from pathlib import Path
 
 from tests.support.docs.pages import ROOT, text
 
+MYPY = """\
+[mypy]
+[mypy-torch.*,transformers.*]
+follow_imports = skip
+"""
+"""To read these two takes a minute, and pyright does."""
+
 CHECKERS = ROOT / ".venv/bin/mypy", ROOT / ".venv-docs/bin/pyright"
 
 
@@ -62,6 +69,7 @@ def main() -> None:
             run(programs / "python", "-m", "pip", "list", "--disable-pip-version-check", "--format=freeze")
             shutil.copy(ROOT / "tests/support/consumer.py", elsewhere)
             mypy, pyright = CHECKERS
+            Path(elsewhere, "mypy.ini").write_text(MYPY, encoding="utf-8")
             run(mypy, "--strict", "--python-executable", programs / "python", "consumer.py")
             run(pyright, "--pythonpath", programs / "python", "consumer.py")
         except subprocess.CalledProcessError as error:
