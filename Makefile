@@ -22,12 +22,12 @@ export PIP_NO_COMPILE := 1
 export PYTHONDONTWRITEBYTECODE :=
 export PYTHONPYCACHEPREFIX := $(CURDIR)/build/bytecode
 # Tests keep every core busy with processes: threads on top of them would only wait for each other.
-test coverage test-%: export OMP_NUM_THREADS := 1
+test coverage docs test-%: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help environments demo test coverage test-slow test-ray test-oldest test-lmms test-kernels test-sglang test-vllm test-play \
-	test-gpu test-install test-canary bench lint clean
+	test-gpu test-install test-canary docs package bench lint clean
 
 help:
 	@echo "make demo         ask the embedded model about a picture, trimmed and untrimmed"
@@ -42,8 +42,10 @@ help:
 	@echo "make test-vllm    the tests that run vLLM, on the CPU"
 	@echo "make test-play    the playground in a headless Chromium; installs Debian's where there is none"
 	@echo "make test-gpu     the tests that need a CUDA device, in an environment that has one"
-	@echo "make test-install README's installation and first example, in an empty environment"
+	@echo "make test-install the built wheel, README's commands and example, and types, in an empty environment"
 	@echo "make test-canary  the model's and the server's tests and the demo, on the newest of everything"
+	@echo "make docs         the site under build/site, links checked, and the tutorial run"
+	@echo "make package      the wheel and the source distribution in dist/, checked for publishing"
 	@echo "make bench        time and memory against their bars, on a machine that does nothing else"
 	@echo "make lint         ruff, mypy, and which module may import which"
 	@echo "make environments what the other targets install when they need it, all at once"
@@ -109,6 +111,12 @@ ON_TOP = $(UV_INSTALL) --overrides $(@D)/not-installed.txt
 	@$(ON_TOP) -c $(@D)/constraints.txt -e '.[play]' playwright pytest
 	@touch $@
 
+# What writes the site, runs the tutorial, and builds and checks what is published.
+.venv-docs/.installed: .venv/.installed requirements-docs.txt
+	$(on_top)
+	@$(UV_INSTALL) --no-deps -r requirements-docs.txt -e .
+	@touch $@
+
 # What pyproject.toml admits, in the newest versions. Of torch the newest that the index has a CPU build of.
 CANARY := .venv-canary/bin
 .venv-canary/.installed: .venv/.installed
@@ -119,7 +127,7 @@ CANARY := .venv-canary/bin
 	@$(ON_TOP) --upgrade -e '.[dev,serve,ray]'
 	@touch $@
 
-environments: $(foreach name,oldest lmms triton sglang vllm play canary,.venv-$(name)/.installed)
+environments: $(foreach name,oldest lmms docs triton sglang vllm play canary,.venv-$(name)/.installed)
 
 demo: .venv/.installed
 	@mkdir -p build
@@ -165,7 +173,7 @@ test-play: .venv-play/.installed
 test-gpu:
 	@python $(PYTEST) --disable-warnings tests/gpu
 
-test-install: .venv/.installed
+test-install: package
 	@TORCH="$(TORCH)" .venv/bin/python -m tests.support.docs.install
 
 test-canary: .venv-canary/.installed
@@ -174,6 +182,18 @@ test-canary: .venv-canary/.installed
 	@$(CANARY)/python $(PYTEST) $(SIDE_BY_SIDE) --disable-warnings -q -m "not slow and not ray" tests/models tests/server \
 		$(patsubst %,tests/trimming/test_%.py,oracle handle static generation_promises)
 	@$(CANARY)/crosstrim ask cat "What colour is the 2?" --k 0.05 --compare
+
+docs: .venv-docs/.installed
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs --quiet build --strict
+	@.venv-docs/bin/python $(PYTEST) -q --disable-warnings tests/docs/test_site.py tests/docs/test_tutorial.py
+
+package: .venv-docs/.installed
+	@rm -rf dist && mkdir -p build
+	@.venv-docs/bin/python -m build > build/package.log 2>&1 || { cat build/package.log; exit 1; }
+	@.venv-docs/bin/twine check --strict dist/*
+	@.venv-docs/bin/python -m tests.support.docs.package dist
+	@.venv-docs/bin/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@.venv-docs/bin/check-jsonschema -q --builtin-schema vendor.citation-file-format CITATION.cff
 
 bench: .venv/.installed
 	@mkdir -p build/bench
@@ -188,5 +208,5 @@ lint: .venv/.installed
 	@.venv/bin/lint-imports --no-cache
 
 clean:
-	@rm -rf .venv .venv-oldest .venv-triton .venv-lmms .venv-sglang .venv-vllm .venv-play .venv-canary build dist
+	@rm -rf .venv .venv-oldest .venv-triton .venv-lmms .venv-sglang .venv-vllm .venv-play .venv-docs .venv-canary build dist
 	@rm -rf .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

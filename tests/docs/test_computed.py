@@ -62,11 +62,11 @@ def test_bytes_read_per_step():
         assert [round(share, 1) for share in saved] == written
 
 
-def test_the_readme_agrees(column, request):
+def test_the_start_page_agrees(column, request):
     model = request.node.callspec.params["column"]
     shares = {"untrimmed": 1, "half of the features kept": 1 / 2}
     shares |= {"one tile of four, padding gone": 1 / 4, "one tile of four, half of the rest kept": 1 / 8}
-    rows = pages.table("README.md", "image KV of one picture")
+    rows = pages.table("docs/index.md", "image KV of one picture")
     assert len(rows) == len(shares)
     for row in rows:
         assert number(row[model]) == round(image_kv(column) / MIB * shares[row["image KV of one picture"]])

@@ -21,7 +21,11 @@ def test_links_between_files_resolve(name):
             assert anchor in pages.anchors(target), f"{name} links to {link}, which has no such heading"
 
 
-def test_the_readme_leads_to_every_page():
-    readme = pages.text("README.md")
-    missing = [name for name in pages.NAMES if name != "README.md" and f"({name})" not in readme]
+def test_the_readme_and_the_start_page_lead_to_every_page():
+    start = pages.text("README.md") + pages.text("docs/index.md").replace("](", "](docs/")
+    missing = [name for name in pages.NAMES if name != "README.md" and f"({name})" not in start]
     assert not missing
+
+
+def test_the_readme_fits_on_a_screen():
+    assert len(pages.text("README.md").splitlines()) <= 80

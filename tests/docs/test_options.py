@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tomllib
 from dataclasses import fields
 
 from crosstrim import TrimConfig
@@ -22,3 +23,9 @@ def test_every_policy_is_documented():
 
     documented = [row["policy"].strip("`").partition(":")[0] for row in pages.table("docs/method.md", "policy")]
     assert sorted(documented) == sorted(POLICIES)
+
+
+def test_every_extra_is_named_on_the_start_page():
+    extras = set(tomllib.loads(pages.text("pyproject.toml"))["project"]["optional-dependencies"])
+    listed = pages.text("docs/index.md").partition("Extras add")[2].partition("\n\n")[0]
+    assert {name for name in extras if f"`{name}`" in listed} == extras - {"dev", "recipe"}

@@ -16,6 +16,13 @@ def test_what_is_shown_is_what_was_measured(name):
     assert pages.text(name) == results.written(name), "run `python -m tests.support.docs.results`"
 
 
+def test_mini_reaches_the_promised_accuracy():
+    measured = json.loads(pages.text(results.HELDOUT))["results"]
+    kinds = measured["untrimmed"]["kinds"]
+    assert all(value >= (80 if kind in ("count", "read") else 90) for kind, value in kinds.items())
+    assert measured["blind"]["lookups"] < 40
+
+
 def test_both_files_measured_the_same_model_on_the_same_questions():
     report = json.loads(pages.text(results.HELDOUT))
     kv_dtypes = json.loads(pages.text(results.KV_DTYPES))

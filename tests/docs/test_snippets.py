@@ -20,10 +20,10 @@ def test_snippets_run(name, tmp_path, monkeypatch, capsys):
         exec(compile("\n" * (line - 1) + code, pages.ROOT / name, "exec"), names)
 
 
-def test_the_readme_shows_what_was_kept(tmp_path, monkeypatch, capsys):
+def test_the_start_page_shows_what_was_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
-    for _, code in pages.snippets("README.md"):
+    for _, code in pages.snippets("docs/index.md"):
         exec(code, names)
     first, *asked = capsys.readouterr().out.strip().splitlines()[1:]
     assert "visible image features" in first

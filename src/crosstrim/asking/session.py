@@ -69,7 +69,7 @@ class Session:
             model: of `crosstrim.load`; not trimmed.
             processor: of `crosstrim.load`.
             images: one picture or several, in the order in which the conversation opens with them: PIL images, or
-                what `crosstrim.images.open_image` opens.
+                paths of files.
             config: the options as a `TrimConfig`.
             cache: a store to share with other sessions. None makes one for this session.
             escalate: an answer one of whose tokens had a lower probability than this is made again, from the same

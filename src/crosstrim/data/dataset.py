@@ -149,7 +149,7 @@ def single(source: str, question: str) -> Dataset:
     """One question about one picture, without an answer.
 
     Args:
-        source: as of `crosstrim.images.open_image`.
+        source: as of `crosstrim.asking.images.open_image`.
         question: what to ask.
 
     Raises:

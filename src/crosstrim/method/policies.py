@@ -1,6 +1,6 @@
 """Who votes for which features: the paper's heads, and rivals that weigh, diversify or ignore what the heads say.
 
-A policy turns what the first cross-attention layer knows into votes. `crosstrim.selection` then gives every voter
+A policy turns what the first cross-attention layer knows into votes. `crosstrim.select` then gives every voter
 its top features and keeps the union, so a policy with one voter is a plain ranking. All of them obey `k` and `keep`,
 treat every sample alone and draw nothing without a seed.
 """
@@ -165,7 +165,7 @@ class Mass(Policy):
 class MaximalMarginalRelevance(Policy):
     """Relevance minus redundancy: greedily the feature with the best mean attention less its likeness to those taken.
 
-    Likeness is the largest cosine between the leader's keys (see `crosstrim.greedy`). Relevance is the mean saliency
+    Likeness is the largest cosine between the leader's keys (see `method.greedy`). Relevance is the mean saliency
     as a share of the image's largest.
 
     Attributes:

@@ -22,7 +22,7 @@ def saliency(
     The score is a sum over the rating rows and the softmax runs over the visible features (ours; the paper says
     only that the text's attention in the first cross-attention layer scores the features, head by head).
     Neither batch mates nor padding change a sample's numbers. The environment variable CROSSTRIM_KERNEL picks the
-    code that computes it, see `crosstrim.kernels.saliency`. No gradient flows through it.
+    code that computes it, see `crosstrim.method.kernels`. No gradient flows through it.
 
     Args:
         queries: [B, Hq, T, D], any float dtype, as the layer makes them (after its query norm).

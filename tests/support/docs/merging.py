@@ -21,8 +21,9 @@ differences). *Changed* answers are not the untrimmed model's, in per cent.
 
 {table}
 
-The less is kept, the more merging brings, and it brings more to `union`, whose heads agree on a few places, than to
-`contribution`, which spreads by itself; there at keep=0.2 the gain is within chance. Budget and caches are the same.
+The less is kept, the more merging gains. It gains more with `union`, whose heads agree on a few places, than with
+`contribution`, which spreads out by itself; with that, the gain at keep=0.2 is within chance. Budget and caches are
+the same.
 """
 
 

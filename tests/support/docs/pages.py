@@ -48,6 +48,9 @@ def table(name: str, first_header: str) -> list[dict[str, str]]:
 
 
 def anchors(name: str) -> set[str]:
-    """What links into the page may point at, by GitHub's rule for headings."""
+    """What links into the page may point at: headings, by GitHub's rule, and names that the site documents there."""
+    documented = re.findall(r"^::: (\S+)$", text(name), flags=re.MULTILINE)
     headings = re.findall(r"^#+ (.+)$", without_code(text(name)), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings} | {
+        *documented
+    }

@@ -12,8 +12,8 @@ RESULT = "evaluation/results/mini-per-request.json"
 
 _PART = """\
 Measured on mini's {count} held-out questions, under `{policy}` ([mini-per-request.json](../{result})).
-*AUC* is the chance that a question whose answer changes has a smaller number than one whose answer stays: 0.5 tells
-nothing, 1 and 0 tell all. *Spent* gives keep={small} to the surest questions and keep={large} to the others, so
+*AUC* is the chance that a question whose answer changes has a smaller number than one whose answer stays: 0.5 says
+nothing, 1 and 0 say everything. *Spent* gives keep={small} to the surest questions and keep={large} to the others, so
 that the mean is {middle}, and counts the answers that change, in per cent. The surest are those with the largest
 numbers or those with the smallest, whichever turned out better.
 

@@ -36,10 +36,10 @@ agree on a few places, and questions about the whole picture suffer. Diversity m
 on what features add (`contribution`) than on what attracts attention (`mmr`). So `contribution` decides where
 `keep` is given and no policy is named. It was chosen on 512 validation questions, with other handwriting and
 other photographs than these; that diversity helps had shown before on 128 of these. Blind rules lose far more:
-which features stay does matter, but for count, which a coarse view of everything answers.
+which features stay does matter, except for count, which a coarse view of everything can answer.
 
-All of this is one small model with {features} features an image, on one task. On Llama-3.2-Vision it is to be
-measured; the commands are below.
+All of this is one small model with {features} features per image, on one task. It has not been measured on
+Llama-3.2-Vision; the commands to do so are below.
 """
 
 

@@ -21,9 +21,9 @@ model does at all; untrimmed, {untrimmed} % are right.
 
 {table}
 
-Lossless changed {lossless} of {count} answers. What is safe on pictures like those of the training is not on strange
-ones: contribution at keep=0.1 changes {here} % here, and {there} % of the held-out answers. The order of the rules
-stays. A budget is to be calibrated on pictures like those that it will meet.
+Lossless changed {lossless} of {count} answers. What is safe on pictures like those in training is not safe on strange
+ones: contribution at keep=0.1 changes {here} % here, and {there} % of the held-out answers. The order of the
+rules stays the same. So calibrate a budget on pictures like those that it will meet.
 """
 
 
