@@ -1,9 +1,8 @@
-"""A job that tells which batches it begins: `python -m tests.support.killed_batch ENGINE MODEL ROWS OUT LOG`."""
+"""A job that tells which batches it begins."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -38,7 +37,3 @@ def main(engine: str, model: str, rows: str, out: str, log: str) -> None:
     job = Job(told, model, None, "cpu", TrimConfig(k=0.25), max_new_tokens=16, batch_size=2)
     run = answer_on_ray if engine == "ray" else answer_here
     batch.run(job, Path(out), run, source=rows, resume=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
