@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from tests.support import killed_batch, processes
 from tests.support.questions import without_answers
-
-KILLS = 5
-ROOT = Path(__file__).parents[2]
 
 
 def lines(path):
@@ -24,51 +18,51 @@ def lines(path):
 
 @pytest.mark.slow
 def test_killed_locally(checkpoint, questions, tmp_path):
-    killed_and_resumed("local", checkpoint, questions, tmp_path)
+    killed_and_resumed("local", 5, checkpoint, questions, tmp_path)
 
 
 @pytest.mark.ray
 def test_killed_on_ray(checkpoint, questions, tmp_path):
-    killed_and_resumed("ray", checkpoint, questions, tmp_path)
+    """Every start is that of a cluster; that a journal outlives many kills is tested without one."""
+    killed_and_resumed("ray", 2, checkpoint, questions, tmp_path)
 
 
-def killed_and_resumed(engine, checkpoint, questions, tmp_path):
+def killed_and_resumed(engine, kills, checkpoint, questions, tmp_path):
     rows = questions([*without_answers(60), {"image": "missing.png", "question": "what?"}, "{broken"])
 
-    def begin(out):
-        command = [sys.executable, "-m", "tests.support.killed_batch", engine, checkpoint, rows, tmp_path / out]
-        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-        return subprocess.Popen(
-            [*map(str, command), str(tmp_path / f"{out}.log")], cwd=ROOT, stderr=subprocess.PIPE, env=environment
+    def begin(out, engine=engine):
+        arguments, told = (engine, str(checkpoint), str(rows), str(tmp_path / out)), str(tmp_path / f"{out}.log")
+        environment = {"RAY_USAGE_STATS_ENABLED": "0"}
+        return processes.start(
+            killed_batch.main, *arguments, told, log=tmp_path / "said", environment=environment, anew=engine == "ray"
         )
 
-    undisturbed = begin("other.jsonl")
+    undisturbed = begin("other.jsonl", "local")
     log = tmp_path / "other.jsonl.log"
-    while not lines(log) and undisturbed.poll() is None:
+    while not lines(log) and undisturbed.is_alive():
         time.sleep(0.005)
     started = time.monotonic()
-    _, complaints = undisturbed.communicate(timeout=300)
-    assert undisturbed.returncode == 0, complaints.decode()
+    processes.finish(undisturbed, tmp_path / "said")
     one_batch = (time.monotonic() - started) / 31
 
     log, journal, moments = tmp_path / "run.jsonl.log", tmp_path / "run.jsonl.journal", random.Random(7)
     done: set[int] = set()
-    for _ in range(KILLS):
+    for _ in range(kills):
         before = len(lines(log))
         process = begin("run.jsonl")
-        enough = before + moments.randint(1, 30 // KILLS)
-        while len(lines(log)) < enough and process.poll() is None:
+        enough = before + moments.randint(1, 30 // kills)
+        while len(lines(log)) < enough and process.is_alive():
             time.sleep(0.001)
         time.sleep(moments.uniform(0, one_batch))
         process.kill()
-        process.communicate(timeout=60)
+        process.join(60)
         time.sleep(0.5 if engine == "ray" else 0)  # its workers die with it, a moment later
         begun = {int(start) // 2 for start in lines(log)[before:]}
         assert not begun & done, "a batch that was on disk was answered again"
         done = {json.loads(line)["first"] // 2 for line in journal.read_bytes().split(b"\n")[1:-1]}
     assert 0 < len(done) < 31, "the kills came too early or too late to show anything"
     before = len(lines(log))
-    assert begin("run.jsonl").wait(timeout=300) == 0
+    processes.finish(begin("run.jsonl"), tmp_path / "said")
     assert sorted(int(start) // 2 for start in lines(log)[before:]) == sorted(set(range(31)) - done)
     found = lines(tmp_path / "run.jsonl")
     assert found == lines(tmp_path / "other.jsonl")

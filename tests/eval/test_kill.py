@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
+from tests.support import killed_sweep, processes
+
 KILLS = 4
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -20,16 +18,8 @@ def begin(checkpoint, write, rows, tmp_path):
     questions = write([{**row, "id": f"{row['id']}-{copy}"} for row in rows for copy in range(2)])
 
     def call(out, log):
-        command = [
-            sys.executable,
-            "-m",
-            "tests.support.killed_sweep",
-            checkpoint,
-            questions,
-            tmp_path / out,
-            tmp_path / log,
-        ]
-        return subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE)
+        paths = (str(path) for path in (checkpoint, questions, tmp_path / out, tmp_path / log))
+        return processes.start(killed_sweep.main, *paths, log=tmp_path / "said")
 
     return call
 
@@ -41,11 +31,10 @@ def lines(path):
 @pytest.mark.slow
 def test_killed_at_random_moments(begin, tmp_path):
     undisturbed = begin("other.json", "other.log")
-    while not lines(tmp_path / "other.log") and undisturbed.poll() is None:
+    while not lines(tmp_path / "other.log") and undisturbed.is_alive():
         time.sleep(0.01)
     started = time.monotonic()
-    _, complaints = undisturbed.communicate(timeout=300)
-    assert undisturbed.returncode == 0, complaints.decode()
+    processes.finish(undisturbed, tmp_path / "said")
     batches = lines(tmp_path / "other.log")
     one_batch = (time.monotonic() - started) / len(batches)
     log, journal, moments = tmp_path / "run.log", tmp_path / "run.json.journal", random.Random(3)
@@ -54,11 +43,11 @@ def test_killed_at_random_moments(begin, tmp_path):
         before = len(lines(log))
         process = begin("run.json", "run.log")
         enough = before + moments.randint(1, (len(batches) - 1) // KILLS)
-        while len(lines(log)) < enough and process.poll() is None:
+        while len(lines(log)) < enough and process.is_alive():
             time.sleep(0.001)
         time.sleep(moments.uniform(0, one_batch))
         process.kill()
-        process.communicate(timeout=60)
+        process.join(60)
         on_disk = journal.read_bytes().count(b"\n") - 1
         begun = lines(log)[before:]
         assert begun == batches[done : done + len(begun)], "a batch that was on disk was computed again"
@@ -66,7 +55,7 @@ def test_killed_at_random_moments(begin, tmp_path):
         done = on_disk
     assert 0 < done < len(batches), "the kills came too early or too late to show anything"
     before = len(lines(log))
-    assert begin("run.json", "run.log").wait(timeout=300) == 0
+    processes.finish(begin("run.json", "run.log"), tmp_path / "said")
     assert lines(log)[before:] == batches[done:]
     found, expected = (json.loads((tmp_path / name).read_text()) for name in ("run.json", "other.json"))
     for name in expected.keys() - {"seconds"}:

@@ -1,9 +1,8 @@
-"""A job that tells which batches it begins: `python -m tests.support.killed_batch ENGINE MODEL ROWS OUT LOG`."""
+"""A job that tells which batches it begins."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -42,7 +41,3 @@ def main(engine: str, model: str, rows: str, out: str, log: str) -> None:
     )
     run = answer_on_ray if engine == "ray" else answer_here
     batch.run(job, Path(out), run, source=rows, resume=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

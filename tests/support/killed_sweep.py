@@ -1,9 +1,8 @@
-"""A run that tells which batches it begins: `python -m tests.support.killed_sweep MODEL QUESTIONS OUT LOG`."""
+"""A run that tells which batches it begins."""
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -27,7 +26,3 @@ def main(model: str, questions: str, out: str, log: str) -> None:
     chosen = settings.expand(["union", "random"], keep=[0.2, 0.5], seeds=1)
     found = dataset.read(Path(questions))
     sweep.run(*crosstrim.load(model), found, chosen, Path(out), name="tiny", batch_size=1, max_new_tokens=8)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from transformers import AutoProcessor
 
 import crosstrim
 from crosstrim import mini
+from tests.support import processes
 
 ENVIRONMENT = {
     "SGLANG_USE_CPU_ENGINE": "1",
@@ -62,24 +62,61 @@ def run(
     environment: dict[str, str] | None = None,
     **engine: Any,
 ) -> Run:
-    """Start an engine, let it answer the batches, stop it. `trim=None` is SGLang's own model."""
-    file, log = folder / "spec.json", folder / "log.txt"
+    """Start an engine in a process of its own, let it answer the batches, stop it. `trim=None` is SGLang's own model.
+
+    The process is forked, and so are those that it starts; `test_server.py` has them started as users do.
+    """
+    import sglang.srt.entrypoints.engine  # noqa: F401 - here, lest each process spends ten seconds on it
+
+    resource_tracker.ensure_running()  # nor starts one of these
+    answers = folder / "answers.json"
     settings = {} if trim is None else {"json_model_override_args": json.dumps({"crosstrim": trim})}
-    spec = {"engine": {"model_path": str(model), **settings, **engine}, "batches": batches}
-    file.write_text(json.dumps(spec))
-    with log.open("w") as output:
-        outcome = subprocess.run(
-            [sys.executable, "-m", "tests.support.sglang_driver", str(file)],
-            env={**os.environ, **ENVIRONMENT, **({} if trim is None else TRIMMED), **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            timeout=300,
-            check=False,
+    environment = {**ENVIRONMENT, **({} if trim is None else TRIMMED), **(environment or {})}
+    spec = {"model_path": str(model), **settings, **engine}
+    log = processes.run(_answer, spec, batches, answers, log=folder / "log.txt", environment=environment)
+    return Run(json.loads(answers.read_text()), log)
+
+
+def _answer(spec: dict[str, Any], batches: tuple[list[dict[str, Any]], ...], answers: Path) -> None:
+    engine = _start(spec)
+    given = []
+    for requests in batches:
+        outputs = engine.generate(
+            [request["prompt"] for request in requests],
+            [{"temperature": 0, "max_new_tokens": request["tokens"], "ignore_eos": True} for request in requests],
+            image_data=[request["images"] or None for request in requests],
         )
-    text = log.read_text()
-    assert outcome.returncode == 0, text[-5000:]
-    return Run(json.loads(file.read_text()), text)
+        given.append(
+            [
+                {"tokens": list(output["output_ids"]), "prompt_tokens": output["meta_info"]["prompt_tokens"]}
+                for output in outputs
+            ]
+        )
+    engine.shutdown()
+    answers.write_text(json.dumps(given))
+
+
+def _start(spec: dict[str, Any]) -> Any:
+    from sglang.srt.entrypoints import engine
+    from sglang.srt.environ import envs
+    from sglang.srt.managers import scheduler
+
+    assert "sglang.srt.models.registry" not in sys.modules  # it reads the environment when it is imported
+    scheduler.TEST_RETRACT = envs.SGLANG_TEST_RETRACT.get()  # and so did this
+    engine.mp.set_start_method("fork", force=True)
+    engine.mp.set_start_method = lambda *_, **__: None  # SGLang would have its processes spawned
+    return engine.Engine(
+        device="cpu",
+        dtype="float32",
+        attention_backend="torch_native",
+        page_size=1,
+        disable_radix_cache=True,
+        disable_overlap_schedule=True,
+        skip_server_warmup=True,
+        decode_log_interval=1,
+        log_level="info",
+        **spec,
+    )
 
 
 def request(processor: Any, question: str, images: list[str], tokens: int) -> dict[str, Any]:
