@@ -26,7 +26,7 @@ test coverage docs test-%: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help environments demo test coverage test-slow test-ray test-oldest test-lmms test-kernels test-sglang test-vllm \
+.PHONY: help environments demo test coverage test-slow test-ray test-oldest test-lmms test-kernels test-sglang test-vllm test-play \
 	test-gpu test-install test-canary docs package bench lint clean
 
 help:
@@ -40,6 +40,7 @@ help:
 	@echo "make test-kernels the Triton kernels, interpreted and compiled on the CPU; Linux"
 	@echo "make test-sglang  the tests that run SGLang, on the CPU"
 	@echo "make test-vllm    the tests that run vLLM, on the CPU"
+	@echo "make test-play    the playground in a headless Chromium; installs Debian's where there is none"
 	@echo "make test-gpu     the tests that need a CUDA device, in an environment that has one"
 	@echo "make test-install the built wheel, README's commands and example, and types, in an empty environment"
 	@echo "make test-canary  the model's and the server's tests and the demo, on the newest of everything"
@@ -110,6 +111,12 @@ ON_TOP = $(UV_INSTALL) --overrides $(@D)/not-installed.txt
 	@$(UV_INSTALL) --no-deps -r requirements-docs.txt -e .
 	@touch $@
 
+.venv-play/.installed: .venv/.installed constraints-play.txt
+	$(on_top)
+	@sed 's|^torch==.*|$(or $(TORCH),&)|' constraints-play.txt > $(@D)/constraints.txt
+	@$(ON_TOP) -c $(@D)/constraints.txt -e '.[play]' playwright pytest
+	@touch $@
+
 # What pyproject.toml admits, in the newest versions. Of torch the newest that the index has a CPU build of.
 CANARY := .venv-canary/bin
 .venv-canary/.installed: .venv/.installed
@@ -120,7 +127,7 @@ CANARY := .venv-canary/bin
 	@$(ON_TOP) --upgrade -e '.[dev,serve,ray]'
 	@touch $@
 
-environments: $(foreach name,oldest lmms docs triton sglang vllm canary,.venv-$(name)/.installed)
+environments: $(foreach name,oldest lmms docs triton sglang vllm play canary,.venv-$(name)/.installed)
 
 demo: .venv/.installed
 	@mkdir -p build
@@ -155,6 +162,12 @@ test-sglang: .venv-sglang/.installed
 
 test-vllm: .venv-vllm/.installed
 	@.venv-vllm/bin/python $(PYTEST) --disable-warnings -m vllm tests/engines/vllm
+
+# Playwright's own browsers are not downloaded: it drives the system's.
+test-play: .venv-play/.installed
+	@command -v chromium > /dev/null || { echo "Installing Debian's chromium ..."; \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium > /dev/null; }
+	@.venv-play/bin/python $(PYTEST) --disable-warnings -m play tests/play
 
 # In the environment that is active: it has torch for its GPU already, and this installs nothing.
 test-gpu:
@@ -195,5 +208,5 @@ lint: .venv/.installed
 	@.venv/bin/lint-imports --no-cache
 
 clean:
-	@rm -rf .venv .venv-oldest .venv-triton .venv-lmms .venv-sglang .venv-vllm .venv-docs .venv-canary build dist
+	@rm -rf .venv .venv-oldest .venv-triton .venv-lmms .venv-sglang .venv-vllm .venv-play .venv-docs .venv-canary build dist
 	@rm -rf .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

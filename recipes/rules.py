@@ -37,8 +37,8 @@ from crosstrim.method.policy import Evidence
 
 OUT = calibration.RESULTS / "mini-rules.json"
 
-PICTURES = 128
-KEEPS = (0.05, 0.1, 0.2)
+PICTURES = 96
+KEEPS = (0.05, 0.1)
 TOKENS = 12
 BATCH = 64
 

@@ -35,11 +35,14 @@ class CalibratedConfig(TrimConfig):
         """The trim of the first attempt, for whoever makes unsure answers again."""
         return replace(self, escalate=None)
 
-    def check(self, dtype: str, compat: Mapping[str, bool], fingerprint: Callable[[], str]) -> None:
+    def check(
+        self, dtype: str, quantization: str | None, compat: Mapping[str, bool], fingerprint: Callable[[], str]
+    ) -> None:
         """Refuse a model, or options, that the promise was not measured with.
 
         Args:
             dtype: of the model.
+            quantization: how its weights are quantised; None: not at all.
             compat: by repair, whether it is on.
             fingerprint: of the model's weights; asked last.
 
@@ -60,6 +63,11 @@ class CalibratedConfig(TrimConfig):
         if dtype != model["dtype"]:
             raise self._refusal(
                 "dtype", model["dtype"], dtype, f"load the model in {model['dtype']}, or calibrate anew"
+            )
+        if quantization != (quantised := model.get("quantization")):
+            remedy = "load the model without quantization" if quantised is None else f"quantise it by {quantised}"
+            raise self._refusal(
+                "quantization", quantised or "none", quantization or "none", f"{remedy}, or calibrate anew"
             )
         for name in {**self.made_with["compat"], **compat}:
             before, now = ("on" if one.get(name) else "off" for one in (self.made_with["compat"], compat))

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from crosstrim.memory import ModelShape, image_kv_bytes, text_kv_bytes
+from crosstrim.memory import WEIGHT_BITS, ModelShape, image_kv_bytes, text_kv_bytes
 
 RESERVE = 0.1
 """Share of a card left for everything but weights and KV cache: activations, fragmentation, the runtime. A guess."""
 
 VISION_PARAMETERS = {"11b": 895_028_755, "90b": 926_490_131}
 """Of the models in `crosstrim.memory.SHAPES`: vision tower and projection of its features, which every card holds."""
+
+
+MATRIX_PARAMETERS = {"11b": 8_698_986_496, "90b": 85_479_915_520}
+"""Of the same models: matrices of linear layers that `crosstrim.load(quantization=...)` makes smaller."""
+
+
+def weight_bytes(shape: ModelShape, matrix_parameters: int, quantization: str | None = None) -> float:
+    """Bytes of all weights.
+
+    Args:
+        shape: of the model.
+        matrix_parameters: how many of its parameters quantising makes smaller.
+        quantization: the format, of `crosstrim.memory.WEIGHT_BITS`; None: they are as the others.
+    """
+    bits = 8 * shape.bytes_per_element if quantization is None else WEIGHT_BITS[quantization]
+    return (shape.parameters - matrix_parameters) * shape.bytes_per_element + matrix_parameters * bits / 8
 
 
 def weight_bytes_per_card(shape: ModelShape, vision_parameters: int, cards: int) -> float:
@@ -44,8 +60,8 @@ def request_kv_bytes(
 
 def requests_in_flight(
     shape: ModelShape,
-    vision_parameters: int,
-    card_bytes: int,
+    weight_bytes: float,
+    card_bytes: float,
     cards: int,
     features: int,
     text_tokens: int,
@@ -56,7 +72,7 @@ def requests_in_flight(
 
     Args:
         shape: of the model.
-        vision_parameters: as for `weight_bytes_per_card`.
+        weight_bytes: of the weights on each card.
         card_bytes: memory of a card.
         cards: that share the model by tensor parallelism, weights and KV heads alike.
         features: as for `request_kv_bytes`.
@@ -67,7 +83,7 @@ def requests_in_flight(
     Returns:
         The number, or None when the weights alone do not fit.
     """
-    free = card_bytes * (1 - RESERVE) - weight_bytes_per_card(shape, vision_parameters, cards)
+    free = card_bytes * (1 - RESERVE) - weight_bytes
     if free < 0:
         return None
     return int(free * cards // request_kv_bytes(shape, features, text_tokens, one_row, block))

@@ -62,6 +62,10 @@ def text_kv_bytes(shape: ModelShape, tokens: int = 1) -> int:
     return tokens * shape.self_layers * shape.kv_bytes_per_layer
 
 
+WEIGHT_BITS = {"nf4": 4 + 8 / 64 + 32 / (64 * 256), "int8": 8.0, "fp8": 8.0}
+"""Bits of a weight in each format that quantises weights, scales included: nf4 has one of eight bits for 64 weights,
+and for 256 of these one of 32. Those of the others, one a row, are too small to count."""
+
 LLAMA_11B = ModelShape(
     name="Llama-3.2-11B-Vision-Instruct",
     text_layers=40,

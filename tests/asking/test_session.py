@@ -16,6 +16,7 @@ from crosstrim.asking import answering
 from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError, UnsupportedModelError
 from crosstrim.models import vision
 from tests.support.questions import PICTURE, QUESTIONS
+from tests.support.tower import passes as tower_passes
 
 TALL = Image.fromarray(np.random.default_rng(1).integers(0, 256, (84, 28, 3), dtype=np.uint8))
 TOKENS = 5
@@ -29,12 +30,7 @@ def loaded(checkpoint):
 @pytest.fixture
 def tower(loaded):
     """How many images entered the vision tower, pass by pass."""
-    passes = []
-    vision_model = loaded[0].model.vision_model
-    vision_model.register_forward_pre_hook(
-        lambda module, args, kwargs: passes.append(kwargs["pixel_values"].shape[0]), with_kwargs=True
-    )
-    return passes
+    return tower_passes(loaded[0])
 
 
 def hooks(model) -> int:
@@ -255,6 +251,8 @@ def test_options_are_those_of_trim(loaded):
         Session(*loaded, PICTURE, config, k=0.5)
     with pytest.raises(ConfigError, match=r"did you mean Session\(model, processor, images, k=0.5\)"):
         Session(*loaded, PICTURE, 0.5)
+    with pytest.raises(ConfigError, match=r"expected a TrimConfig, got 0\.5"):
+        Session(*loaded, PICTURE).ask("what?", config=0.5)
 
 
 def test_without_a_chat_template_there_is_one_turn(loaded):
@@ -266,3 +264,38 @@ def test_without_a_chat_template_there_is_one_turn(loaded):
     with pytest.raises(InputError, match="no chat template"):
         session.chat("and also")
     assert len(session.turns) == 1
+
+
+def test_a_question_may_bring_its_own_trim(loaded, tower):
+    session = Session(*loaded, PICTURE, keep=4)
+    session.encode()
+    assert (tower, len(session.cache)) == ([1], 1)
+    other = TrimConfig(keep=7, rating_rows="last_turn")
+    expected = Session(*loaded, PICTURE, other, cache=session.cache)
+    for verb in ("ask", "chat"):
+        mine = getattr(session, verb)(QUESTIONS[1], max_new_tokens=TOKENS, config=other)
+        theirs = getattr(expected, verb)(QUESTIONS[1], max_new_tokens=TOKENS)
+        assert (mine.answer, mine.report) == (theirs.answer, theirs.report)
+    assert session.ask(QUESTIONS[1], max_new_tokens=1).report.kept == 4
+    assert tower == [1]
+
+
+def test_the_untrimmed_model_reads_the_same_features(loaded, tower):
+    session = Session(*loaded, PICTURE, keep=1)
+    answer = session.ask_untrimmed(QUESTIONS[1], max_new_tokens=TOKENS)
+    passes = list(tower)
+    expected = answering.ask(*loaded, PICTURE, QUESTIONS[1], max_new_tokens=TOKENS)
+    assert (answer.answer, answer.tokens, answer.report) == (expected.answer, expected.tokens, None)
+    assert (passes, session.turns) == ([1], ())
+
+
+def test_an_answer_ends_where_it_is_told_to(loaded):
+    session, told = Session(*loaded, PICTURE, keep=4), []
+
+    def stop():
+        told.append(None)
+        return len(told) == 3
+
+    assert session.ask(QUESTIONS[1], max_new_tokens=8, stop=stop).tokens == 3
+    told.clear()
+    assert session.ask_untrimmed(QUESTIONS[1], max_new_tokens=8, stop=stop).tokens == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 
+import pytest
 import torch
 import transformers
 
@@ -50,6 +51,7 @@ def test_doctor_looks_at_a_model(run, checkpoint):
         "class": "MllamaForConditionalGeneration",
         "parameters": sum(parameter.numel() for parameter in tiny.build().parameters()),
         "dtype": "float32",
+        "quantization": None,
         "device": "cpu",
         "cross_attention_layers": list(tiny.CROSS_LAYERS),
         "features_per_image": tiny.FEATURES_PER_IMAGE,
@@ -74,6 +76,64 @@ def test_an_extra_that_is_missing_is_told(run, monkeypatch):
 def test_a_model_that_is_not_there_is_an_error(run):
     result = run("doctor", "--model", "./nowhere", "--json")
     assert (result.code, result.stdout) == (1, "")
+
+
+IN_FLIGHT = {"untrimmed": 6404, "one tile, padding gone": 1601, "keep=0.5": 3202, "keep=0.25": 1601}
+
+
+def test_what_fits_on_a_card(run):
+    """By the formulas of docs/scaling.md, with the published numbers."""
+    (found,) = run("doctor", "--card", "12", "--shape", "11b", "--json").json["models"]
+    assert (found["card_gb"], found["reserve"], found["text_tokens"]) == (12, 0.1, 512)
+    whole, matrices = 10_670_220_835, 8_698_986_496
+    for row, bits in zip(found["rows"], (16, 8, 4 + 8 / 64 + 32 / 16384), strict=True):
+        weights = 2 * (whole - matrices) + matrices * bits / 8
+        assert row["weight_bytes"] == pytest.approx(weights, abs=1)
+        for tier, features in IN_FLIGHT.items():
+            fits = (12e9 * 0.9 - weights) // ((features * 8 + 512 * 32) * 4096)
+            assert row["in_flight"][tier] == (fits if weights <= 10.8e9 else None)
+    assert [row["weights"] for row in found["rows"]] == ["bf16", "int8 or fp8", "nf4"]
+    assert found["rows"][0]["in_flight"]["untrimmed"] is None
+    assert found["rows"][2]["in_flight"]["untrimmed"] > 0
+
+
+def test_what_fits_is_computed_from_a_configuration_alone(run, tmp_path):
+    config = tiny.config(torch.float32)
+    config.save_pretrained(tmp_path)
+    (found,) = run("doctor", "--card", "24", "--model", tmp_path, "--json").json["models"]
+    model = tiny.build()
+    parameters = sum(one.numel() for one in model.parameters())
+    assert found["model"] == str(tmp_path)
+    assert found["rows"][0]["weight_bytes"] == 2 * parameters
+    leader = model.model.language_model.layers[tiny.CROSS_LAYERS[0]].cross_attn
+    left = [leader.q_proj, leader.k_proj, leader.v_proj]
+    matrices = [one for one in model.model.language_model.modules() if isinstance(one, torch.nn.Linear)]
+    smaller = sum(one.weight.numel() for one in matrices if not any(one is other for other in left))
+    assert found["rows"][1]["weight_bytes"] == 2 * parameters - smaller
+    text = run("doctor", "--card", "24", "--model", tmp_path).stdout
+    assert "Computed, not measured" in text
+
+
+def test_what_fits_of_both_shapes_without_a_model(run):
+    text = run("doctor", "--card", "24").stdout
+    assert text.index("Llama-3.2-11B") < text.index("Llama-3.2-90B")
+    assert ["nf4", "50.3", "GB", "-", "-", "-", "-"] in [line.split() for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["--card", "24", "--quantize", "nf4"], "--quantize has no effect with --card"),
+        (["--card", "24", "--shape", "7b"], "--shape 7b must be one of 11b, 90b."),
+        (["--card", "24", "--shape", "11b", "--model", "mini"], "--model and --shape are two models"),
+        (["--shape", "11b"], "--shape goes with --card GB."),
+        (["--card", "0"], "greater than or equal to 1"),
+    ],
+)
+def test_what_fits_refuses(run, wrong, words):
+    result = run("doctor", *wrong)
+    assert (result.code, result.stdout) == (2, "")
+    assert words in result.stderr
 
 
 def test_examples_are_listed_by_the_name_that_ask_takes(run, monkeypatch):

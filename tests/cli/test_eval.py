@@ -62,7 +62,7 @@ def test_json_says_what_the_numbers_depend_on(evaluate, checkpoint):
     result = evaluate("--json")
     assert set(result.json) == {
         *("model", "benchmark", "quick", "questions", "questions_per_kind", "layouts", "untrimmed", "trimmed"),
-        *("config", "generation", "dtype", "versions", "compat"),
+        *("config", "generation", "dtype", "quantization", "versions", "compat"),
     }
     found = result.json
     assert found["model"] == str(checkpoint)

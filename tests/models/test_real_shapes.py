@@ -13,7 +13,7 @@ from transformers.models.mllama.modeling_mllama import MllamaForConditionalGener
 import crosstrim
 from crosstrim import capacity, memory
 from crosstrim.errors import UnsupportedModelError
-from crosstrim.models import compat, mllama
+from crosstrim.models import compat, mllama, quantised
 from crosstrim.models.memory import bytes_per_sample
 from tests.support import tiny
 
@@ -135,6 +135,11 @@ def test_what_a_question_of_a_batch_takes(name, gib):
     assert f"{bytes_per_sample(on_meta(name), 512 + 64) / 2**30:.2f}" == gib
     page = " ".join((Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8").split())
     assert f"{gib} GiB a row on the {name} model" in page
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameters_that_quantising_makes_smaller(name):
+    assert quantised.matrix_parameters(configuration(name)) == capacity.MATRIX_PARAMETERS[name.lower()]
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -19,6 +19,7 @@ import openai
 import pytest
 
 import crosstrim
+from crosstrim import addresses
 from crosstrim.errors import EngineError, LoadError
 from crosstrim.server import generation, listening, local
 from crosstrim.server.chat import Delta, DeviceLostError, Finished
@@ -124,12 +125,12 @@ def test_a_memory_error_of_one_request_is_its_own(start, monkeypatch):
 def test_until_the_model_is_loaded_the_server_lives_and_is_not_ready(checkpoint, servers, monkeypatch):
     may, load = threading.Event(), local.load
     monkeypatch.setattr(local, "load", lambda *args, **options: may.wait(20) and load(*args, **options))
-    addresses, listen = [], local._listen
-    monkeypatch.setattr(local, "_listen", lambda *at: addresses.append(listen(*at)) or addresses[0])
+    taken, listen = [], addresses.listen
+    monkeypatch.setattr(addresses, "listen", lambda *at: taken.append(listen(*at)) or taken[0])
     urls = []
     thread, raised = run_in_thread(Settings(model=str(checkpoint)), urls.append)
     until(lambda: servers and servers[0].started)
-    base = f"http://127.0.0.1:{addresses[0].getsockname()[1]}"
+    base = f"http://127.0.0.1:{taken[0].getsockname()[1]}"
     assert httpx.get(f"{base}/health").json() == {"status": "ok"}
     assert httpx.head(f"{base}/health").status_code == 200
     early = httpx.post(f"{base}/v1/chat/completions", json={})

@@ -271,29 +271,6 @@ def test_bodies_need_no_content_type_unless_a_browser_sends_them(server):
         assert (refused.status_code, "must be a JSON object" in refused.json()["error"]) == (400, True)
 
 
-@pytest.mark.parametrize(
-    ("path", "words"),
-    [
-        ("/v1/completions", "send the prompt as a user's message to /v1/chat/completions."),
-        ("/v1/responses", "send the same messages to /v1/chat/completions."),
-        ("/v1/embeddings", "makes no embeddings"),
-        ("/api/embed", "makes no embeddings"),
-        ("/api/embeddings", "makes no embeddings"),
-        ("/api/pull", "neither fetches, changes nor deletes models"),
-        ("/api/push", "start `crosstrim serve --model`"),
-        ("/api/create", "start `crosstrim serve --model`"),
-        ("/api/copy", "start `crosstrim serve --model`"),
-        ("/api/delete", "start `crosstrim serve --model`"),
-        ("/api/blobs/sha256:00", "start `crosstrim serve --model`"),
-    ],
-)
-def test_what_is_not_served_is_refused_with_a_remedy(server, path, words):
-    method = "DELETE" if path == "/api/delete" else "POST"
-    reply = httpx.request(method, server.url + path, content=b"{" * 1000)
-    error = reply.json()["error"]
-    assert (reply.status_code, words in (error if path.startswith("/api") else error["message"])) == (404, True)
-
-
 @BOTH
 def test_a_client_s_limits_are_those_of_openai_s_route(start, path):
     body = question(path, "what?", png(), options={"num_predict": LONG})
@@ -381,6 +358,18 @@ def test_a_body_that_stays_away_is_left(start, monkeypatch, path):
 
         reply = httpx.post(server.url + path, content=begun())
         assert (reply.status_code, reply.json()) == (408, {"error": "the request's body did not arrive in time."})
+
+
+def test_bodies_that_need_no_place_in_the_queue_are_small(server):
+    def endless():
+        for _ in range(100):
+            yield b" " * 1000
+
+    url = f"{server.url}/api/show"
+    for content in (b" " * 70_000, endless()):
+        reply = httpx.post(url, content=content)
+        assert (reply.status_code, "larger than 65536 bytes" in reply.json()["error"]) == (413, True)
+    assert httpx.post(url, json={"model": MODEL, "verbose": True}).status_code == 200
 
 
 def test_unknown_paths_and_methods_have_the_shape_too(server):

@@ -20,6 +20,13 @@ CHECKS = [
 
 
 @pytest.fixture(scope="module")
+def server(start):
+    """One whose answers are short, whatever is drawn."""
+    with start(max_new_tokens=8) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def promised(server):
     return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
 

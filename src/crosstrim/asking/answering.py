@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -317,6 +317,7 @@ def settle(
     config: TrimConfig | None,
     escalation: Escalation | None,
     max_new_tokens: int,
+    **options: Any,
 ) -> list[Settled]:
     """Answer a batch greedily, and where there is an escalation make its unsure answers again.
 
@@ -327,6 +328,7 @@ def settle(
         config: how the first attempt trims; None runs the model as it is.
         escalation: what follows it.
         max_new_tokens: where to cut answers off.
+        **options: of `model.generate`.
 
     Returns:
         One per sample; what a sample comes to depends on no other.
@@ -337,9 +339,9 @@ def settle(
     """
 
     def attempt(batch: Inputs, trim: TrimConfig | None) -> Generation:
-        how_sure = escalation is not None
+        given = {"max_new_tokens": max_new_tokens, "how_sure": escalation is not None, **options}
         with batch.given(model):
-            return generate(model, processor, batch, config=trim, max_new_tokens=max_new_tokens, how_sure=how_sure)
+            return generate(model, processor, batch, config=trim, **given)
 
     return climb(attempt, inputs, config, escalation)
 
@@ -351,13 +353,22 @@ def answer(
     config: TrimConfig | None,
     max_new_tokens: int,
     escalation: Escalation | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Answer:
-    """Answer the one prompt in `inputs` greedily."""
+    """Answer the one prompt in `inputs` greedily, up to where `stop` says True after a token."""
+    options: dict[str, Any] = {}
+    if stop is not None:
+        from transformers import StoppingCriteriaList
+
+        def stops(tokens: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+            return tokens.new_full((len(tokens),), stop(), dtype=torch.bool)
+
+        options["stopping_criteria"] = StoppingCriteriaList([stops])
     begun = time.perf_counter()
     if not isinstance(inputs, Inputs):
         inputs = Inputs(inputs, None if escalation is None else vision.encode(model, inputs))
     encoded = time.perf_counter() - begun
-    (found,) = settle(model, processor, inputs, config, escalation, max_new_tokens)
+    (found,) = settle(model, processor, inputs, config, escalation, max_new_tokens, **options)
     return Answer(found.text, len(found.tokens), encoded + found.seconds, found.report, attempts=found.attempts)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from crosstrim.errors import IncompatibleTransformersError
-from crosstrim.models import compat, mllama, probe
+from crosstrim.models import compat, mllama, probe, quantised
 from crosstrim.trimming.report import versions
 
 
@@ -77,8 +77,9 @@ def _describe_model(model: Any) -> dict[str, Any]:
     parameter = next(model.parameters())
     return {
         "class": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": model.num_parameters(),  # it knows how many a byte may hold
         "dtype": str(parameter.dtype).removeprefix("torch."),
+        "quantization": quantised.name_of(model.config),
         "device": str(parameter.device),
         "cross_attention_layers": list(located.layer_indices),
         "features_per_image": located.geometry.features_per_image,

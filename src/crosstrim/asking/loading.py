@@ -19,7 +19,7 @@ import torch
 
 from crosstrim import mini
 from crosstrim.errors import ConfigError, LoadError, MissingExtraError, UnsupportedModelError
-from crosstrim.models import compat, parallel
+from crosstrim.models import compat, fingerprint, parallel, quantised
 from crosstrim.wording import counted
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     device_map: str | int | torch.device | dict[str, Any] | None = None,
     attn_implementation: str | None = None,
+    quantization: str | None = None,
     quantization_config: Any = None,
     tp: int = 1,
     revision: str | None = None,
@@ -57,7 +58,10 @@ def load(
         device_map: a device such as "cuda" or "cuda:1", or how to spread the model over devices, such as "auto",
             which needs accelerate. None is the CPU.
         attn_implementation: passed to transformers: "sdpa", "eager" and so on.
-        quantization_config: passed to transformers.
+        quantization: "nf4" (four bits, by bitsandbytes), or "int8" or "fp8" (eight bits, by torchao): how to hold the
+            matrices of linear layers, but for `crosstrim.models.quantised.left_whole`. None: as they are stored,
+            which may be quantised.
+        quantization_config: passed to transformers, in place of `quantization`.
         tp: over how many processes to divide the model (tensor parallelism), each of which calls `load` alike:
             `torchrun --nproc-per-node 2 script.py` with `tp=2`. Each takes the GPU of its LOCAL_RANK.
         revision: branch, tag or commit of a Hub repository.
@@ -71,25 +75,44 @@ def load(
     Raises:
         LoadError: something is missing, unreachable, damaged, or not in safetensors.
         UnsupportedModelError: it is another architecture.
-        ConfigError: `dtype` or `device_map` is unknown, the device is not there, or the model cannot be divided
-            over `tp` processes.
-        MissingExtraError: `device_map` or `tp` needs accelerate.
+        ConfigError: `dtype`, `quantization` or `device_map` is unknown, the device is not there, the checkpoint is
+            quantised already, quantised weights cannot be placed so, or the model cannot be divided over `tp`
+            processes.
+        MissingExtraError: `quantization`, or a checkpoint that was saved quantised, needs a library that is not
+            installed, or `device_map` or `tp` needs accelerate.
     """
     wanted_dtype = _dtype(dtype, is_mini=model == "mini")
     spread, device = _placement(device_map)
-    _check_parallel(tp, device_map, quantization_config)
+    _check_parallel(tp, device_map)
+    quantised.check_wanted(quantization, quantization_config)
     folder = _folder(model, {"revision": revision, "token": token, "local_files_only": local_files_only})
-    division = parallel.division(_config(folder), tp) if tp > 1 else None
+    config = _config(folder)
+    quantised.check_stored(config, str(model), quantization)
+    if quantization is not None:
+        computed = config.dtype if wanted_dtype == "auto" else getattr(torch, wanted_dtype)
+        quantization_config = quantised.request(quantization, config, computed or torch.float32)
+    is_quantised = quantization_config is not None or quantised.name_of(config) is not None
+    if is_quantised:
+        if tp > 1:
+            raise ConfigError(f"tp={tp} divides weights that are not quantised; leave the quantization out, or tp.")
+        quantised.check_placed(spread)
+        # Left to transformers, a model for the CPU would go to a GPU.
+        spread = spread or {"": device or torch.device("cpu")}
+        device = None
     processor = _load_processor(folder, model)
     options = {
         "attn_implementation": attn_implementation,
         "quantization_config": quantization_config,
-        "distributed_config": division,
+        "distributed_config": parallel.division(config, tp) if tp > 1 else None,
     }
     options = {name: value for name, value in options.items() if value is not None}
     loaded = _load_weights(folder, model, device, options, dtype=wanted_dtype, device_map=spread)
     if tp > 1:
         parallel.count_own_heads(loaded)
+    if is_quantised:
+        quantised.check_placed(getattr(loaded, "hf_device_map", None))
+        # Now, and remembered: on some CPUs bitsandbytes packs its weights anew when it first computes.
+        fingerprint.of_weights_again(loaded)
     compat.apply(loaded)
     return loaded, processor
 
@@ -127,7 +150,7 @@ def _placement(device_map: Any) -> tuple[Any, torch.device | None]:
     return ({"": device}, None) if has_accelerate else (None, device)
 
 
-def _check_parallel(tp: int, device_map: Any, quantization_config: Any) -> None:
+def _check_parallel(tp: int, device_map: Any) -> None:
     if not isinstance(tp, int) or isinstance(tp, bool) or tp < 1:
         raise ConfigError(f"tp={tp!r} must be a number of processes, 1 or more.")
     if tp == 1:
@@ -138,12 +161,23 @@ def _check_parallel(tp: int, device_map: Any, quantization_config: Any) -> None:
         raise ConfigError(
             f"tp={tp} gives every process a device of its own; leave device_map={device_map!r} out, or tp."
         )
-    if quantization_config is not None:
-        raise ConfigError(f"tp={tp} divides weights that are not quantised; leave quantization_config out, or tp.")
 
 
-def _folder(model: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
-    """The folder that holds the model: checked to be a supported one with weights in safetensors."""
+def read_config(model: str | os.PathLike[str] = "mini") -> Any:
+    """The configuration of a model, an `MllamaConfig`. No weight is read, and from the Hub none is downloaded.
+
+    Args:
+        model: as `load` takes it.
+
+    Raises:
+        LoadError: it is missing, unreachable or damaged.
+        UnsupportedModelError: it is another architecture.
+    """
+    return _config(_folder(model, {"revision": None, "token": None, "local_files_only": False}, weights=False))
+
+
+def _folder(model: str | os.PathLike[str], hub: dict[str, Any], weights: bool = True) -> Path:
+    """The folder that holds the model: checked to be a supported one, and to have its weights in safetensors."""
     path = mini.path() if model == "mini" else Path(model).expanduser()
     if model == "mini" and not (path / "config.json").is_file():
         raise LoadError(f"the embedded model is missing from this installation ({path}); reinstall crosstrim.")
@@ -155,8 +189,8 @@ def _folder(model: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
             raise LoadError(f"{path} holds no config.json; give a folder written by save_pretrained.")
         _check_config(path / "config.json", model)
     else:
-        path = _download(str(model), hub)
-    if not any(path.glob("*.safetensors")):
+        path = _download(str(model), hub, weights)
+    if weights and not any(path.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in _PICKLES for file in path.glob(pattern))
         found = f"only {pickles[0]}, a pickle, which could run code when opened" if pickles else "no weights"
         raise LoadError(
@@ -185,8 +219,8 @@ def _refuse_adapter(folder: Path) -> None:
     )
 
 
-def _download(model: str, hub: dict[str, Any]) -> Path:
-    """The snapshot of a Hub repository: its config is fetched and checked before anything large."""
+def _download(model: str, hub: dict[str, Any], weights: bool) -> Path:
+    """The snapshot of a Hub repository: its config comes first and is checked before anything large."""
     from huggingface_hub import errors, hf_hub_download, snapshot_download
 
     missing = f"{model!r} is neither 'mini' nor a folder here"
@@ -197,7 +231,7 @@ def _download(model: str, hub: dict[str, Any]) -> Path:
             _check_connection(model, hub)
             config = hf_hub_download(model, "config.json", **hub)
         _check_config(Path(config), model)
-        return Path(snapshot_download(model, allow_patterns=_DOWNLOADS, **hub))
+        return Path(snapshot_download(model, allow_patterns=_DOWNLOADS, **hub)) if weights else Path(config).parent
     except errors.GatedRepoError as error:
         raise LoadError(
             f"{model} is gated: accept its licence at https://huggingface.co/{model}, then run `hf auth login`."
@@ -317,7 +351,7 @@ def _load_weights(
             f"the weights of {model} could not be loaded ({_first_line(error)}); download or save them again."
         ) from error
     except Exception as error:  # whatever transformers, and what it asks, has against this model or these options
-        given = " and ".join(f"{name}={value!r}" for name, value in options.items())
+        given = " and ".join(f"{name}={_told(value)}" for name, value in options.items())
         remedy = f"try it without {given}" if given else "try another version of transformers"
         raise LoadError(f"{model} could not be loaded ({_first_line(error)}); {remedy}.") from error
     # transformers would go on with random numbers in the place of either.
@@ -332,6 +366,11 @@ def _load_weights(
             "download or save it again."
         )
     return loaded.eval()
+
+
+def _told(option: Any) -> str:
+    """An option in a message: transformers' configs fill a page."""
+    return repr(option) if isinstance(option, str) else type(option).__name__
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 from weakref import WeakKeyDictionary
@@ -22,6 +22,7 @@ from crosstrim.models import mllama, prompts
 from crosstrim.trimming.handle import handle_on
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
     Picture = Image.Image | str | os.PathLike[str]
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 # Sessions of one model take turns: each puts its own trim on the model while it answers.
 _locks: WeakKeyDictionary[nn.Module, threading.Lock] = WeakKeyDictionary()
 _locks_lock = threading.Lock()
+
+_CALL = "Session(model, processor, images"  # what an error about options shows
 
 
 class Session:
@@ -42,9 +45,10 @@ class Session:
     another thread. Sessions themselves wait for each other.
 
     Attributes:
-        config: how to trim.
-        escalation: when to answer again; None where no answer is made again.
+        config: how to trim, where a question does not say.
+        escalation: when to answer again a question that does not say; None where no answer is made again.
         cache: where the features are held.
+        digests: what tells its pictures from others.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class Session:
             InputError: a picture cannot be used, or there is none.
             UnsupportedModelError: the model has no cross-attention layers that crosstrim knows.
         """
-        config = resolve(config, options, "Session(model, processor, images")
+        config = resolve(config, options, _CALL)
         self._located = mllama.locate(model).model
         self._model, self._processor = model, processor
         config = answering.for_tokenizer(config, processor.tokenizer)
@@ -87,7 +91,7 @@ class Session:
         self.cache = FeatureCache() if cache is None else cache
         self._refuse_trimmed()
         self._images = _prepare(processor, images)
-        self._pictures = digests(self._images)
+        self.digests = digests(self._images)
         self._turns: list[answering.Turn] = []
         self._speaking = threading.Lock()  # a turn is asked and remembered before the next one is asked
 
@@ -104,25 +108,60 @@ class Session:
         """Begin the conversation anew, with the same pictures."""
         self._turns.clear()
 
-    def ask(self, question: str, *, max_new_tokens: int = 64) -> answering.Answer:
+    def encode(self) -> None:
+        """Encode the pictures now, and not with the first question.
+
+        Raises:
+            AlreadyTrimmedError: the model was trimmed since the session was made.
+        """
+        with _lock_of(self._located):
+            self._refuse_trimmed()
+            self._features()
+
+    def ask(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int = 64,
+        config: TrimConfig | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> answering.Answer:
         """Answer a question on its own; the conversation stays as it is.
 
         Args:
             question: what to ask.
             max_new_tokens: where to cut the answer off.
+            config: how to trim for this question, whose answer is then made once; None does as the session does.
+            stop: asked after every token; the answer ends there where it says True.
 
         Returns:
             The answer and the report of its trim. Its time includes the vision tower where it had to run.
 
         Raises:
             AlreadyTrimmedError: the model was trimmed since the session was made.
-            ConfigError: `max_new_tokens` is below 1.
+            ConfigError: `max_new_tokens` is below 1, or `config` no `TrimConfig`.
             InputError: the question is no text, empty, names an image token, or does not fit into the model with
                 its answer.
         """
-        return self._answer(question, (), max_new_tokens)
+        return self._answer(question, (), max_new_tokens, self._config(config), stop)
 
-    def chat(self, question: str, *, max_new_tokens: int = 64) -> answering.Answer:
+    def ask_untrimmed(
+        self, question: str, *, max_new_tokens: int = 64, stop: Callable[[], bool] | None = None
+    ) -> answering.Answer:
+        """Answer a question by the model as it is, from the same features; the conversation stays as it is.
+
+        Args and raises as `ask`; the answer has no report.
+        """
+        return self._answer(question, (), max_new_tokens, None, stop)
+
+    def chat(
+        self,
+        question: str,
+        *,
+        max_new_tokens: int = 64,
+        config: TrimConfig | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> answering.Answer:
         """Answer a question as the next turn of the conversation, and remember both.
 
         The whole conversation runs again, from all features, and must fit into the model; `forget` begins anew. With
@@ -132,11 +171,18 @@ class Session:
         Args, returns and raises as `ask`; InputError also for a second turn without a chat template.
         """
         with self._speaking:
-            answer = self._answer(question, self._turns, max_new_tokens)
+            answer = self._answer(question, self._turns, max_new_tokens, self._config(config), stop)
             self._turns.append((question, answer.answer))
             return answer
 
-    def _answer(self, question: str, turns: Sequence[answering.Turn], max_new_tokens: int) -> answering.Answer:
+    def _answer(
+        self,
+        question: str,
+        turns: Sequence[answering.Turn],
+        max_new_tokens: int,
+        config: TrimConfig | None,
+        stop: Callable[[], bool] | None,
+    ) -> answering.Answer:
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens={max_new_tokens!r} must be at least 1.")
         images = self._images["aspect_ratio_ids"].shape[1]
@@ -146,12 +192,26 @@ class Session:
         with _lock_of(self._located):
             self._refuse_trimmed()
             begun = time.perf_counter()
-            features = self.cache.features(self._model, self._images, self._pictures)
-            made = Inputs({name: tensor.to(self._model.device) for name, tensor in inputs.items()}, features)
+            made = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
+            escalation = self.escalation if config is self.config else None
             answer = answering.answer(
-                self._model, self._processor, made, self.config, max_new_tokens, self.escalation
+                self._model,
+                self._processor,
+                Inputs(made, self._features()),
+                config,
+                max_new_tokens,
+                escalation,
+                stop,
             )
             return replace(answer, seconds=time.perf_counter() - begun)
+
+    def _config(self, config: TrimConfig | None) -> TrimConfig:
+        if config is None:
+            return self.config
+        return answering.for_tokenizer(resolve(config, {}, _CALL), self._processor.tokenizer)
+
+    def _features(self) -> torch.Tensor:
+        return self.cache.features(self._model, self._images, self.digests)
 
     def _refuse_trimmed(self) -> None:
         if (handle := handle_on(self._located)) is not None:

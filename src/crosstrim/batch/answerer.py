@@ -50,6 +50,7 @@ class Job:
             left, or 4 GiB on the CPU.
         done: places of rows that an earlier run answered, which are in no batch.
         escalation: when answers are made again.
+        quantization: as `crosstrim.load` takes it.
     """
 
     rows: Questions
@@ -62,6 +63,7 @@ class Job:
     memory: int | None = None
     done: tuple[range, ...] = ()
     escalation: Escalation | None = None
+    quantization: str | None = None
 
     @cached_property
     def batches(self) -> Sequence[range]:
@@ -81,7 +83,9 @@ class Answerer:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._model, self._processor = load(job.model, dtype=job.dtype, device_map=job.device)
+        self._model, self._processor = load(
+            job.model, dtype=job.dtype, device_map=job.device, quantization=job.quantization
+        )
         check_calibrated(self._model, job.config)
         self._encoder = Encoder(self._model, self._processor)
         memory = _free_bytes(self._model.device) if job.memory is None else job.memory

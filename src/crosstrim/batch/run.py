@@ -134,7 +134,7 @@ def _header(job: Job, source: str, question: str | None) -> dict[str, Any]:
         "format": FORMAT,
         "input": {"name": source, "sha256": job.rows.sha256, "rows": len(job.rows)},
         "question": question,
-        "model": {"name": job.model, "dtype": job.dtype},
+        "model": {"name": job.model, "dtype": job.dtype, "quantization": job.quantization},
         "trim": job.config.to_dict(),
         "escalation": None if job.escalation is None else job.escalation.to_dict(),
         "generation": {"max_new_tokens": job.max_new_tokens, "do_sample": False},

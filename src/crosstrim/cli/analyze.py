@@ -55,6 +55,7 @@ def analyze(
     model: options.Model = "mini",
     dtype: options.Dtype = None,
     device: options.Device = None,
+    quantize: options.Quantize = None,
     json: options.Json = False,
 ) -> None:
     """Show how sparse a model's cross-attention is, how far its layers agree, and what its KV cache holds.
@@ -82,7 +83,7 @@ def analyze(
     if asked is None:
         result = analysis.of_shape(SHAPES[str(shape)])
     else:
-        loaded, processor = options.load_model(model, dtype, device)
+        loaded, processor = options.load_model(model, dtype, device, quantize)
         with console.progress("questions") as steps:
             result = analysis.run(loaded, processor, asked, name=model, batch_size=batch_size, progress=steps)
     if to is not None:

@@ -37,6 +37,7 @@ def ask(
     model: options.Model = "mini",
     dtype: options.Dtype = None,
     device: options.Device = None,
+    quantize: options.Quantize = None,
     json: options.Json = False,
 ) -> None:
     """Ask a question about a picture, with its image features trimmed.
@@ -57,7 +58,7 @@ def ask(
         viz.check_size(picture.size)
     if overlay is not None and overlay.exists() and source != "-" and overlay.samefile(source):
         raise InputError(f"--overlay {overlay} is the picture itself; give another file.")
-    loaded, processor = options.load_model(model, dtype, device)
+    loaded, processor = options.load_model(model, dtype, device, quantize)
     asking: dict[str, Any] = {"compare": compare, "max_new_tokens": max_new_tokens, "escalation": escalation}
     answer = answering.ask(loaded, processor, picture, question, trim, **asking)
     if overlay is not None and answer.report is not None:

@@ -66,6 +66,7 @@ def batch(
     model: options.Model = "mini",
     dtype: options.Dtype = None,
     device: options.Device = None,
+    quantize: options.Quantize = None,
     json: options.Json = False,
 ) -> None:
     """Ask a file of questions, or one question about a folder of pictures.
@@ -96,6 +97,7 @@ def batch(
         rows=rows,
         model=model,
         dtype=dtype,
+        quantization=quantize,
         device=device or (None if on_ray else environment.best_device()),
         config=trim,
         max_new_tokens=max_new_tokens,

@@ -117,6 +117,7 @@ def calibrate(
     model: options.Model = "mini",
     dtype: options.Dtype = None,
     device: options.Device = None,
+    quantize: options.Quantize = None,
     json: options.Json = False,
 ) -> None:
     """Find the smallest budget that loses at most a share of the answers to questions like yours, with a guarantee.
@@ -152,7 +153,7 @@ def calibrate(
     found = eval_options.questions(data, on_error, question=question, labelled=loss == "wrong")
     drawn = calibration.draw(found, questions, seed)
     calibration.check_count(len(drawn.items), risk, confidence)
-    loaded, processor = options.load_model(model, dtype, device)
+    loaded, processor = options.load_model(model, dtype, device, quantize)
     was_there = out.exists()
     with console.resumable(journal_of(out), "the same command"), console.progress("answers") as steps:
         result = calibration.calibrate(

@@ -42,6 +42,7 @@ def evaluate(
     model: options.Model = "mini",
     dtype: options.Dtype = None,
     device: options.Device = None,
+    quantize: options.Quantize = None,
     json: options.Json = False,
 ) -> None:
     """Measure accuracy and kept image features, untrimmed and trimmed, on held-out questions.
@@ -54,7 +55,7 @@ def evaluate(
     from crosstrim.eval import heldout, settings, sweep
 
     trims: dict[str, Any] = {"lossless": lossless, "rating_rows": rating_rows, "k_base": k_base}
-    load = partial(options.load_model, model, dtype, device)
+    load = partial(options.load_model, model, dtype, device, quantize)
     if report is not None:
         options.refuse_others(context, "--report", {"report", "to", "json"})
         _draw(report, to, json)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from crosstrim.memory import WEIGHT_BITS
 from crosstrim.method.names import BUDGETED, KV_DTYPES, PAPER, POLICIES
 
 if TYPE_CHECKING:
@@ -53,6 +54,14 @@ Device = Annotated[
         "--device",
         metavar="DEVICE",
         help="cpu, cuda, cuda:1, ..., or auto to spread over all devices. Default: cuda if there is one, else cpu.",
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        metavar="|".join(WEIGHT_BITS),
+        help="Hold the weights in four or eight bits. Default: as they are stored.",
     ),
 ]
 K_HELP = (
@@ -118,7 +127,7 @@ Calibrated = Annotated[
     typer.Option(
         "--calibrated",
         metavar="FILE.json",
-        help="Trim as `crosstrim calibrate` found, and refuse another model, dtype or repairs.",
+        help="Trim as `crosstrim calibrate` found, and refuse another model, precision or repairs.",
     ),
 ]
 TRIM: dict[str, tuple[Any, Any]] = {
@@ -273,8 +282,9 @@ def given_beside(context: typer.Context, taken: Collection[str]) -> Iterator[tup
             yield parameter.opts[0], source.name
 
 
-def load_model(model: str, dtype: str | None, device: str | None) -> tuple[Any, Any]:
+def load_model(model: str, dtype: str | None, device: str | None, quantize: str | None) -> tuple[Any, Any]:
     """The model and its processor, where the options want them."""
     from crosstrim.asking import environment, loading
 
-    return loading.load(model, dtype=dtype, device_map=device or environment.best_device())
+    place = device or environment.best_device()
+    return loading.load(model, dtype=dtype, device_map=place, quantization=quantize)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import crosstrim
-from crosstrim.cli import analyze, ask, batch, bench, calibrate, doctor, evaluate, examples, serve
+from crosstrim.cli import analyze, ask, batch, bench, calibrate, doctor, evaluate, examples, play, serve
 from crosstrim.cli.console import ModelVerb, Verb
 
 app = typer.Typer(
@@ -46,4 +46,5 @@ app.command("analyze", cls=ModelVerb)(analyze.analyze)
 app.command("bench", cls=ModelVerb)(bench.bench)
 app.command("batch", cls=ModelVerb)(batch.batch)
 app.command("serve", cls=ModelVerb)(serve.serve)
+app.command("play", cls=ModelVerb)(play.play)
 app.command("doctor", cls=ModelVerb)(doctor.doctor)

@@ -122,6 +122,7 @@ def serve(
     model: options.Model = "mini",
     dtype: options.Dtype = None,
     device: options.Device = None,
+    quantize: options.Quantize = None,
     json: options.Json = False,
 ) -> None:
     """Serve the model to OpenAI's clients (/v1/chat/completions) and to Ollama's (/api/chat).
@@ -161,6 +162,7 @@ def serve(
         model=model,
         name=name,
         dtype=dtype,
+        quantization=quantize,
         device=device or (None if engine == "ray" else environment.best_device()),
         trim=trim,
         escalate=escalate,

@@ -14,6 +14,7 @@ from crosstrim.eval import provenance, summary, sweep
 from crosstrim.eval.defaults import HELDOUT_TOKENS
 from crosstrim.eval.settings import UNTRIMMED, Setting
 from crosstrim.method.policy import name_of
+from crosstrim.models import quantised
 
 MAX_NEW_TOKENS = HELDOUT_TOKENS
 """Longer than any right answer."""
@@ -70,6 +71,7 @@ def evaluate(
         "config": trimmed.config.to_dict(),
         "generation": {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "batch_size": batch_size},
         "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": quantised.name_of(model.config),
         **provenance.of_software(model),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from crosstrim.data.dataset import Dataset
-from crosstrim.models import compat, fingerprint, mllama
+from crosstrim.models import compat, fingerprint, mllama, quantised
 from crosstrim.trimming.report import versions
 
 
@@ -21,15 +21,15 @@ def of_dataset(dataset: Dataset) -> dict[str, Any]:
 
 
 def of_model(model: Any, name: str) -> dict[str, Any]:
-    """Which weights, in which dtype."""
-    located = mllama.locate(model)
+    """Which weights, in which dtype, and how they are quantised, if they are."""
+    located, quantization = mllama.locate(model), quantised.name_of(model.config)
     return {
         "name": name,
-        "sha256_of_samples": fingerprint.of_weights(model),
+        "sha256_of_samples": fingerprint.of_weights_again(model),
         "dtype": str(model.dtype).removeprefix("torch."),
         "cross_attention_layers": len(located.cross_layers),
         "features_per_image": located.geometry.features_per_image,
-    }
+    } | ({} if quantization is None else {"quantization": quantization})
 
 
 def of_software(model: Any = None) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from crosstrim.models import quantised
+
 _SAMPLED = 64  # values of each weight
 
 _known: WeakKeyDictionary[nn.Module, tuple[tuple[tuple[int, int], ...], str]] = WeakKeyDictionary()
@@ -16,10 +18,11 @@ def of_weights(model: nn.Module) -> str:
     """A hash over some values of every weight, which is quick and still tells two checkpoints apart."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
-        if not weight.is_meta:  # offloaded to disk
-            step = max(1, weight.numel() // _SAMPLED)
-            digest.update(weight.detach().flatten()[::step].cpu().double().numpy().tobytes())
+        for more, part in quantised.parts(weight):
+            digest.update(f"{name}{more} {tuple(part.shape)}".encode())
+            if not part.is_meta:  # offloaded to disk
+                step = max(1, part.numel() // _SAMPLED)
+                digest.update(part.detach().flatten()[::step].cpu().double().numpy().tobytes())
     return digest.hexdigest()
 
 

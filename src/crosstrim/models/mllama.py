@@ -180,6 +180,18 @@ def as_sequence(features: torch.Tensor, batch_size: int) -> torch.Tensor:
     return features.reshape(batch_size, -1, features.shape[-1])
 
 
+def empty(config: Any) -> nn.Module:
+    """The model of this configuration, an `MllamaForConditionalGeneration`, without the values of its weights.
+
+    Args:
+        config: an `MllamaConfig`.
+    """
+    from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration
+
+    with torch.device("meta"):
+        return cast(nn.Module, MllamaForConditionalGeneration._from_config(config))
+
+
 def shape_of(config: Any, name: str) -> ModelShape:
     """The numbers of a model on which its memory depends, in the dtype its configuration names; no weight is made.
 
@@ -190,22 +202,18 @@ def shape_of(config: Any, name: str) -> ModelShape:
     Raises:
         UnsupportedModelError: it is the configuration of something else.
     """
-    from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration
-
     if getattr(config, "model_type", None) != "mllama":
         raise UnsupportedModelError(
             f"{name} has a configuration of type {getattr(config, 'model_type', None)!r}; needed is 'mllama'."
         )
     text = config.text_config
-    with torch.device("meta"):
-        empty = MllamaForConditionalGeneration._from_config(config)
     return ModelShape(
         **asdict(geometry_of(config)),
         name=name,
         text_layers=text.num_hidden_layers,
         cross_layers=sum(index < text.num_hidden_layers for index in text.cross_attention_layers),
         hidden_size=text.hidden_size,
-        parameters=sum(parameter.numel() for parameter in empty.parameters()),
+        parameters=sum(parameter.numel() for parameter in empty(config).parameters()),
         bytes_per_element=(config.dtype or torch.float32).itemsize,
     )
 

@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from logging import ERROR, getLogger
 from typing import Any
 
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
@@ -27,6 +28,9 @@ __all__ = [
 
 _CACHE_NAMES = ("cache", "past_key_values")
 """What Mllama's forwards have called the KV cache, the newest name first."""
+
+
+_TORCHAO_LOGS = ("torchao", "torch.utils._pytree")
 
 
 @lru_cache(maxsize=1)
@@ -71,12 +75,18 @@ def cache_in(arguments: Mapping[str, Any], accepted: tuple[str, ...]) -> Any:
 
 @contextlib.contextmanager
 def silent_transformers() -> Iterator[None]:
-    """Inside, transformers logs errors alone, unless TRANSFORMERS_VERBOSITY asks for more, and shows no progress."""
+    """Inside, transformers logs errors alone, unless TRANSFORMERS_VERBOSITY asks for more, and shows no progress.
+
+    So does torchao, which transformers imports wherever it is installed, and which complains of every kernel that is
+    not for this machine.
+    """
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
     if "TRANSFORMERS_VERBOSITY" not in os.environ:
         logging.set_verbosity_error()
+        for name in _TORCHAO_LOGS:
+            getLogger(name).setLevel(ERROR)
     logging.disable_progress_bar()
     try:
         yield

@@ -27,6 +27,8 @@ OPEN = ("/health", "/ready", "/openapi.json")
 SILENT_SECONDS = 30.0
 """How long nothing of a body may come; a request has its place in the queue meanwhile."""
 
+_PLAIN_BYTES = 64 << 10  # of a body that asks the model nothing
+
 BEGUN = "crosstrim.begun"
 """Where in a request's scope it stands when it began, by `time.monotonic`."""
 
@@ -65,7 +67,7 @@ class Gate:
             await self._count(scope, receive, send)
         else:
             refusal = self._refuse(scope)
-            await (refusal or self._app)(scope, self._limited(receive), send)
+            await (refusal or self._app)(scope, self._limited(receive, self._limit(scope)), send)
 
     async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, begun = 499, time.monotonic()  # what a server writes down for a client that left
@@ -94,7 +96,7 @@ class Gate:
         self._metrics.unfinished.set(self._service.unfinished)
         scope[BEGUN] = time.monotonic()
         try:
-            await self._app(scope, self._limited(receive), send)
+            await self._app(scope, self._limited(receive, self._limit(scope)), send)
         finally:
             self._service.unfinished -= 1
             self._metrics.unfinished.set(self._service.unfinished)
@@ -103,9 +105,9 @@ class Gate:
         headers, path = Headers(scope=scope), scope["path"]
         if path not in OPEN and not self._has_key(headers):
             return _NO_KEY.response(path)
-        announced = headers.get("content-length", "0")
-        if not announced.isdecimal() or int(announced) > self._settings.max_body_bytes:
-            return Refusal(413, self._too_large, code="request_too_large").response(path)
+        announced, limit = headers.get("content-length", "0"), self._limit(scope)
+        if not announced.isdecimal() or int(announced) > limit:
+            return Refusal(413, _too_large(limit), code="request_too_large").response(path)
         return None
 
     def _refuse_further(self, scope: Scope) -> ASGIApp | None:
@@ -124,7 +126,11 @@ class Gate:
         right = [hmac.compare_digest(given.encode("latin-1"), key.encode()) for key in self._settings.api_keys]
         return any(right) and scheme.lower() == "bearer"
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _limit(self, scope: Scope) -> int:
+        """Bytes of a body: only requests that have their place in the queue may bring pictures."""
+        return self._settings.max_body_bytes if scope["path"] in ASKING else _PLAIN_BYTES
+
+    def _limited(self, receive: Receive, limit: int) -> Receive:
         """The body, as long as it is neither too large nor too slow."""
         deadline = time.monotonic() + self._settings.timeout
         count, whole = 0, False
@@ -140,12 +146,12 @@ class Gate:
                 raise HTTPException(408, "the request's body did not arrive in time.") from error
             count += len(message.get("body", b""))
             whole = not message.get("more_body", False)
-            if count > self._settings.max_body_bytes:
-                raise HTTPException(413, self._too_large)
+            if count > limit:
+                raise HTTPException(413, _too_large(limit))
             return message
 
         return limited
 
-    @property
-    def _too_large(self) -> str:
-        return f"the request's body is larger than {self._settings.max_body_bytes} bytes, which is the limit."
+
+def _too_large(limit: int) -> str:
+    return f"the request's body is larger than {limit} bytes, which is the limit."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import time
@@ -77,7 +78,7 @@ class Grammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise GrammarFailedError(self._matcher.get_error())
+            raise GrammarFailedError(self._matcher.stop_reason())  # its message would quote the answer in the log
 
 
 class Grammars:
@@ -120,7 +121,8 @@ class Grammars:
         try:
             if self._known is None:
                 self._known = hf.from_tokenizer(self._tokenizer, eos_token=self._ends)
-            source = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides={"whitespace_pattern": _SPACE})
+            closed = json.dumps(_closed(schema))
+            source = LLMatcher.grammar_from_json_schema(closed, overrides={"whitespace_pattern": _SPACE})
             limits = LLParserLimits(verbose_errors=False)
             matcher = LLMatcher(self._known, source, log_level=0, limits=limits)
         except ValueError as error:
@@ -141,7 +143,7 @@ def check(schema: Mapping[str, Any]) -> None:
     """Refuse a schema whose grammar could take for ever to make.
 
     That is so where several patterns must hold for one text, and each way to say that is refused: `allOf`, and `$ref`
-    or `anyOf` beside a constraint. What OpenAI's own structured outputs take is within these limits.
+    or `anyOf` beside a constraint.
 
     Raises:
         InputError: the schema is too large, or holds a keyword that is not supported.
@@ -160,9 +162,18 @@ def check(schema: Mapping[str, Any]) -> None:
             raise InputError(f"the JSON schema has {beside!r} beside {alone!r}; put it into what {alone!r} leads to.")
 
 
-def _schemas(schema: Any) -> Iterator[Mapping[str, Any]]:
+def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema with no properties beside those it names, unless it says so: a model might add for ever."""
+    closed = copy.deepcopy(dict(schema))
+    for part in _schemas(closed):
+        if "properties" in part:
+            part.setdefault("additionalProperties", False)
+    return closed
+
+
+def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
     """A schema and those within it. Bodies are not deep, so this is not either."""
-    if not isinstance(schema, Mapping):
+    if not isinstance(schema, dict):
         return
     yield schema
     for name, value in schema.items():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import socket
 import threading
 from collections.abc import Callable
 
+from crosstrim import addresses
 from crosstrim.asking.loading import load
 from crosstrim.errors import EngineError, MissingExtraError
 from crosstrim.server.settings import Settings
@@ -39,14 +39,20 @@ def serve_here(settings: Settings, host: str, port: int, ready: Callable[[str], 
         raise MissingExtraError(
             f"serving needs {error.name}, which is not installed: pip install 'crosstrim[serve]'."
         ) from error
-    listening = _listen(host, port)
+    listening = addresses.listen(host, port)
     with listening, lines(settings.log):
         address = url(host, listening.getsockname()[1])
         front = Front()
 
         def begin() -> None:
             try:
-                service = Service(*load(settings.model, dtype=settings.dtype, device_map=settings.device), settings)
+                loaded = load(
+                    settings.model,
+                    dtype=settings.dtype,
+                    device_map=settings.device,
+                    quantization=settings.quantization,
+                )
+                service = Service(*loaded, settings)
                 front.hand_on(build(service, settings), service)
                 ready(address)
             except BaseException as error:  # of a thread, which nobody would see; it is raised below
@@ -64,14 +70,4 @@ def serve_here(settings: Settings, host: str, port: int, ready: Callable[[str], 
 
 def url(host: str, port: int) -> str:
     """Where clients find the server."""
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise EngineError(
-            f"{host}:{port} cannot be listened on ({error}); choose another --host or --port."
-        ) from error
+    return f"{addresses.url(host, port)}v1"

@@ -96,7 +96,10 @@ def _application(ray: Any, settings: Settings, replicas: int) -> Any:
         from crosstrim.server.service import Service
 
         loaded = load(
-            settings.model, dtype=settings.dtype, device_map=settings.device or ("cuda" if on_gpu else None)
+            settings.model,
+            dtype=settings.dtype,
+            device_map=settings.device or ("cuda" if on_gpu else None),
+            quantization=settings.quantization,
         )
         lines(settings.log).__enter__()  # as long as the process
         service = Service(*loaded, settings)

@@ -43,6 +43,7 @@ class Settings:
         name: what clients call the model; None is `model`, of a folder its last part.
         dtype: as `crosstrim.load` takes it.
         device: likewise, by the name `device_map`.
+        quantization: likewise.
         trim: how to trim where a request does not say.
         escalate: an answer one of whose tokens had a lower probability is made again; None: none is. Requests may say
             otherwise.
@@ -66,6 +67,7 @@ class Settings:
     name: str | None = None
     dtype: str | None = None
     device: str | None = None
+    quantization: str | None = None
     trim: TrimConfig = field(default_factory=_papers_trim)
     escalate: float | None = None
     escalate_to: tuple[Budget, ...] = ("untrimmed",)

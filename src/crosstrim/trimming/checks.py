@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -10,19 +11,20 @@ from torch import nn
 from crosstrim.calibrated import CalibratedConfig
 from crosstrim.config import TrimConfig
 from crosstrim.errors import InputError
-from crosstrim.models import compat, fingerprint, mllama, names
+from crosstrim.models import compat, fingerprint, mllama, names, quantised
 
 
 def check_calibrated(model: nn.Module, config: TrimConfig) -> None:
-    """Refuse a config of a calibration that was made with another model, dtype, repairs or options.
+    """Refuse a config of a calibration that was made with another model, dtype, quantization, repairs or options.
 
     Raises:
         CalibrationError: it names what differs.
     """
     if isinstance(config, CalibratedConfig):
         repairs = {finding.name: finding.repaired for finding in compat.check(model)}
-        dtype = str(mllama.locate(model).model.dtype).removeprefix("torch.")
-        config.check(dtype, repairs, partial(fingerprint.of_weights_again, model))
+        inner = cast(Any, mllama.locate(model).model)
+        dtype, quantization = str(inner.dtype).removeprefix("torch."), quantised.name_of(inner.config)
+        config.check(dtype, quantization, repairs, partial(fingerprint.of_weights_again, model))
 
 
 def check_rows(mask: torch.Tensor, rows: int, past: int) -> None:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from crosstrim.cli.program import app
 
 PAGE = Path(__file__).parents[3] / "docs" / "cli.md"
-VERBS = ("", "ask", "examples", "eval", "calibrate", "analyze", "bench", "batch", "serve", "doctor")
+VERBS = ("", "ask", "examples", "eval", "calibrate", "analyze", "bench", "batch", "serve", "play", "doctor")
 MARK = "<!-- What follows is written by `python -m tests.support.docs.help_pages`. -->\n"
 
 

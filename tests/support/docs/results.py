@@ -13,7 +13,18 @@ from typing import Any
 from crosstrim.data.pages import Table
 from crosstrim.eval import analysis_page, kv_table
 from crosstrim.memory import SHAPES
-from tests.support.docs import bench, calibration, capacity, gains, merging, pages, per_request, policies, unseen
+from tests.support.docs import (
+    bench,
+    calibration,
+    capacity,
+    gains,
+    merging,
+    pages,
+    per_request,
+    policies,
+    quantised,
+    unseen,
+)
 
 HELDOUT = "evaluation/results/mini-heldout.json"
 SWEEP = "evaluation/results/mini-sweep.jsonl"
@@ -262,6 +273,7 @@ def written(name: str) -> str:
         accuracy = _ACCURACY.format(table=_table(rows_of_accuracy(report["results"]), with_kept=True), **facts)
         for mark, other in {"accuracy": accuracy, "merging": merging.part(), "unseen": unseen.part()}.items():
             text = _put(text, mark, other)
+        text = _put(text, "quantised", quantised.part())
     return text
 
 

@@ -57,6 +57,7 @@ class Crosstrim(lmms):  # type: ignore[misc]
         device: "cpu", "cuda", "cuda:1", ...; CUDA where there is one.
         device_map: how to spread the model over devices, such as "auto", in place of `device`.
         attn_implementation: as `crosstrim.load` takes it.
+        quantization: likewise.
         revision: of the Hub repository.
         batch_size: how many requests are answered together.
         **options: `k`, `keep`, `policy` and the other fields of `TrimConfig`. None of them is the lossless tier.
@@ -76,6 +77,7 @@ class Crosstrim(lmms):  # type: ignore[misc]
         device: str | None = None,
         device_map: str | None = None,
         attn_implementation: str | None = None,
+        quantization: str | None = None,
         revision: str | None = None,
         batch_size: int | str = 1,
         **options: Any,
@@ -90,6 +92,7 @@ class Crosstrim(lmms):  # type: ignore[misc]
             dtype=dtype,
             device_map=_placement(self.accelerator, device, device_map),
             attn_implementation=attn_implementation,
+            quantization=quantization,
             revision=None if revision is None else str(revision),
         )
         self.device = self._model.device
