@@ -105,16 +105,16 @@ ON_TOP = $(UV_INSTALL) --overrides $(@D)/not-installed.txt
 	@$(UV_INSTALL) --no-deps -r requirements-vllm.txt -e .
 	@touch $@
 
-# What writes the site, runs the tutorial, and builds and checks what is published.
-.venv-docs/.installed: .venv/.installed requirements-docs.txt
-	$(on_top)
-	@$(UV_INSTALL) --no-deps -r requirements-docs.txt -e .
-	@touch $@
-
 .venv-play/.installed: .venv/.installed constraints-play.txt
 	$(on_top)
 	@sed 's|^torch==.*|$(or $(TORCH),&)|' constraints-play.txt > $(@D)/constraints.txt
 	@$(ON_TOP) -c $(@D)/constraints.txt -e '.[play]' playwright pytest
+	@touch $@
+
+# What writes the site, runs the tutorial, and builds and checks what is published.
+.venv-docs/.installed: .venv/.installed requirements-docs.txt
+	$(on_top)
+	@$(UV_INSTALL) --no-deps -r requirements-docs.txt -e .
 	@touch $@
 
 # What pyproject.toml admits, in the newest versions. Of torch the newest that the index has a CPU build of.

@@ -109,12 +109,12 @@ def largest_row(
 def by_values(choice: choose.Choice, kept: torch.Tensor) -> Groups:
     """Groups by the cosine of the leader's values."""
     seen = choice.evidence
-    return groups_of(seen.values, seen.saliency, choice.visible, kept, choice.features_per_image)
+    return groups_of(seen.values, seen.saliency, choice.visible, kept, choice.evidence.features_per_image)
 
 
 def summary(choice: choose.Choice, kept: torch.Tensor) -> Groups:
     """One group for all: the kept feature with the fewest votes stands for itself and whatever was dropped."""
-    groups, size = Groups.singles(kept), choice.features_per_image
+    groups, size = Groups.singles(kept), choice.evidence.features_per_image
     last = choice.votes.amax(1).masked_fill(~kept, torch.inf).unflatten(1, (-1, size)).argmin(-1, keepdim=True)
     last = (last + torch.arange(last.shape[1]).view(1, -1, 1) * size).expand(-1, -1, size).flatten(1)
     into = torch.where(choice.visible & ~kept, last, groups.into)
@@ -134,7 +134,7 @@ def by_features(model: Any, keep: float) -> Iterator[TrimConfig]:
     def groups(choice: choose.Choice, kept: torch.Tensor) -> Groups:
         assert choice.evidence is not None
         features = seen[0].reshape(len(kept), 1, kept.shape[1], -1)
-        return groups_of(features, choice.evidence.saliency, choice.visible, kept, choice.features_per_image)
+        return groups_of(features, choice.evidence.saliency, choice.visible, kept, choice.evidence.features_per_image)
 
     hook = model.model.language_model.register_forward_pre_hook(look, with_kwargs=True)
     try:

@@ -17,6 +17,7 @@ from tests.support.docs import (
     bench,
     calibration,
     capacity,
+    escalation,
     gains,
     merging,
     pages,
@@ -268,7 +269,7 @@ def written(name: str) -> str:
     if name == "docs/performance.md":
         text = _put(text, "suites", bench.part(bench.committed()))
     if name == "docs/calibration.md":
-        text = _put(text, "per request", per_request.part())
+        text = _put(_put(text, "per request", per_request.part()), "escalation", escalation.part())
     if name == "docs/evaluation.md":
         accuracy = _ACCURACY.format(table=_table(rows_of_accuracy(report["results"]), with_kept=True), **facts)
         for mark, other in {"accuracy": accuracy, "merging": merging.part(), "unseen": unseen.part()}.items():
