@@ -132,6 +132,30 @@ def test_what_fits_on_which_cards():
                 assert int(cells[name]) == cards * (0.9 * size - weights) // (elements * 4096 / 1e9)
 
 
+def test_what_fits_on_one_card():
+    """Again from the formulas as the page states them."""
+    facts = {  # parameters, of which in matrices that are quantised; cross-attention layers and the others
+        "11B": (10_670_220_835, 8_698_986_496, 8, 32),
+        "90B": (88_593_355_323, 85_479_915_520, 20, 80),
+    }
+    features = {"untrimmed": 6404, "one tile, lossless": 1601, "keep=0.5": 3202, "keep=0.25": 1601}
+    bits = {"bf16": 16, "int8 or fp8": 8, "nf4": 4 + 8 / 64 + 32 / (64 * 256)}
+    found = [rows for rows in pages.tables("docs/scaling.md") if rows[0][:2] == ["card", "weights"]]
+    for (parameters, matrices, cross, others), (header, *rows) in zip(facts.values(), found, strict=True):
+        shown = {(row[0], row[1]): dict(zip(header, row, strict=True)) for row in rows}
+        for size in (12, 16, 24, 48, 80):
+            for name, width in bits.items():
+                weights = (2 * (parameters - matrices) + matrices * width / 8) / 1e9
+                row = shown.pop((f"{size} GB", name), None)
+                assert (row is not None) == (weights <= 0.9 * size)
+                if row is not None:
+                    assert row[""] == f"{weights:.1f} GB"
+                    for tier, count in features.items():
+                        kv = (count * cross + 512 * others) * 4096 / 1e9
+                        assert int(row[tier]) == (0.9 * size - weights) // kv
+        assert not shown
+
+
 @pytest.mark.parametrize(("cards", "size"), [(1, 141), (2, 80), (4, 48), (8, 24)])
 def test_what_is_not_in_the_tables_does_not_fit(cards, size):
     shown = {row[0] for rows in pages.tables("docs/scaling.md")[-3:] for row in rows}

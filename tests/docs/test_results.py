@@ -8,7 +8,7 @@ from recipes import calibration as recipe
 import crosstrim
 from crosstrim.data import dataset
 from crosstrim.eval import provenance
-from tests.support.docs import calibration, merging, pages, per_request, policies, results, unseen
+from tests.support.docs import calibration, merging, pages, per_request, policies, quantised, results, unseen
 
 
 @pytest.mark.parametrize("name", results.PAGES)
@@ -98,6 +98,17 @@ def test_lossless_changes_nothing_and_the_order_of_the_rules_stays_where_picture
             for rule, rest in [("contribution", ", merged"), ("contribution", ""), ("union", ""), ("random", "")]
         )
         assert merged < ours < papers < blind
+
+
+def test_what_quantising_does_was_measured_on_the_embedded_model_and_is_as_the_page_says():
+    found = quantised.committed()
+    assert found["dataset"]["questions"] == 410
+    assert found["model"] == provenance.of_model(crosstrim.load("mini")[0], "mini")
+    assert all(found["compat"].values())
+    for name in ("nf4", "int8", "fp8"):
+        usual = quantised.overlap(name, "all but both")
+        assert usual > quantised.overlap(name, "all but the vision tower") > quantised.overlap(name, "everything")
+        assert usual > quantised.overlap(name, "all but the leader") > quantised.overlap(name, "everything")
 
 
 def test_no_prompt_tells_which_budget_it_needs():

@@ -11,11 +11,11 @@ from tests.support.docs import pages
 RESULT = "evaluation/results/mini-quantised.json"
 
 _PART = """\
-Measured on {count} of mini's held-out questions, greedy, in float32 on a CPU
-([mini-quantised.json](../{result}), by `python -m recipes.quantised`), in per cent. *Kept alike* is the share of
-what the whole model keeps that the quantised one keeps too. *By quantising* are untrimmed answers that differ from the
-whole model's; *by trimming* are trimmed answers that differ from the same model's untrimmed ones. *The leader* is q, k
-and v of the first cross-attention layer, which score features.
+Measured on {count} of mini's held-out questions, greedy, in float32 on a CPU ([mini-quantised.json](../{result}),
+by `python -m recipes.quantised`), in per cent. *Kept alike* is the share of what the whole model keeps that the
+quantised one keeps too. *By quantising* are untrimmed answers that differ from the whole model's; *by trimming* are
+trimmed answers that differ from the same model's untrimmed ones. *The leader* is q, k and v of the first cross-
+attention layer, which score features.
 
 {table}
 
