@@ -72,6 +72,20 @@ def test_the_start_page_agrees(column, request):
         assert number(row[model]) == round(image_kv(column) / MIB * shares[row["image KV of one picture"]])
 
 
+def test_the_start_page_has_the_numbers_of_the_pages_it_links_to():
+    found = {row["what"]: row for row in pages.table("docs/index.md", "what")}
+    flight = found["Requests in flight on one 48 GB card, 11B"]
+    table = next(rows for rows in pages.tables("docs/scaling.md") if rows[0][0] == "cards")
+    card = next(dict(zip(table[0], row, strict=True)) for row in table if row[0] == "1 x 48 GB")
+    assert flight["`keep=0.5`"] == f"{card['keep=0.5']} instead of {card['untrimmed']}"
+    assert flight["`keep=0.25`"] == card["keep=0.25"]
+    memory = found["Memory: keys and values of one picture, 11B"]
+    sizes = {
+        row["image KV of one picture"]: row["11B"] for row in pages.table("docs/index.md", "image KV of one picture")
+    }
+    assert memory["`keep=0.5`"] == f"{sizes['half of the features kept']} instead of {sizes['untrimmed']}"
+
+
 def test_kv_of_image_and_text(column, request):
     model = request.node.callspec.params["column"]
     units = {"KiB": 2**10, "MiB": MIB, "GiB": 2**30, "TiB": 2**40}

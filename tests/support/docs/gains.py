@@ -35,10 +35,10 @@ def part() -> str:
     features = kv_table.tiers(shape)
     kept = {"whole": features["untrimmed"], "half": features["keep=0.5"], "quarter": features["keep=0.25"]}
     facts: dict[str, Any] = {name: f"{image_kv_bytes(shape, count) / 2**20:.0f} MiB" for name, count in kept.items()}
+    weights = capacity.weight_bytes_per_card(shape, capacity.VISION_PARAMETERS["11b"], cards=1)
     for name, count in kept.items():
-        facts[f"flight_{name}"] = capacity.requests_in_flight(
-            shape, capacity.VISION_PARAMETERS["11b"], CARD * 10**9, 1, count, TEXT_TOKENS
-        )
+        fit = capacity.requests_in_flight(shape, weights, CARD * 10**9, 1, count, TEXT_TOKENS)
+        facts[f"flight_{name}"] = fit
     return _PART.format(card=CARD, **facts, **_times(), **_operations(), **_answers())
 
 
