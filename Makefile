@@ -8,6 +8,8 @@ PYTHON ?= python3
 OLDEST_TRANSFORMERS := 5.17.0
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 PYTEST := -m pytest
+# What newer and older packages are tried with need not be tried in pictures alone, nor at the size of real models.
+OF_ONE_VERSION := $(addprefix --ignore=tests/,asking/test_overlay.py asking/test_images.py models/test_real_shapes.py)
 # Each process gets a run of neighbours, which share what is expensive to make, and takes over from others at the end.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 FIND_LINKS := $(if $(WHEELS),--find-links $(WHEELS))
@@ -141,14 +143,15 @@ coverage: COVERAGE := --cov --cov-report=term:skip-covered
 coverage: test
 
 test-slow: .venv/.installed
-	@.venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) -m "slow and not ray"
+	@.venv/bin/python $(PYTEST) $(SIDE_BY_SIDE) -m "slow and not ray" $$(grep -rl --include='*.py' mark.slow tests)
 
 # Ray gives way to every other process, and beside another stage its workers would starve.
 test-ray: .venv/.installed
-	@RAY_worker_niceness=0 .venv/bin/python $(PYTEST) -m ray
+	@RAY_worker_niceness=0 .venv/bin/python $(PYTEST) -m ray $$(grep -rl --include='*.py' mark.ray tests)
 
 test-oldest: .venv-oldest/.installed
-	@.venv-oldest/bin/python $(PYTEST) $(SIDE_BY_SIDE) --disable-warnings -m "not slow" tests/models tests/trimming tests/asking
+	@.venv-oldest/bin/python $(PYTEST) $(SIDE_BY_SIDE) --disable-warnings -m "not slow" $(OF_ONE_VERSION) \
+		tests/models tests/trimming tests/asking
 
 test-lmms: .venv-lmms/.installed
 	@PYTHONPATH=$(CURDIR)/tests/eval/lmms/shim .venv-lmms/bin/python $(PYTEST) --disable-warnings tests/eval/lmms
@@ -174,12 +177,12 @@ test-gpu:
 	@python $(PYTEST) --disable-warnings tests/gpu
 
 test-install: package
-	@TORCH="$(TORCH)" .venv/bin/python -m tests.support.docs.install
+	@.venv/bin/python -m tests.support.docs.install
 
 test-canary: .venv-canary/.installed
 	@$(CANARY)/python -c 'from importlib.metadata import version as v; print("canary:", \
 		", ".join(f"{name} {v(name)}" for name in ("torch", "transformers", "ray", "fastapi", "typer", "pillow")))'
-	@$(CANARY)/python $(PYTEST) $(SIDE_BY_SIDE) --disable-warnings -q -m "not slow and not ray" tests/models tests/server \
+	@$(CANARY)/python $(PYTEST) $(SIDE_BY_SIDE) --disable-warnings -q -m "not slow and not ray" $(OF_ONE_VERSION) tests/models tests/server \
 		$(patsubst %,tests/trimming/test_%.py,oracle handle static generation_promises)
 	@$(CANARY)/crosstrim ask cat "What colour is the 2?" --k 0.05 --compare
 

@@ -27,7 +27,7 @@ def export(model: MllamaForConditionalGeneration, folder: Path) -> None:
     model.float()
 
 
-def make(settings: Settings, work: Path, package: Path) -> dict[str, Any]:
+def make(settings: Settings, work: Path, package: Path, pictures: int = heldout.PICTURES) -> dict[str, Any]:
     """Train through all stages, write checkpoint, benchmark and examples into the package, and return the log."""
     work.mkdir(parents=True, exist_ok=True)
     model = build_model(settings)
@@ -38,7 +38,7 @@ def make(settings: Settings, work: Path, package: Path) -> dict[str, Any]:
     stages["joint"] = language.train_jointly(model, heads, settings, work)
     print(json.dumps(stages), flush=True)
     export(model, package / "checkpoint")
-    heldout.write_benchmark(package / "heldout", "test")
+    heldout.write_benchmark(package / "heldout", "test", pictures)
     heldout.write_examples(package / "examples")
     log = {"settings": settings.to_dict(), "parameters": model.num_parameters(), "stages": stages}
     (work / "log.json").write_text(json.dumps(log, indent=2) + "\n", encoding="utf-8")

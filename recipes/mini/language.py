@@ -161,4 +161,4 @@ def train_jointly(
         return told + seen, told_figures | seen_figures
 
     stage.run(lambda step: draw(settings, 3, step, settings.joint_crowds), loss)
-    return {"seconds": stage.seconds} | accuracy(model, heads, "validation")
+    return {"seconds": stage.seconds} | accuracy(model, heads, "validation", settings.validation_pictures)

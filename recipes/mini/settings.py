@@ -46,6 +46,7 @@ class Settings:
     adam_rate: float = 7e-4
     joint_scale: float = 0.5
     checkpoint_every: int = 200
+    validation_pictures: int = 160
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
@@ -64,5 +65,6 @@ SMOKE = Settings(
     joint_steps=2,
     segments=4,
     checkpoint_every=1,
+    validation_pictures=16,
 )
 """A run of two steps a stage, to test that the recipe runs at all."""

@@ -104,9 +104,7 @@ def loss_of(heads: Heads, features: Tensor, batch: dict[str, Tensor]) -> tuple[T
 
 
 @torch.no_grad()
-def accuracy(
-    model: MllamaForConditionalGeneration, heads: Heads, split: str, pictures: int = 160
-) -> dict[str, float]:
+def accuracy(model: MllamaForConditionalGeneration, heads: Heads, split: str, pictures: int) -> dict[str, float]:
     """Return how often the patch at a digit's centre tells it right, on ordinary pictures of one split."""
     rng = np.random.default_rng([11, pictures])
     right = {"digit": 0, "colour": 0, "rank": 0, "place": 0, "count": 0}
@@ -149,4 +147,4 @@ def train(model: MllamaForConditionalGeneration, heads: Heads, settings: Setting
         return loss_of(heads, features, batch)
 
     stage.run(lambda step: lesson(settings, step), loss)
-    return accuracy(model, heads, "validation") | {"seconds": stage.seconds}
+    return accuracy(model, heads, "validation", settings.validation_pictures) | {"seconds": stage.seconds}

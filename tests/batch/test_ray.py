@@ -17,9 +17,11 @@ from tests.support.questions import without_answers
 pytestmark = pytest.mark.ray
 
 
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+@pytest.fixture(autouse=True, scope="module")
+def quiet():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        yield
 
 
 @pytest.fixture
@@ -28,9 +30,9 @@ def job(checkpoint, questions):
     return lambda model=checkpoint: Job(rows, str(model), None, "cpu", TrimConfig(k=0.25), 6, batch_size=2)
 
 
-@pytest.fixture
-def address():
-    """A cluster that runs already."""
+@pytest.fixture(scope="module")
+def address(quiet):
+    """A cluster that runs already; `test_kill.py` has jobs start their own."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
@@ -48,9 +50,12 @@ def test_two_actors_on_a_running_cluster_answer_as_one_process_does(job, tmp_pat
     assert json.loads((tmp_path / "ray.jsonl.run.json").read_text())["failed"] == 1
 
 
-def test_what_a_worker_refuses_is_told_in_its_words(job, tmp_path):
+def test_what_a_worker_refuses_is_told_in_its_words(job, tmp_path, address):
+    def on_ray(job, pending):
+        return answer_on_ray(job, pending, address=address)
+
     with pytest.raises(EngineError, match=r"refused: .* is neither 'mini' nor a folder"):
-        batch.run(job(tmp_path / "nothing"), tmp_path / "out.jsonl", answer_on_ray, source="rows")
+        batch.run(job(tmp_path / "nothing"), tmp_path / "out.jsonl", on_ray, source="rows")
     assert not list(tmp_path.glob("out*"))
 
 

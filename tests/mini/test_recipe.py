@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
 
 from PIL import Image
-from recipes.mini import attention, language, pictures, questions, vision
+from recipes.mini import attention, digits, language, pictures, questions, vision
 from recipes.mini.__main__ import make
 from recipes.mini.evaluate import load, read_rows
 from recipes.mini.model import build_model
@@ -24,7 +25,7 @@ from safetensors.torch import load_file
 def test_packed_training_gives_the_logits_of_single_prompts() -> None:
     model, processor, rng = build_model(SMOKE), build_processor(), np.random.default_rng(0)
     torch.nn.init.normal_(model.lm_head.weight, std=0.3)
-    scenes = [pictures.scene("train", layout, rng) for layout in LAYOUTS[:2]]
+    scenes = [pictures.scene("test", layout, rng) for layout in LAYOUTS[:2]]
     lessons = [questions.lesson(scene, 4, rng) for scene in scenes]
     batch = vision.image_inputs(scenes) | language.pack(lessons)
     configs = (model.config.vision_config, model.config.text_config)
@@ -58,7 +59,12 @@ def _packed_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> to
 
 @pytest.mark.slow
 def test_a_tiny_run_makes_a_checkpoint_and_repeats_itself(tmp_path: Path) -> None:
-    log = make(SMOKE, tmp_path / "work", tmp_path / "package")
+    digits.stamps_by_value("train")  # which every process that draws pictures has from this one
+
+    def run(work: str, package: str) -> dict[str, Any]:
+        return make(SMOKE, tmp_path / work, tmp_path / package, pictures=len(LAYOUTS))
+
+    log = run("work", "package")
     assert set(log["stages"]) == {"vision", "language", "joint"}
     model, processor = load(tmp_path / "package" / "checkpoint")
     assert processor.tokenizer.convert_tokens_to_ids("<|image|>") == model.config.text_config.vocab_size
@@ -66,8 +72,8 @@ def test_a_tiny_run_makes_a_checkpoint_and_repeats_itself(tmp_path: Path) -> Non
     assert {row["kind"] for row in rows} == set(questions.KINDS)
 
     # A finished run resumes to the same weights, and so does a new one.
-    make(SMOKE, tmp_path / "work", tmp_path / "resumed")
-    make(SMOKE, tmp_path / "again", tmp_path / "repeated")
+    run("work", "resumed")
+    run("again", "repeated")
     first, resumed, repeated = (
         load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("package", "resumed", "repeated")
     )

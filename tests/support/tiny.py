@@ -87,8 +87,11 @@ def _built(seed: int, dtype: torch.dtype, attention: str) -> MllamaForConditiona
 
 
 def shallow() -> MllamaForConditionalGeneration:
-    """Half as deep, with one layer that chooses and one that obeys: for compilers, whose time is spent per layer."""
-    return _generating(randomised(config(layers=4, cross_layers=(1, 3))))
+    """One layer of each kind, and one that obeys: for compilers, whose time is spent per layer."""
+    few = config(layers=3, cross_layers=(1, 2))
+    few.vision_config.update({"num_hidden_layers": 1, "num_global_layers": 1, "intermediate_layers_indices": [0]})
+    few.vision_config.update({"vision_output_dim": 2 * few.vision_config.hidden_size})
+    return _generating(randomised(few))
 
 
 def _generating(model: MllamaForConditionalGeneration) -> MllamaForConditionalGeneration:

@@ -47,9 +47,13 @@ class Engine:
         defaults |= {"enforce_eager": True}
         self.llm = LLM(str(model), hf_overrides={"crosstrim": trim}, **{**defaults, **options})
         self.scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
+        self.forget()
+        self._watch()
+
+    def forget(self) -> None:
+        """Note anew."""
         self.most_in_flight = self.preemptions = self.resumed_with_new = 0
         self.cross_blocks: dict[str, int] = {}
-        self._watch()
 
     def _watch(self) -> None:
         from vllm.v1.core.single_type_kv_cache_manager import CrossAttentionManager
@@ -72,6 +76,10 @@ class Engine:
             return preempt(*args, **options)
 
         self.scheduler.schedule, self.scheduler._preempt_request = watched, counted
+
+    @property
+    def network(self) -> Any:
+        return self.llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
 
     @property
     def free_blocks(self) -> int:
@@ -116,20 +124,28 @@ class Engine:
 
 @contextlib.contextmanager
 def one_engine_at_a_time() -> Iterator[Callable[..., Engine]]:
+    """Starts engines, of which only the latest lives; what it was asked for last time goes on, unless `anew`."""
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    running: list[Engine] = []
+    running: list[tuple[Any, Engine]] = []
 
     def stop() -> None:
         while running:
-            running.pop().stop()
+            running.pop()[1].stop()
             gc.collect()
             cleanup_dist_env_and_memory()
 
-    def start(trim: dict[str, Any] | None = None, model: Path | None = None, **options: Any) -> Engine:
-        stop()
-        running.append(Engine(model or mini.path(), trim or {}, **options))
-        return running[0]
+    def start(
+        trim: dict[str, Any] | None = None, model: Path | None = None, anew: bool = False, **options: Any
+    ) -> Engine:
+        asked = trim or {}, model or mini.path(), options
+        if anew or not running or running[0][0] != asked:
+            stop()
+            gc.freeze()  # what is there already stays, and need not be looked at whenever an engine goes
+            running.append((asked, Engine(asked[1], asked[0], **options)))
+        engine = running[0][1]
+        engine.forget()
+        return engine
 
     yield start
     stop()

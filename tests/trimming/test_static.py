@@ -70,9 +70,16 @@ def graphs():
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
-@pytest.mark.parametrize("samples", [SINGLE, RAGGED], ids=["single", "ragged"])
 @pytest.mark.parametrize(
-    "options", [{}, {"k": 0.1}, {"keep": 7, "trim_first_layer": False}, {"k": 0.1, "merge": True}], ids=str
+    ("options", "samples"),
+    [
+        ({"k": 0.1}, SINGLE),
+        ({"k": 0.1}, RAGGED),
+        ({}, RAGGED),
+        ({"keep": 7, "trim_first_layer": False}, SINGLE),
+        ({"k": 0.1, "merge": True}, RAGGED),
+    ],
+    ids=["single", "ragged", "lossless", "first layer whole", "merged"],
 )
 def test_compiled_decoding_gives_the_tokens_and_logits_of_the_dynamic_path(shallow_model, samples, options):
     model = shallow_model
@@ -113,9 +120,15 @@ def test_a_prompt_with_images_is_not_compiled_in_one_graph(shallow_model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("samples", [SINGLE, RAGGED], ids=["single", "ragged"])
 @pytest.mark.parametrize(
-    "options", [{}, {"k": 0.1}, {"keep": 7, "kv_dtype": "int8"}, {"keep": 7, "merge": True}], ids=str
+    ("options", "samples"),
+    [
+        ({"k": 0.1}, SINGLE),
+        ({}, RAGGED),
+        ({"keep": 7, "kv_dtype": "int8"}, SINGLE),
+        ({"keep": 7, "merge": True}, RAGGED),
+    ],
+    ids=["k", "lossless", "eight bits", "merged"],
 )
 def test_a_prompt_compiled_with_graph_breaks_is_chosen_on_between_the_graphs(shallow_model, samples, options):
     model = shallow_model
@@ -144,7 +157,7 @@ def test_an_image_appended_to_a_static_cache(model, merge):
 
 @pytest.mark.parametrize(
     "options",
-    [{"keep": 7}, {"k": 0.1}, {"keep": 7, "trim_first_layer": False}, {"keep": 7, "merge": True}],
+    [{"k": 0.1}, {"keep": 7, "trim_first_layer": False}, {"keep": 7, "merge": True}],
     ids=str,
 )
 def test_compiled_decoding_without_a_mask(shallow_model, options):

@@ -53,8 +53,14 @@ def expected(model, processor, mixed):
     return answers
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def start():
     """Starts engines, of which only the latest lives."""
     with runs.one_engine_at_a_time() as start:
         yield start
+
+
+@pytest.fixture(scope="session", params=[{}, {"keep": 0.3}, {"keep": 40}], ids=str)
+def trim(request):
+    """What most engines are started with; pytest runs the tests of one in a row, on one engine."""
+    return request.param

@@ -8,40 +8,40 @@ from tests.support import vllm_runs as runs
 
 pytestmark = pytest.mark.vllm
 
-TRIMS = {"lossless": {}, "0.3": {"keep": 0.3}, "40": {"keep": 40}}
-BLOCKS = {"lossless": [9, 3, 0], "0.3": [3, 1, 0], "40": [2, 2, 0]}  # of 32 slots: four tiles, one tile, text
+BLOCKS = {"{}": [9, 3, 0], "{'keep': 0.3}": [3, 1, 0], "{'keep': 40}": [2, 2, 0]}
+"""Of 32 slots: four tiles, one tile, text."""
 
 
-@pytest.fixture(scope="module")
-def crowd(processor):
-    return [runs.request(processor, row["question"], [row["image"]], 6) for row in runs.rows_of("2x2")[:40]]
-
-
-@pytest.mark.parametrize("name", TRIMS)
-def test_what_is_kept_takes_blocks_and_nothing_else(start, mixed, name):
-    engine = start(TRIMS[name])
+def test_what_is_kept_takes_blocks_and_nothing_else(start, trim, mixed):
+    engine = start(trim)
     engine.answer([mixed[0], mixed[1], mixed[3]])
-    assert list(engine.cross_blocks.values()) == BLOCKS[name]
+    assert list(engine.cross_blocks.values()) == BLOCKS[str(trim)]
     assert engine.free_blocks == engine.blocks
 
 
-def test_requests_in_flight_in_ninety_blocks(start, crowd):
-    in_flight = {}
-    for name, trim in TRIMS.items():
-        engine = start(trim, num_gpu_blocks_override=90)
-        engine.answer(crowd)
-        in_flight[name] = engine.most_in_flight
+def test_requests_in_flight_in_ninety_blocks(start, processor):
+    """An engine counts what a request keeps as it counts what it would keep by itself."""
+    engine, in_flight = start({"keep": 0.3}, num_gpu_blocks_override=90), {}
+    for keep in (None, 0.3, 40):
+        engine.forget()
+        engine.answer(
+            [
+                runs.request(processor, row["question"], [row["image"]], 6, {"crosstrim": {"keep": keep}})
+                for row in runs.rows_of("2x2")[:40]
+            ]
+        )
+        in_flight[keep] = engine.most_in_flight
         assert engine.free_blocks == engine.blocks
-    assert in_flight == {"lossless": 8, "0.3": 17, "40": 22}
-    assert in_flight["0.3"] >= 2 * in_flight["lossless"]
+    assert in_flight == {None: 8, 0.3: 17, 40: 22}
+    assert in_flight[0.3] >= 2 * in_flight[None]
 
 
-@pytest.mark.parametrize(("trim", "kept"), [({}, 260), ({"keep": 0.3}, 78), ({"keep": 40}, 40)], ids=str)
-def test_vllm_plans_with_what_is_kept(start, trim, kept):
+def test_vllm_plans_with_what_is_kept(start, trim):
     from vllm.multimodal import MULTIMODAL_REGISTRY
     from vllm.multimodal.encoder_budget import MultiModalBudget
     from vllm.v1.kv_cache_interface import CrossAttentionSpec
 
+    kept = {None: 260, 0.3: 78, 40: 40}[trim.get("keep")]
     config = start(trim).llm.llm_engine.vllm_config
     assert MultiModalBudget(config, MULTIMODAL_REGISTRY).mm_max_toks_per_item == {"image": kept}
     layers = config.compilation_config.static_forward_context.values()

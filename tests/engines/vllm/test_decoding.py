@@ -29,14 +29,14 @@ def count_lists(monkeypatch):
     return calls
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def engine(start):
     return start({"keep": 0.3})
 
 
 @pytest.fixture
 def network(engine):
-    return engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
+    return engine.network
 
 
 def metadata(starts, slots, place="cpu"):

@@ -30,11 +30,7 @@ def checkpoint(tmp_path_factory, processor):
 @pytest.mark.parametrize("trim", [{}, {"keep": 0.2}], ids=str)
 def test_tokens(start, checkpoint, mixed, trim):
     engine = start(trim, model=checkpoint)
-    assert {layer.missing for layer in network(engine).modules() if hasattr(layer, "missing")} == {0}
+    assert {layer.missing for layer in engine.network.modules() if hasattr(layer, "missing")} == {0}
     model, processor = crosstrim.load(checkpoint)
     few = mixed[:4] + mixed[-1:]
     assert engine.answer(few) == runs.reference(model, processor, few, **trim)
-
-
-def network(engine):
-    return engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner.model

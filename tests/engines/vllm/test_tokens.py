@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.support import vllm_runs as runs
@@ -9,7 +11,6 @@ from tests.support import vllm_runs as runs
 pytestmark = pytest.mark.vllm
 
 
-@pytest.mark.parametrize("trim", [{}, {"keep": 0.3}, {"keep": 40}], ids=str)
 def test_a_mixed_batch_and_prompts_that_join_running_ones(start, mixed, expected, trim):
     engine = start(trim)
     assert engine.answer(mixed) == expected(**trim)
@@ -20,15 +21,25 @@ def test_a_mixed_batch_and_prompts_that_join_running_ones(start, mixed, expected
 POLICIES = ["union", "contribution", "mmr", "dpp", "value", "mean", "random:3", "grid", "mass:0.9"]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-def test_policies(start, mixed, expected, policy):
-    trim, few = {"keep": 0.2, "policy": policy}, mixed[-6:]
-    assert start(trim).answer(few) == expected(few, **trim)
+def test_policies(start, mixed, expected, monkeypatch):
+    """One engine for all: where the trim comes from, the next test says."""
+    network, few = start({"keep": 0.2}).network, mixed[-6:]
+    started_with, told = network.trim, {}
+    for policy in POLICIES:
+        config = replace(started_with.config, policy=policy)
+        monkeypatch.setattr(network, "trim", replace(started_with, config=config))
+        told[policy] = start({"keep": 0.2}).answer(few)
+    assert told == {policy: expected(few, keep=0.2, policy=policy) for policy in POLICIES}
+    assert len({str(tokens) for tokens in told.values()}) > len(POLICIES) // 2
 
 
-def test_rows_that_rate(start, mixed, expected):
-    trim, few = {"keep": 0.2, "rating_rows": "last_turn"}, mixed[-6:]
-    assert start(trim).answer(few) == expected(few, **trim)
+def test_an_engine_takes_policy_and_rating_rows(start, mixed, expected):
+    trim, few = {"keep": 0.2, "policy": "mmr", "rating_rows": "last_turn"}, mixed[-6:]
+    engine = start(trim)
+    answers, taken = engine.answer(few), engine.network.trim.config
+    assert answers == expected(few, **trim)
+    assert answers != expected(few, keep=0.2)
+    assert (taken.keep, taken.policy, taken.rating_rows) == (0.2, "mmr", "last_turn")
 
 
 def test_another_budget_for_each_request(start, model, processor):

@@ -1,7 +1,7 @@
 """The built wheel in an empty environment, far from the repository: `python -m tests.support.docs.install`.
 
 README's commands and its example run there as written, and a typed program that uses crosstrim is checked. Only torch
-is there beforehand, in the build of `constraints.txt`, so that no CUDA is downloaded.
+is there beforehand, that of the environment in which this runs, so that no CUDA is downloaded.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import venv
+from importlib.metadata import distribution
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from tests.support.docs.pages import ROOT, text
 
@@ -36,13 +40,27 @@ def block(page: str, heading: str, language: str) -> str:
     return found[1]
 
 
+def link(name: str, site: Path, linked: set[str]) -> None:
+    """Put a distribution, and what it requires, into another environment's folder of packages, by hard links."""
+    if name in linked or (site / name).is_dir():  # before Python 3.12 setuptools comes with pip
+        return
+    linked.add(name)
+    found, here = distribution(name), Path(sysconfig.get_path("purelib"))
+    for file in found.files or ():
+        source = Path(found.locate_file(file))
+        if source.is_file() and source.is_relative_to(here) and ".." not in file.parts:
+            target = site / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(source, target)
+    for requirement in map(Requirement, found.requires or ()):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            link(requirement.name, site, linked)
+
+
 def main() -> None:
     """Install, run the commands, run the example, check the types; any failure ends with its code."""
-    torch = os.environ.get("TORCH") or next(
-        line for line in text("constraints.txt").splitlines() if line.startswith("torch==")
-    )
     (wheel,) = ROOT.glob("dist/*.whl")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=Path(sys.prefix)) as folder:
         environment = Path(folder, "environment")
         venv.create(environment, with_pip=True)
         programs, elsewhere = environment / "bin", Path(folder, "elsewhere")
@@ -56,16 +74,17 @@ def main() -> None:
             "VIRTUAL_ENV": str(environment),
         }
         inside.pop("PYTHONPATH", None)
-        install = ("-m", "pip", "install", "-qq", "--disable-pip-version-check", torch)
+        link("torch", Path(sysconfig.get_path("purelib", vars={"base": str(environment)})), set())
 
         def run(*command: str | Path, **also: str) -> None:
             subprocess.run(list(map(str, command)), env={**inside, **also}, cwd=elsewhere, check=True)
 
         try:
-            run(programs / "python", *install)
             readme = text("README.md")
             run("bash", "-euxc", block(readme, "Install", "sh"), PIP_CONSTRAINT=str(constraint), PIP_QUIET="2")
-            run(programs / "python", "-I", "-c", block(readme, "Use it", "python"))
+            # -I is deaf to the variable that says where what is compiled is kept, and would compile all anew.
+            kept = ["-X", f"pycache_prefix={sys.pycache_prefix}"] if sys.pycache_prefix else []
+            run(programs / "python", "-I", *kept, "-c", block(readme, "Use it", "python"))
             run(programs / "python", "-m", "pip", "list", "--disable-pip-version-check", "--format=freeze")
             shutil.copy(ROOT / "tests/support/consumer.py", elsewhere)
             mypy, pyright = CHECKERS
