@@ -91,8 +91,9 @@ class TrimHandle:
         finally:
             self._disabled.reset(token)
 
-    def report(self, cache: Any = None) -> TrimReport:
+    def report(self, cache: Any = None, *, held: bool = False) -> TrimReport:
         """What was kept in the latest trimmed generation, or in the one that `cache` (past_key_values) belongs to.
+        With `held` it also tells what share of each image's attention in the first layer the kept features draw.
 
         Raises:
             CrosstrimError: nothing was generated yet, or `cache` holds nothing that this trim kept.
@@ -103,7 +104,7 @@ class TrimHandle:
             raise CrosstrimError(f"{what}; run the trimmed model on an image first.")
         kept, kv_bytes, kv_bytes_untrimmed = outcome
         return TrimReport(
-            samples=() if kept is None else image_reports(kept, self._model.geometry.features_per_image),
+            samples=() if kept is None else image_reports(kept, self._model.geometry.features_per_image, held),
             kv_bytes=kv_bytes,
             kv_bytes_untrimmed=kv_bytes_untrimmed,
             config=self.config,

@@ -25,6 +25,7 @@ class Kept:
     occupied: torch.Tensor  # [B, K] bool, False where a slot only fills up
     counts: tuple[int, ...] | None  # that each keeps, where they come before all slots that only fill up; else None
     groups: Groups | None = None  # which of the kept features stand for dropped ones; None: dropped is dropped
+    drew: torch.Tensor | None = None  # [B, Hq, N'] float32, what those of the first images drew, where scored
 
     @classmethod
     def of(cls, kept: torch.Tensor, visible: torch.Tensor, at_most: int | None = None) -> Kept:
@@ -107,13 +108,13 @@ class Kept:
             occupied=change(self.occupied),
             counts=counts,
             groups=self.groups and self.groups.change(change),
+            drew=None if self.drew is None else change(self.drew),
         )
 
     def padded(self, length: int) -> Kept:
         """The same kept features in `length` slots, those at the end only filled up."""
-        missing = length - self.length
-        pad = torch.nn.functional.pad
-        return replace(self, slots=pad(self.slots, (0, missing)), occupied=pad(self.occupied, (0, missing)))
+        pad, missing = torch.nn.functional.pad, (0, length - self.length)
+        return replace(self, slots=pad(self.slots, missing), occupied=pad(self.occupied, missing))
 
     def trim_features(self, features: torch.Tensor) -> torch.Tensor:
         """[B, N, hidden] to [B, K, hidden]: what was kept, or the means of what it stands for."""

@@ -46,7 +46,6 @@ class Trim:
 
     def layers(self, choice: Choice, last_row_sees: torch.Tensor) -> LayersKept:
         """The choice for the leader, and for every follower all or a share of it.
-
         `last_row_sees` [B] bool says whether the last row of the prompt sees anything.
         """
         config, kept, size = self.config, choice.kept, self.model.geometry.features_per_image
@@ -54,7 +53,8 @@ class Trim:
             kept = kept | ~(choice.visible.any(-1) & last_row_sees).unsqueeze(-1)
         image = torch.ones(size, dtype=torch.bool, device="cpu")
         most = int(budget_of(image, keep=config.keep)) * (kept.shape[1] // size)
-        leader = Kept.of(kept, choice.visible, most)
+        seen = choice.evidence
+        leader = replace(Kept.of(kept, choice.visible, most), drew=seen.saliency if seen else None)
 
         def follower(share: float) -> Kept:
             at_most = int(share_of(share, torch.tensor(most, device="cpu")))

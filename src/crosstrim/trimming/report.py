@@ -29,6 +29,9 @@ class ImageReport:
             policy makes later layers read less.
         group_sizes: of each feature that the first of the later layers keeps, how many of the visible ones it stands
             for, itself included; None where nothing was merged.
+        held: share of the first cross-attention layer's attention to the image, all heads and rating rows together,
+            that the kept features draw. None where it was not asked for, where no row rated, and for images that
+            joined the conversation later.
     """
 
     features: int
@@ -37,6 +40,7 @@ class ImageReport:
     kept_indices: tuple[int, ...] = field(repr=False)
     layers: tuple[int, ...]
     group_sizes: tuple[int, ...] | None = field(default=None, repr=False)
+    held: float | None = None
 
     @property
     def merged(self) -> int:
@@ -98,6 +102,7 @@ class TrimReport:
                             "kept_indices": list(image.kept_indices),
                             "layers": list(image.layers),
                             "merged": image.merged,
+                            **({} if image.held is None else {"held": round(image.held, 6)}),
                         }
                         for image in sample
                     ]
@@ -133,7 +138,7 @@ class TrimReport:
         return f"{kept}, image KV {format_bytes(self.kv_bytes_untrimmed)} -> {format_bytes(self.kv_bytes)}"
 
 
-def image_reports(states: LayersKept, size: int) -> tuple[tuple[ImageReport, ...], ...]:
+def image_reports(states: LayersKept, size: int, held: bool = False) -> tuple[tuple[ImageReport, ...], ...]:
     """Per sample and image of `size` features, what `states` keep; slots of which nothing is visible are left out."""
     visible, kept = (tensor.cpu().unflatten(1, (-1, size)) for tensor in (states[0].visible, states[0].kept))
     seen, layers = visible.sum(-1), torch.stack([state.kept.unflatten(1, (-1, size)).sum(-1) for state in states], -1)
@@ -146,6 +151,7 @@ def image_reports(states: LayersKept, size: int) -> tuple[tuple[ImageReport, ...
                 kept_indices=tuple((kept[sample, image].nonzero().squeeze(-1) + image * size).tolist()),
                 layers=tuple(layers[sample, image].tolist()),
                 group_sizes=_group_sizes(states[1], sample, image, size) if states[1:] else None,
+                held=_held(states[0], sample, image, size) if held else None,
             )
             for image in range(visible.shape[1])
             if seen[sample, image]
@@ -160,6 +166,17 @@ def _group_sizes(follower: Kept, sample: int, image: int, size: int) -> tuple[in
     here = slice(image * size, (image + 1) * size)
     stays = follower.kept[sample, here].cpu()
     return tuple(follower.groups.sizes[sample, here].cpu()[stays].tolist())
+
+
+def _held(leader: Kept, sample: int, image: int, size: int) -> float | None:
+    here = slice(image * size, (image + 1) * size)
+    stays, seen = leader.kept[sample, here], leader.visible[sample, here]
+    if torch.equal(stays, seen):
+        return 1.0
+    if leader.drew is None or here.stop > leader.drew.shape[-1]:
+        return None
+    drew = leader.drew[sample, :, here].double().sum(0)
+    return float(drew[stays].sum() / drew.sum()) if drew.any() else None
 
 
 def versions(device: str) -> dict[str, str]:

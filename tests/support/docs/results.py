@@ -24,6 +24,7 @@ from tests.support.docs import (
     per_request,
     policies,
     quantised,
+    rules,
     unseen,
 )
 
@@ -38,6 +39,7 @@ PAGES = (
     "docs/analysis.md",
     "docs/calibration.md",
     "docs/evaluation.md",
+    "docs/method.md",
     "docs/performance.md",
     "docs/scaling.md",
 )
@@ -263,11 +265,15 @@ def written(name: str) -> str:
         part = _KV_DTYPES.format(count=count, kv_dtypes=KV_DTYPES, table=table)
     elif name == "docs/scaling.md":
         part = capacity.part()
+    elif name == "docs/method.md":
+        return _put(pages.text(name), "rules", rules.tried())
     else:
         part = _COMPAT.format(table=_table(rows_of_compat(report["results"]), with_kept=False), **facts)
     text = _put(pages.text(name), "results", part)
     if name == "docs/performance.md":
         text = _put(text, "suites", bench.part(bench.committed()))
+    if name == "docs/analysis.md":
+        text = _put(text, "layers", rules.layers())
     if name == "docs/calibration.md":
         text = _put(_put(text, "per request", per_request.part()), "escalation", escalation.part())
     if name == "docs/evaluation.md":
