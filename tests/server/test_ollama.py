@@ -14,7 +14,7 @@ from PIL import Image
 
 import crosstrim
 from crosstrim.server import gate, generation
-from tests.server.conftest import LONG, MODEL, answered, asking, png, until
+from tests.server.conftest import LONG, MODEL, asking, png, until
 from tests.support.docs import pages
 
 CHAT, GENERATE = "/api/chat", "/api/generate"
@@ -310,7 +310,7 @@ def test_time_and_failures_end_an_answer_as_on_openai_s_route(start, monkeypatch
         assert (late.status_code, "longer than this server allows" in late.json()["error"]) == (504, True)
         last = json.loads(httpx.post(server.url + path, json=body, timeout=30).text.splitlines()[-1])
         assert list(last) == ["error"]
-        until(lambda: answered(server))
+        until(lambda: server.service.unfinished == 0)
     with start() as server:
         monkeypatch.setattr(generation.Generator, "_generate", lambda *_: 1 / 0)
         for stream in (False, True):
