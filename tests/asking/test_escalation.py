@@ -101,6 +101,10 @@ def test_unsure_answers_are_the_untrimmed_models_and_the_others_stay(loaded, tow
         config = None if again else TRIM
         alone = answering.ask(model, processor, PICTURE, question, config, max_new_tokens=TOKENS)
         assert one.text == alone.answer
+        if again:
+            with Encoder(model, processor).asked([[PICTURE]], [question]) as inputs:
+                untrimmed = answering.generate(model, processor, inputs, max_new_tokens=TOKENS)
+            assert torch.equal(one.tokens, untrimmed.tokens[0])
         assert [tried.budget for tried in one.attempts] == ["keep=2", "untrimmed"][: 1 + again]
         assert replace(one.attempts[0], seconds=0) == replace(attempt, seconds=0)
         assert one.attempts[0].kept == 2

@@ -71,7 +71,7 @@ def test_two_replicas_answer_as_ask_does(checkpoint, address):
     class EnoughError(Exception):
         """Ends the server, as Ctrl-C would."""
 
-    urls, replies = [], []
+    urls, replies, unsure = [], [], []
     settings = Settings(model=str(checkpoint), device="cpu", api_keys=("secret",))
 
     def talk():
@@ -82,6 +82,8 @@ def test_two_replicas_answer_as_ask_does(checkpoint, address):
             pieces = list(client.chat.completions.create(**options, stream=True))
             streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces)
             assert streamed == replies[-1].choices[0].message.content
+        again = {"crosstrim": {"keep": 3, "escalate": 1.0}}
+        unsure.append(client.chat.completions.create(**options, extra_body=again))
         asker = ollama.Client(urls[0].removesuffix("/v1"), headers={"Authorization": "Bearer secret"})
         asked = {"role": "user", "content": "what is it?", "images": [png(5)]}
         same = asker.chat(str(checkpoint), [asked], options={"num_predict": 8})
@@ -100,6 +102,10 @@ def test_two_replicas_answer_as_ask_does(checkpoint, address):
         alone = expected(loaded, "what is it?", png(seed), max_new_tokens=8)
         assert reply.choices[0].message.content == alone.answer
         assert reply.usage.crosstrim == {"visible": alone.report.visible, "kept": alone.report.kept}
+    (reply,) = unsure
+    untrimmed = expected(loaded, "what is it?", png(5), TrimConfig(), max_new_tokens=8)
+    assert reply.choices[0].message.content == untrimmed.answer
+    assert [one["budget"] for one in reply.usage.crosstrim["attempts"]] == ["keep=3", "untrimmed"]
 
 
 def test_replicas_that_cannot_load_the_model_say_why(address, tmp_path):

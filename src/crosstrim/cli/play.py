@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ def play(
     model: options.Model = "mini",
     dtype: options.Dtype = None,
     device: options.Device = None,
+    quantize: options.Quantize = None,
     json: options.Json = False,
 ) -> None:
     """Try trimming in the browser: pick a picture, ask, move the budget, see what is kept.
@@ -34,5 +35,5 @@ def play(
         else:
             typer.echo(url)
 
-    device = device or environment.best_device()
-    serving.serve(model, host=host, port=port, ready=ready, max_new_tokens=max_new_tokens, dtype=dtype, device=device)
+    how: dict[str, Any] = {"dtype": dtype, "device": device or environment.best_device(), "quantization": quantize}
+    serving.serve(model, host=host, port=port, ready=ready, max_new_tokens=max_new_tokens, **how)

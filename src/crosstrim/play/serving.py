@@ -37,6 +37,7 @@ def serve(
     max_new_tokens: int = 64,
     dtype: str | None = None,
     device: str | None = None,
+    quantization: str | None = None,
 ) -> None:
     """Load a model and show the page until a signal ends the process.
 
@@ -48,6 +49,7 @@ def serve(
         max_new_tokens: where answers are cut off.
         dtype: as `crosstrim.load` takes it.
         device: likewise, by the name `device_map`.
+        quantization: likewise.
 
     Raises:
         MissingExtraError: Gradio is not installed.
@@ -56,7 +58,8 @@ def serve(
     """
     _check_installed()
     with addresses.listen(host, port) as listening:
-        playground = Playground(*load(model, dtype=dtype, device_map=device), max_new_tokens=max_new_tokens)
+        loaded = load(model, dtype=dtype, device_map=device, quantization=quantization)
+        playground = Playground(*loaded, max_new_tokens=max_new_tokens)
         try:
             app = build(playground, model)
             ready(addresses.url(host, listening.getsockname()[1]))
