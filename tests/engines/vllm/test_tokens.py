@@ -34,12 +34,12 @@ def test_policies(start, mixed, expected, monkeypatch):
 
 
 def test_an_engine_takes_policy_and_rating_rows(start, mixed, expected):
-    trim, few = {"keep": 0.2, "policy": "mmr", "rating_rows": "last_turn"}, mixed[-6:]
+    trim, few = {"keep": 0.2, "policy": "random:3", "rating_rows": "last_turn"}, mixed[-6:]
     engine = start(trim)
     answers, taken = engine.answer(few), engine.network.trim.config
     assert answers == expected(few, **trim)
     assert answers != expected(few, keep=0.2)
-    assert (taken.keep, taken.policy, taken.rating_rows) == (0.2, "mmr", "last_turn")
+    assert (taken.keep, taken.policy, taken.rating_rows) == (0.2, "random:3", "last_turn")
 
 
 def test_another_budget_for_each_request(start, model, processor):
