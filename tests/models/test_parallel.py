@@ -105,7 +105,10 @@ def test_heads_that_nobody_knows_of_are_refused_before_anything_is_hooked(model)
         ({"tp": 0}, "tp=0 must be a number of processes, 1 or more."),
         ({"tp": True}, "tp=True must be a number of processes"),
         ({"tp": 2, "device_map": "cpu"}, "leave device_map='cpu' out, or tp."),
-        ({"tp": 2, "quantization_config": {}}, "leave quantization_config out, or tp."),
+        (
+            {"tp": 2, "quantization_config": {}},
+            "tp=2 divides weights that are not quantised; leave the quantization out, or tp.",
+        ),
     ],
 )
 def test_what_cannot_be_divided(checkpoint, monkeypatch, options, words):
