@@ -7,23 +7,16 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.support import processes
 from tests.support.lmms_documents import DOCUMENTS, NAMES
 from tests.support.questions import write_rows
 
 # `make test-lmms` has lmms-eval; the other environments have not.
-collect_ignore_glob = ["test_*.py"]
-
-if importlib.util.find_spec("lmms_eval"):
-    collect_ignore_glob = []
-    _home = tempfile.TemporaryDirectory()
-    os.environ |= {"HF_HOME": _home.name, "HF_DATASETS_OFFLINE": "1"}  # which is read at the import of datasets
+collect_ignore_glob = [] if importlib.util.find_spec("lmms_eval") else ["test_*.py"]
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -69,29 +62,29 @@ class Run:
 @pytest.fixture(scope="session")
 def lmms_eval(tasks, tmp_path_factory):
     """Runs the command line on mini, every set of arguments once. "CACHE" stands for one folder in all runs."""
-    import lmms_eval.__main__
-    from lmms_eval.tasks import TaskManager
-
-    found = TaskManager(include_path=str(tasks)).task_index  # of a thousand files, which takes seconds
     kept = str(tmp_path_factory.mktemp("cache"))
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HOME": str(tmp_path_factory.mktemp("home")),
+        "OMP_NUM_THREADS": "1",
+    }
 
     @cache
     def run(model_args, *options, names=NAMES, launcher=()):
         folder = tmp_path_factory.mktemp("out")
-        arguments = ["--model", "crosstrim", "--model_args", model_args, "--tasks", ",".join(names)]
-        arguments += ["--include_path", tasks, "--output_path", folder, "--log_samples", *options]
-        arguments = [kept if one == "CACHE" else str(one) for one in arguments]
-        if launcher:
-            command = [sys.executable, *launcher, "-m", "lmms_eval", *arguments]
-            finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
-            assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
-        else:
-            processes.run(main, arguments, log=folder / "log.txt", folder=folder)
+        command = [sys.executable, *launcher, "-m", "lmms_eval", "--model", "crosstrim", "--model_args", model_args]
+        command += ["--tasks", ",".join(names), "--include_path", tasks, "--output_path", folder, "--log_samples"]
+        finished = subprocess.run(
+            [kept if one == "CACHE" else str(one) for one in (*command, *options)],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
         return Run(folder, names)
-
-    def main(arguments):
-        sys.argv = ["lmms_eval", *arguments]
-        TaskManager.initialize_tasks = lambda *_, **__: found
-        lmms_eval.__main__.cli_evaluate()
 
     return run

@@ -8,14 +8,15 @@ answer by the task. So this tests the plugin and not how well a real model does 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import crosstrim
 from crosstrim.asking.images import open_image
-from crosstrim.cli.program import app
 from tests.eval.lmms.tasks import utils
-from tests.support import processes
 from tests.support.conversations import stock, user
 from tests.support.lmms_documents import DOCUMENTS, NAMES
 from tests.support.questions import write_rows
@@ -37,9 +38,9 @@ def crosstrim_eval(tmp_path_factory):
         folder = tmp_path_factory.mktemp("eval")
         data, out = write_rows(folder, list(rows.values())), folder / "out.json"
         policy, *knob = TRIMS[trim]
-        arguments = ["eval", "--data", str(data), "--out", str(out), *knob]
-        arguments += ["--policy", policy, "--max-new-tokens", "64", "--batch-size", "8", "--device", "cpu"]
-        processes.run(app, arguments, log=folder / "log.txt")
+        command = [Path(sys.executable).with_name("crosstrim"), "eval", "--data", data, "--out", out, *knob]
+        command += ["--policy", policy, "--max-new-tokens", "64", "--batch-size", "8", "--device", "cpu"]
+        subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=600)
         result = json.loads(out.read_text(encoding="utf-8"))
         found = result["predictions"][f"{policy} {trim}"]
         return {
