@@ -369,8 +369,9 @@ def _load_weights(
 
 
 def _told(option: Any) -> str:
-    """An option in a message: transformers' configs fill a page."""
-    return repr(option) if isinstance(option, str) else type(option).__name__
+    """An option in a message, by its kind where it would fill a page, as transformers' configs do."""
+    told = repr(option)
+    return told if len(told) < 100 and "\n" not in told else type(option).__name__
 
 
 def _first_line(error: Exception) -> str:
