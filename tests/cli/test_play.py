@@ -30,10 +30,10 @@ def test_it_is_on_loopback_unless_told(run, served):
 
 def test_options_are_handed_on_and_the_url_is_told_as_json(run, served):
     arguments = ["--host", "::1", "--port", 1234, "--model", "some/model", "--device", "cpu", "--dtype", "float16"]
-    result = run("play", *arguments, "--max-new-tokens", 9, "--json")
+    result = run("play", *arguments, "--max-new-tokens", 9, "--quantize", "nf4", "--json")
     assert result.json == {"url": "http://[::1]:1234/", "model": "some/model"}
-    expected = {"host": "::1", "port": 1234, "device": "cpu", "dtype": "float16", "max_new_tokens": 9}
-    assert served == [("some/model", expected)]
+    how = {"device": "cpu", "dtype": "float16", "quantization": "nf4"}
+    assert served == [("some/model", {"host": "::1", "port": 1234, "max_new_tokens": 9, **how})]
 
 
 def test_there_is_no_tunnel(run, served):
