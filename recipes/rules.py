@@ -132,7 +132,6 @@ def by_features(model: Any, keep: float) -> Iterator[TrimConfig]:
             seen[:] = [states]
 
     def groups(choice: choose.Choice, kept: torch.Tensor) -> Groups:
-        assert choice.evidence is not None
         features = seen[0].reshape(len(kept), 1, kept.shape[1], -1)
         return groups_of(features, choice.evidence.saliency, choice.visible, kept, choice.evidence.features_per_image)
 

@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import crosstrim
 from crosstrim.models import compat
 from tests.support import questions, tiny, tiny_checkpoint
+from tests.support.tower import counted
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only gets in the way
 
@@ -53,6 +54,13 @@ def checkpoint(tmp_path_factory):
 def loaded(checkpoint):
     """The tiny model and its processor; nobody changes them for good."""
     return crosstrim.load(checkpoint)
+
+
+@pytest.fixture
+def tower(loaded):
+    """How many images entered the vision tower of that model, pass by pass."""
+    with counted(loaded[0]) as passes:
+        yield passes
 
 
 @pytest.fixture

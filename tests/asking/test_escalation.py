@@ -16,7 +16,6 @@ from crosstrim.asking.batches import Encoder
 from crosstrim.asking.escalation import Escalation
 from crosstrim.asking.sureness import ends_of
 from crosstrim.errors import ConfigError
-from crosstrim.models import mllama
 from tests.support.questions import PICTURE, QUESTIONS
 
 TOKENS = 4
@@ -29,17 +28,6 @@ def small():
     example = mini.examples()[0]
     asked = [row["question"] for row in example["questions"]]
     return *crosstrim.load("mini"), Image.open(example["image"]).convert("RGB"), [*asked[:3], "Read all the digits."]
-
-
-@pytest.fixture
-def tower(loaded):
-    """How many images entered the vision tower, pass by pass."""
-    passes = []
-    hook = mllama.locate(loaded[0]).vision_model.register_forward_pre_hook(
-        lambda module, args, kwargs: passes.append(len(kwargs["pixel_values"])), with_kwargs=True
-    )
-    yield passes
-    hook.remove()
 
 
 def by_teacher_forcing(model, inputs, tokens):

@@ -14,6 +14,7 @@ from crosstrim.errors import ConfigError
 from crosstrim.models import compat, vision
 from tests.support import tiny
 from tests.support.tiny import Image
+from tests.support.tower import counted
 
 BATCH = [[Image(4), 3, Image(2, seed=1), 2], [Image(1, seed=2), 4]]
 SINGLE = tiny.inputs([Image(4), 3])
@@ -22,11 +23,8 @@ OTHER = tiny.inputs([Image(4, seed=7), 3])
 
 @pytest.fixture
 def tower(model):
-    passes = []
-    model.model.vision_model.register_forward_pre_hook(
-        lambda module, args, kwargs: passes.append(kwargs["pixel_values"].shape[0]), with_kwargs=True
-    )
-    return passes
+    with counted(model) as passes:
+        yield passes
 
 
 def test_features_are_those_of_the_vision_tower(model, tower):

@@ -16,7 +16,6 @@ from crosstrim.asking import answering
 from crosstrim.errors import AlreadyTrimmedError, ConfigError, InputError, UnsupportedModelError
 from crosstrim.models import vision
 from tests.support.questions import PICTURE, QUESTIONS
-from tests.support.tower import passes as tower_passes
 
 TALL = Image.fromarray(np.random.default_rng(1).integers(0, 256, (84, 28, 3), dtype=np.uint8))
 TOKENS = 5
@@ -25,12 +24,6 @@ TOKENS = 5
 @pytest.fixture
 def loaded(checkpoint):
     return crosstrim.load(checkpoint)
-
-
-@pytest.fixture
-def tower(loaded):
-    """How many images entered the vision tower, pass by pass."""
-    return tower_passes(loaded[0])
 
 
 def hooks(model) -> int:

@@ -12,45 +12,13 @@ import crosstrim
 from crosstrim import TrimConfig
 from crosstrim.asking import answering
 from crosstrim.calibrated import read
-from crosstrim.data import dataset
 from crosstrim.errors import CalibrationError, ConfigError, DatasetError, ResultError
 from crosstrim.eval import calibrate, risk, sweep
 from crosstrim.models import compat
-from tests.support.questions import with_answers, write_pictures, write_rows
+from tests.support.questions import write_pictures
 
 LEVELS = {"risk": 0.5, "confidence": 0.9}
 KEEPS = [1.0, 0.4, 0.1]
-
-
-@pytest.fixture(scope="module")
-def questions(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("questions")
-    write_pictures(folder)
-    return dataset.read(write_rows(folder, with_answers()))
-
-
-@pytest.fixture
-def said(monkeypatch):
-    """What the model says: by the number kept of the features, how many of the questions it answers otherwise.
-
-    The forward pass is the real one; only the texts are replaced.
-    """
-    otherwise: dict[float, set[str]] = {}
-    batches = []
-    answer, generate = sweep.Answerer.answer, answering.generate
-
-    def watched(self, batch):
-        batches.append([item.id for item in batch])
-        return answer(self, batch)
-
-    def replaced(model, processor, inputs, *, config=None, **rest):
-        found = generate(model, processor, inputs, config=config, **rest)
-        changed = otherwise.get(None if config is None else config.keep, set())
-        return replace(found, texts=["!" if one in changed else "?" for one in batches[-1]])
-
-    monkeypatch.setattr(sweep.Answerer, "answer", watched)
-    monkeypatch.setattr("crosstrim.asking.answering.generate", replaced)
-    return otherwise, batches
 
 
 @pytest.fixture
@@ -63,7 +31,7 @@ def run(loaded, questions, tmp_path):
 
 
 def test_the_smallest_budget_that_passes_is_chosen(run, said, questions, tmp_path):
-    otherwise, _ = said
+    otherwise = said.otherwise
     ids = [item.id for item in questions.items]
     otherwise |= {0.4: set(ids[:2]), 0.1: set(ids)}
     result = run()
@@ -82,7 +50,7 @@ def test_the_smallest_budget_that_passes_is_chosen(run, said, questions, tmp_pat
 
 
 def test_a_lost_test_ends_it_and_the_smaller_ones(run, said, questions):
-    otherwise, batches = said
+    otherwise, batches = said.otherwise, said.batches
     ids = [item.id for item in questions.items]
     assert risk.allowed(12, 0.5, 0.9) == 3
     otherwise[0.4] = set(ids[:4])
@@ -95,7 +63,7 @@ def test_a_lost_test_ends_it_and_the_smaller_ones(run, said, questions):
 
 
 def test_where_none_passes_it_says_what_could(run, said, questions, tmp_path):
-    otherwise, batches = said
+    otherwise, batches = said.otherwise, said.batches
     otherwise[1.0] = {item.id for item in questions.items[:5]}
     result = run()
     assert len(batches) == 2  # nothing is left to ask
@@ -107,7 +75,7 @@ def test_where_none_passes_it_says_what_could(run, said, questions, tmp_path):
 
 
 def test_a_rate_below_the_risk_says_how_many_questions_would_do(run, said, questions):
-    otherwise, _ = said
+    otherwise = said.otherwise
     otherwise[1.0] = {item.id for item in questions.items[::3]}
     result = run(batch_size=12)
     count = risk.needed_at(4 / 12, 0.5, 0.9)
@@ -115,7 +83,7 @@ def test_a_rate_below_the_risk_says_how_many_questions_would_do(run, said, quest
 
 
 def test_wrong_counts_only_what_was_right(run, said, questions):
-    otherwise, _ = said
+    otherwise = said.otherwise
     first = questions.items[0].id
     otherwise |= {None: {first}, 1.0: {first}}  # "?" is right: wrong before and after, then right after
     result = run(loss="wrong")
@@ -124,7 +92,7 @@ def test_wrong_counts_only_what_was_right(run, said, questions):
 
 
 def test_after_an_interruption_nothing_is_asked_twice(run, said, questions, tmp_path, monkeypatch):
-    otherwise, batches = said
+    otherwise, batches = said.otherwise, said.batches
     otherwise[0.4] = {item.id for item in questions.items[:4]}
     expected = run("other.json")
     batches.clear()
@@ -152,7 +120,7 @@ def test_after_an_interruption_nothing_is_asked_twice(run, said, questions, tmp_
 
 
 def test_progress_counts_what_is_no_longer_needed_as_done(run, said, questions):
-    otherwise, _ = said
+    otherwise = said.otherwise
     otherwise[0.4] = {item.id for item in questions.items[:4]}
     told = []
     run(progress=lambda done, total: told.append((done, total)))
@@ -185,7 +153,7 @@ def test_questions_are_drawn_with_a_seed(questions):
 def test_refusals_come_before_any_question_is_asked(run, said, tmp_path, options, error, words):
     with pytest.raises(error, match=words):
         run(**options)
-    assert said[1] == []
+    assert said.batches == []
     assert not list(tmp_path.iterdir())
 
 

@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 import crosstrim
 from crosstrim import TrimConfig
 from crosstrim.asking import answering
 from crosstrim.asking.escalation import attempts_of
-from crosstrim.asking.sureness import Sureness
 from crosstrim.calibrated import read
-from crosstrim.data import dataset
 from crosstrim.errors import CalibrationError, ConfigError
-from crosstrim.eval import calibrate, calibrate_page, cost, sweep
+from crosstrim.eval import calibrate, calibrate_page, cost
 from crosstrim.eval.rules import rules_of
 from crosstrim.memory import LLAMA_11B
 from crosstrim.models import mllama
-from tests.support.questions import PICTURE, with_answers, write_pictures, write_rows
+from tests.support.questions import PICTURE
 
 LEVELS = {"risk": 0.5, "confidence": 0.9}
 KEEPS = [0.4, 0.1]
-
-
-@pytest.fixture(scope="module")
-def questions(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("questions")
-    write_pictures(folder)
-    return dataset.read(write_rows(folder, with_answers()))
-
-
-@pytest.fixture
-def said(monkeypatch):
-    """By the number kept, which questions are answered otherwise, and how sure the model is of each question."""
-    otherwise: dict[float, set[str]] = {}
-    sure: dict[str, float] = {}
-    batches = []
-    answer, generate = sweep.Answerer.answer, answering.generate
-
-    def watched(self, batch):
-        batches.append([item.id for item in batch])
-        return answer(self, batch)
-
-    def replaced(model, processor, inputs, *, config=None, **rest):
-        found = generate(model, processor, inputs, config=config, **rest)
-        changed = otherwise.get(None if config is None else config.keep, set())
-        texts = ["!" if one in changed else "?" for one in batches[-1]]
-        return replace(found, texts=texts, sureness=[Sureness(sure.get(one, 0.99), 2) for one in batches[-1]])
-
-    monkeypatch.setattr(sweep.Answerer, "answer", watched)
-    monkeypatch.setattr("crosstrim.asking.answering.generate", replaced)
-    return otherwise, sure
 
 
 @pytest.fixture
@@ -76,7 +42,7 @@ def test_the_order_of_the_tests_is_fixed_beforehand():
 
 
 def test_what_is_made_again_is_not_lost(run, said, questions, loaded, tmp_path):
-    otherwise, sure = said
+    otherwise, sure = said.otherwise, said.sure
     ids = [item.id for item in questions.items]
     otherwise |= {0.4: set(ids[:3]), 0.1: set(ids[:10])}
     sure |= dict.fromkeys(ids[:8], 0.6)  # two changed answers of 0.1 are sure
@@ -117,7 +83,7 @@ def test_what_is_made_again_is_not_lost(run, said, questions, loaded, tmp_path):
 
 
 def test_the_one_that_keeps_least_of_those_certified_is_chosen(run, said, questions):
-    _, sure = said
+    sure = said.sure
     sure |= {item.id: 0.6 for item in questions.items[:8]}
     result = run(escalate=[0.9, 0.5])
     assert all(row["certified"] for row in result["curve"])
@@ -125,7 +91,7 @@ def test_the_one_that_keeps_least_of_those_certified_is_chosen(run, said, questi
 
 
 def test_a_test_that_is_lost_ends_the_smaller_budgets_too(run, said, questions):
-    otherwise, _ = said
+    otherwise = said.otherwise
     otherwise |= {0.4: {item.id for item in questions.items}}
     result = run(escalate=[0.9, 0.5])
     assert result["chosen"] is None

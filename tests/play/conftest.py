@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 import socket
@@ -78,7 +79,9 @@ def served(reached: list[Any]) -> Iterator[Served]:
     app = serving.build(playground, "mini")
     serving.MAX_FILE_BYTES = limit
     listening = socket.create_server(("127.0.0.1", 0))
-    running = Served(f"http://127.0.0.1:{listening.getsockname()[1]}/", playground, tower.passes(model))
+    counting_passes = contextlib.ExitStack()
+    passes = counting_passes.enter_context(tower.counted(model))
+    running = Served(f"http://127.0.0.1:{listening.getsockname()[1]}/", playground, passes)
     generate = model.generate
 
     def counting(**options: Any) -> Any:
@@ -95,6 +98,7 @@ def served(reached: list[Any]) -> Iterator[Served]:
     server.should_exit = True
     thread.join(30)
     playground.close()
+    counting_passes.close()
     assert not thread.is_alive()
 
 

@@ -18,7 +18,6 @@ from crosstrim.play import state
 from crosstrim.play.state import PER_CENTS, Playground, config_of
 from crosstrim.play.visitor import SupersededError, Visitor, Visitors, Wish
 from tests.support.questions import PICTURE, QUESTIONS
-from tests.support.tower import passes as tower_passes
 
 CONFIG = TrimConfig(keep=0.2)
 TOKENS = 4
@@ -27,12 +26,6 @@ TOKENS = 4
 @pytest.fixture
 def loaded(checkpoint):
     return crosstrim.load(checkpoint)
-
-
-@pytest.fixture
-def tower(loaded):
-    """How many images entered the vision tower, pass by pass."""
-    return tower_passes(loaded[0])
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 import crosstrim
 from crosstrim import TrimConfig, mini
 from crosstrim.asking import answering
-from crosstrim.models import mllama
 from tests.server.conftest import expected, png
+from tests.support.tower import counted
 
 TRIM = {"keep": 3}
 QUESTIONS = ["what is it?", "how many are there, all in all?", "why?"]
@@ -61,12 +61,9 @@ def test_probabilities_are_those_that_ask_finds_also_of_a_sampled_answer(server,
 
 
 def test_in_a_batch_only_the_unsure_are_made_again_and_the_tower_runs_once(start, loaded):
-    with start(max_batch=3, max_wait_ms=2000, trim=TrimConfig(keep=3), feature_cache_bytes=0) as server:
-        entered, ran = [], []
-        model = server.service._generator._model
-        hook = mllama.locate(model).vision_model.register_forward_pre_hook(
-            lambda module, args, kwargs: entered.append(len(kwargs["pixel_values"])), with_kwargs=True
-        )
+    options = {"max_batch": 3, "max_wait_ms": 2000, "trim": TrimConfig(keep=3), "feature_cache_bytes": 0}
+    with start(**options) as server, counted(server.service._generator._model) as entered:
+        ran, model = [], server.service._generator._model
         generate = model.generate
         model.generate = lambda **options: ran.append(len(options["input_ids"])) or generate(**options)
 
@@ -84,7 +81,6 @@ def test_in_a_batch_only_the_unsure_are_made_again_and_the_tower_runs_once(start
         *_, middle, high = sorted(attempts[0]["lowest_probability"] for attempts in first)
         del entered[:], ran[:]
         replies = together((middle + high) / 2)
-        hook.remove()
         assert entered == [1]
         assert ran[:2] == [3, 2]
         for question, reply, attempts in zip(QUESTIONS, replies, first, strict=True):

@@ -22,7 +22,7 @@ from crosstrim.trimming.report import ImageReport, TrimReport
 if TYPE_CHECKING:
     from PIL import Image
 
-_WARM_UP = 2
+WARM_UP = 2
 """Tokens: one of prefill and one of decoding, which are slower the first time."""
 
 _GREEDY = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
@@ -105,7 +105,7 @@ def ask(
         return answer(model, processor, inputs, config, max_new_tokens, escalation)
     found = []
     for one in (config, None):
-        generate(model, processor, inputs, config=one, max_new_tokens=_WARM_UP)
+        generate(model, processor, inputs, config=one, max_new_tokens=WARM_UP)
         found.append(answer(model, processor, inputs, one, max_new_tokens, escalation if one else None))
     return replace(found[0], untrimmed=found[1])
 

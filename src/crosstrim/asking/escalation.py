@@ -43,6 +43,10 @@ class Escalation:
     def __str__(self) -> str:
         return f"below {self.below} again {', '.join(map(budget_of, self.rungs))}"
 
+    def goes_on(self, attempts: Sequence[Attempt]) -> bool:
+        """Whether another attempt follows these: the latest was unsure, and a rung is left."""
+        return attempts[-1].lowest_probability < self.below and len(attempts) <= len(self.rungs)
+
     def to_dict(self) -> dict[str, Any]:
         """The escalation as plain JSON types."""
         return {"below": self.below, "rungs": [None if one is None else one.to_dict() for one in self.rungs]}
@@ -183,7 +187,7 @@ def climb(
             found[sample] = one
         if escalation is None:
             break
-        pending = [one for one in pending if found[one].attempts[-1].lowest_probability < escalation.below]
+        pending = [one for one in pending if escalation.goes_on(found[one].attempts)]
         if not pending:
             break
     return [found[sample] for sample in sorted(found)]

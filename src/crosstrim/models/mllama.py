@@ -224,14 +224,11 @@ def token_parameters(config: Any) -> int:
     Args:
         config: an `MllamaConfig`.
     """
-    from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration
-
-    with torch.device("meta"):
-        empty = MllamaForConditionalGeneration._from_config(config)
-    decoder = empty.model.language_model
+    model: Any = empty(config)
+    decoder = model.model.language_model
     of_features = ("cross_attn.k_proj.weight", "cross_attn.v_proj.weight")
     weights = [weight for name, weight in decoder.layers.named_parameters() if not name.endswith(of_features)]
-    return sum(weight.numel() for weight in (*weights, empty.lm_head.weight) if weight.dim() == 2)
+    return sum(weight.numel() for weight in (*weights, model.lm_head.weight) if weight.dim() == 2)
 
 
 def max_tokens(model: nn.Module) -> int:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from crosstrim.asking import images
 from crosstrim.asking import overlay as viz
-from crosstrim.asking.answering import Answer
+from crosstrim.asking.answering import WARM_UP, Answer
 from crosstrim.asking.features import FeatureCache
 from crosstrim.asking.heat import heat
 from crosstrim.asking.session import Session
@@ -39,7 +39,6 @@ PER_CENTS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100)
 
 _REMEMBERED = 1000  # results, the largest of which holds thousands of indices
 _SHOWN = 1200  # pixels along the longer side of what is sent to the browser
-_WARM_UP = 2  # tokens: one of prefill and one of decoding
 
 Result = TypeVar("Result")
 
@@ -236,8 +235,8 @@ class Playground:
     def _warm_up(self, session: Session, question: str) -> None:
         """Before the first answer: first passes are slower, and times are to be compared."""
         if not self._is_warm:
-            session.ask(question, max_new_tokens=_WARM_UP)
-            session.ask_untrimmed(question, max_new_tokens=_WARM_UP)
+            session.ask(question, max_new_tokens=WARM_UP)
+            session.ask_untrimmed(question, max_new_tokens=WARM_UP)
             self._is_warm = True
 
     def _once(self, key: Hashable, wish: Wish, work: Callable[[Callable[[], bool]], Result]) -> Result:

@@ -183,7 +183,7 @@ class _Row:
         if escalation is not None:
             counts = (self.visible, self.kept, self.text.count)
             self._attempts.append(Attempt(self.budget, self._lowest, *counts, now - self._attempted))
-            self.unsure = self._lowest < escalation.below and len(self._attempts) <= len(escalation.rungs)
+            self.unsure = escalation.goes_on(self._attempts)
             if self.unsure:
                 return
         self._tell_text(self.text.finish(), last=True)
