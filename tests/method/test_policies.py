@@ -17,26 +17,9 @@ from crosstrim import select
 from crosstrim.errors import ConfigError, InputError
 from crosstrim.method import greedy, policies
 from crosstrim.method.policies import Evidence
+from tests.support.evidence import IMAGE, evidence
 
 NAMES = sorted(policies.POLICIES)
-TILE, IMAGE = 17, 34
-
-
-def evidence(seed=0, batch=2, heads=4, key_heads=2, images=1, size=8, budget=6, image=IMAGE, tile=TILE):
-    generator = torch.Generator().manual_seed(seed)
-    count = images * image
-    saliency = torch.rand(batch, heads, count, generator=generator) ** 3
-    visible = torch.rand(batch, count, generator=generator) < 0.8
-    visible[:, :1] = True
-    return Evidence(
-        saliency=saliency * visible.unsqueeze(1),
-        visible=visible,
-        keys=torch.randn(batch, key_heads, count, size, generator=generator),
-        values=torch.randn(batch, key_heads, count, size, generator=generator),
-        budget=torch.full((batch, images), budget),
-        features_per_image=image,
-        features_per_tile=tile,
-    )
 
 
 def sample_of(one, index):
@@ -198,19 +181,6 @@ def test_images_with_budgets_of_their_own_are_chosen_from_as_if_alone(seed, budg
             for together, expected in zip(votes, references(alone), strict=True):
                 got = together[sample, 0, span].argsort(descending=True, stable=True)[: len(expected)]
                 assert got.tolist() == expected
-
-
-@pytest.mark.parametrize("name", ["mmr", "dpp"])
-def test_beyond_the_most_steps_features_follow_by_relevance(name, monkeypatch):
-    one = evidence(batch=1, budget=12)
-    monkeypatch.setattr(greedy, "POOL", IMAGE)  # the pool is of the budget, which the limit changes
-    free = policies.resolve(name)(one)[0, 0].argsort(descending=True).tolist()
-    monkeypatch.setattr(greedy, "MOST_STEPS", 5)
-    order = policies.resolve(name)(one)[0, 0].argsort(descending=True).tolist()
-    assert order[:5] == free[:5]
-    relevance = one.saliency[0].mean(0)
-    rest = [n for n in one.visible[0].nonzero().flatten().tolist() if n not in order[:5]]
-    assert order[5 : 5 + len(rest)] == sorted(rest, key=lambda n: -relevance[n].item())
 
 
 def test_diversity_alone_is_among_the_visible():

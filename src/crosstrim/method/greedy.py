@@ -10,18 +10,16 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from crosstrim.method.kernels import greedy as kernels
 from crosstrim.method.precision import full_precision
 
 POOL = 4
 """A greedy choice is among this many times the budget, the most relevant ones: the rest could not win."""
 
-MOST_STEPS = 1024
-"""A budget beyond this is filled up by relevance: so many features cover an image, and every step takes time."""
-
 SKETCH = 64
 """Dimensions that keys are projected to before they are compared, when they have more."""
 
-CHUNK_BYTES = 256 * 2**20
+CHUNK_BYTES = 512 * 2**20
 """How much the images that are worked on at once may take."""
 
 Take = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
@@ -38,8 +36,8 @@ def order(
         relevance: [R, F] float32, not negative, for each of R images.
         visible: [R, F] bool.
         keys: [R, Hkv, F, D]; likeness is the cosine between the keys of all heads, side by side (see `sketch`).
-        budget: [R] int64, how many features each image takes, of which at most `MOST_STEPS` by the rule. It may be
-            on the CPU while the others are on a device: then the host need not ask it for the number of steps.
+        budget: [R] int64, how many features each image takes. It may be on the CPU while the others are on a device:
+            then the host need not ask it for the number of steps.
         take: the rule.
 
     Returns:
@@ -52,8 +50,8 @@ def order(
 def _order(
     relevance: torch.Tensor, visible: torch.Tensor, keys: torch.Tensor, budget: torch.Tensor, take: Take
 ) -> torch.Tensor:
-    steps = min(int(budget.max()), MOST_STEPS) if budget.numel() else 0
-    budget = budget.to(visible.device, non_blocking=True).minimum(visible.sum(-1)).clamp_max(steps)
+    steps = int(budget.max()) if budget.numel() else 0
+    budget = budget.to(visible.device, non_blocking=True).minimum(visible.sum(-1))
     ranked = relevance.masked_fill(~visible, -1.0).argsort(dim=-1, descending=True, stable=True)
     size = ranked.shape[1]
     places = torch.arange(size, device=ranked.device)
@@ -64,7 +62,7 @@ def _order(
     inside = inside.sort(dim=-1, descending=True).values
     scale = relevance.masked_fill(~visible, 0.0).amax(-1, keepdim=True).clamp_min(1e-30)
     wanted = (relevance.gather(-1, pool) / scale).masked_fill(~inside, -torch.inf)
-    rows = max(1, CHUNK_BYTES // max(1, 4 * pooled * (steps + SKETCH + keys.shape[-1])))
+    rows = max(1, CHUNK_BYTES // max(1, 4 * pooled * (pooled + steps + SKETCH + keys.shape[-1])))
     for start in range(0, len(votes) if steps else 0, rows):
         chunk = slice(start, start + rows)
         unit = sketch(keys[chunk], pool[chunk])
@@ -92,14 +90,7 @@ def marginal_relevance(relevance: torch.Tensor, unit: torch.Tensor, steps: int, 
     """
     # 0 times minus infinity would be no number, which argmax prefers to all numbers.
     gain = (balance * relevance).masked_fill(relevance == -torch.inf, -torch.inf)
-    redundancy = torch.full_like(relevance, -1.0)
-    taken = torch.empty(len(gain), steps, dtype=torch.long, device=gain.device)
-    for place in range(steps):
-        best = (gain - (1 - balance) * redundancy).argmax(-1, keepdim=True)
-        taken[:, place] = best[:, 0]
-        torch.maximum(redundancy, _likeness(unit, best), out=redundancy)
-        gain.scatter_(-1, best, -torch.inf)
-    return taken
+    return kernels.marginal_relevance(gain, unit, 1 - balance, steps)
 
 
 def determinantal(relevance: torch.Tensor, unit: torch.Tensor, steps: int, width: float) -> torch.Tensor:
@@ -118,18 +109,7 @@ def determinantal(relevance: torch.Tensor, unit: torch.Tensor, steps: int, width
     """
     quality = relevance.clamp_min(1e-6)
     variance = quality.square().masked_fill(relevance == -torch.inf, -torch.inf)
-    rows = relevance.new_zeros(len(quality), steps, quality.shape[1])
-    taken = torch.empty(len(quality), steps, dtype=torch.long, device=quality.device)
-    for place in range(steps):
-        best = variance.argmax(-1, keepdim=True)
-        taken[:, place] = best[:, 0]
-        alike = torch.exp((_likeness(unit, best) - 1) / width) * quality * quality.gather(-1, best)
-        before = rows[:, :place]
-        at_best = before.gather(-1, best.unsqueeze(1).expand(-1, place, 1))
-        known = (at_best.transpose(1, 2) @ before).squeeze(1)
-        rows[:, place] = (alike - known) / variance.gather(-1, best).clamp_min(1e-20).sqrt()
-        variance = (variance - rows[:, place].square()).scatter(-1, best, -torch.inf)
-    return taken
+    return kernels.determinantal(quality, variance, unit, width, steps)
 
 
 def sketch(keys: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
@@ -146,8 +126,8 @@ def sketch(keys: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
         [R, P, S] float32.
     """
     heads, size = keys.shape[1], keys.shape[-1]
-    index = pool.unsqueeze(-1).expand(-1, -1, size)
-    each = (F.normalize(keys[:, head].gather(1, index).float(), dim=-1) for head in range(heads))
+    image = torch.arange(len(keys), device=keys.device).unsqueeze(-1)
+    each = (F.normalize(keys[:, head][image, pool].float(), dim=-1) for head in range(heads))
     if heads * size <= SKETCH:
         return F.normalize(torch.cat(list(each), dim=-1), dim=-1)
     # Always drawn on the CPU and in float32, whatever the caller made torch's defaults: the same on every machine.
@@ -158,9 +138,3 @@ def sketch(keys: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
     for head, unit in enumerate(each):  # one after the other: side by side they would be as large as the keys
         projected += unit @ projection[head]
     return F.normalize(projected, dim=-1)
-
-
-def _likeness(unit: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """[R, P]: cosines of every feature with the one at `best` [R, 1]."""
-    chosen = unit.gather(1, best.unsqueeze(-1).expand(-1, 1, unit.shape[-1]))
-    return (unit @ chosen.transpose(1, 2)).squeeze(-1)
