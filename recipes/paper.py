@@ -137,7 +137,10 @@ def _cell(folder: Path, number: Number) -> str:
     if not result.exists():
         return ""
     found: dict[str, Any] = read_json(result)
-    value = number.scale * found["results"][number.task][f"{number.metric},none"]
+    value = found["results"][number.task].get(f"{number.metric},none")
+    if value is None:
+        return "not reported"
+    value *= number.scale
     kept = found.get("throughput", {}).get("avg_kept_fraction")
     return f"{value:.1f}" if kept is None else f"{value:.1f} ({100 * kept:.1f} %)"
 

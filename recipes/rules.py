@@ -32,7 +32,7 @@ from crosstrim.eval import metrics, provenance
 from crosstrim.eval.items import asked
 from crosstrim.files import write_json
 from crosstrim.method import choose, policies
-from crosstrim.method.merge import Groups, groups_of
+from crosstrim.method.merge import Counts, Groups, groups_of
 from crosstrim.method.policy import Evidence
 
 OUT = calibration.RESULTS / "mini-rules.json"
@@ -97,6 +97,7 @@ def largest_row(
     scale: float | None = None,
 ) -> torch.Tensor:
     """What `crosstrim.saliency` takes and gives, but the largest attention of any row in place of the sum."""
+    visible = visible.repeat_interleave(keys.shape[2] // visible.shape[2], dim=-1)
     heads = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
     logits = queries @ heads.transpose(2, 3) * (queries.shape[-1] ** -0.5 if scale is None else scale)
     counts = (visible & rating_rows.unsqueeze(-1)).unsqueeze(1)
@@ -106,13 +107,13 @@ def largest_row(
 # What becomes of the others: groups.
 
 
-def by_values(choice: choose.Choice, kept: torch.Tensor) -> Groups:
+def by_values(choice: choose.Choice, kept: torch.Tensor, counts: Counts | None = None) -> Groups:
     """Groups by the cosine of the leader's values."""
     seen = choice.evidence
-    return groups_of(seen.values, seen.saliency, choice.visible, kept, choice.evidence.features_per_image)
+    return groups_of(seen.values, seen.saliency, choice.visible, kept, seen.features_per_image, counts)
 
 
-def summary(choice: choose.Choice, kept: torch.Tensor) -> Groups:
+def summary(choice: choose.Choice, kept: torch.Tensor, counts: Counts | None = None) -> Groups:
     """One group for all: the kept feature with the fewest votes stands for itself and whatever was dropped."""
     groups, size = Groups.singles(kept), choice.evidence.features_per_image
     last = choice.votes.amax(1).masked_fill(~kept, torch.inf).unflatten(1, (-1, size)).argmin(-1, keepdim=True)
@@ -131,9 +132,10 @@ def by_features(model: Any, keep: float) -> Iterator[TrimConfig]:
         if states is not None:
             seen[:] = [states]
 
-    def groups(choice: choose.Choice, kept: torch.Tensor) -> Groups:
+    def groups(choice: choose.Choice, kept: torch.Tensor, counts: Counts | None = None) -> Groups:
         features = seen[0].reshape(len(kept), 1, kept.shape[1], -1)
-        return groups_of(features, choice.evidence.saliency, choice.visible, kept, choice.evidence.features_per_image)
+        size = choice.evidence.features_per_image
+        return groups_of(features, choice.evidence.saliency, choice.visible, kept, size, counts)
 
     hook = model.model.language_model.register_forward_pre_hook(look, with_kwargs=True)
     try:
@@ -154,7 +156,7 @@ def _patched(thing: Any, name: str, value: Any, config: TrimConfig) -> Iterator[
         yield config
 
 
-def merged(groups: Callable[[choose.Choice, torch.Tensor], Groups]) -> Way:
+def merged(groups: Callable[..., Groups]) -> Way:
     """Merging into other groups than the shipped ones."""
     return lambda model, keep: _patched(
         choose.Choice, "groups", groups, TrimConfig(policy="contribution", keep=keep, merge=True)

@@ -37,6 +37,9 @@ class Elsewhere(torch.Tensor):
     def tolist(self) -> Any:
         return self.inner.tolist()
 
+    def numpy(self) -> Any:
+        return self.inner.numpy()
+
     def __repr__(self, **_: Any) -> str:
         return f"{self.inner!r} on {self.device}"
 
@@ -45,7 +48,7 @@ class Elsewhere(torch.Tensor):
         return _run(operation, args, kwargs or {})
 
 
-class _Tensors(TorchFunctionMode):
+class MadeOfNumbers(TorchFunctionMode):
     """`torch.tensor` writes the numbers down before anything is dispatched, on a CPU without index."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
@@ -64,7 +67,7 @@ class _Operations(TorchDispatchMode):
 @contextlib.contextmanager
 def pretended() -> Iterator[None]:
     """Inside, tensors can also be made on pretended devices and moved there."""
-    with _Tensors(), _Operations():
+    with MadeOfNumbers(), _Operations():
         yield
 
 

@@ -57,14 +57,17 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        target = kwargs.get("device")
+        target = kwargs.get("device") or next((one for one in args if isinstance(one, torch.device)), None)
+        if target is not None and target.type == "meta":  # what torch's own code takes from a tensor there
+            target = DEVICE
         tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, torch.Tensor)]
         there = [one for one in tensors if isinstance(one, There)]
         name = function.overloadpacket.__name__
         if there:
             self._look(name, args, target, tensors)
-        if target is not None:
-            kwargs = {**kwargs, "device": _CPU}
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": target and _CPU}
+        args = [_CPU if isinstance(one, torch.device) else one for one in args]
         inner_args, inner = tree_map(lambda one: one.values if isinstance(one, There) else one, (args, kwargs))
         result = function(*inner_args, **inner)
         if not (there if target is None else target == DEVICE):

@@ -15,7 +15,7 @@ MIN = torch.finfo(torch.float32).min
 
 def state(*rows):
     kept = torch.tensor(rows, dtype=torch.bool)
-    return Kept.of(kept, torch.ones_like(kept), kept.shape[1])
+    return Kept.of(kept, torch.ones_like(kept))
 
 
 EVEN, RAGGED, BLIND = state([1, 0, 1], [0, 1, 1]), state([1, 1, 1], [0, 0, 1]), state([0, 0, 0], [1, 1, 0])

@@ -18,16 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from crosstrim.method import policies
 from crosstrim.method.geometry import Geometry
-from crosstrim.method.merge import Groups, groups_of
+from crosstrim.method.merge import Counts, Groups, counts_of, groups_of
 from crosstrim.method.precision import full_precision
 from crosstrim.method.saliency import saliency
-from crosstrim.method.selection import budget_of, select
+from crosstrim.method.selection import budget_of, most_of, select
 
 if TYPE_CHECKING:
     from crosstrim.config import TrimConfig
@@ -70,12 +71,18 @@ class Choice:
             return self.kept
         return select(self.votes, self.kept, keep=float(share), features_per_image=self.evidence.features_per_image)
 
-    def groups(self, kept: torch.Tensor) -> Groups | None:
-        """Which of the features `kept` [B, N] stand for those that go; None where none goes."""
-        if self.evidence is None or torch.equal(kept, self.visible):
+    def groups(self, kept: torch.Tensor, counts: Counts | None = None) -> Groups | None:
+        """Which of the features `kept` [B, N] stand for those that go; None where none goes.
+
+        `counts` is as for `groups_of`.
+        """
+        if self.evidence is None:
             return None
         seen = self.evidence
-        groups = groups_of(seen.keys, seen.saliency, self.visible, kept, seen.features_per_image)
+        counts = counts or counts_of(self.visible, kept, seen.features_per_image)
+        if all(visible == stay for visible, stay in chain.from_iterable(counts)):
+            return None
+        groups = groups_of(seen.keys, seen.saliency, self.visible, kept, seen.features_per_image, counts)
         return groups.change(self.processes.agree)
 
 
@@ -140,6 +147,7 @@ def choose(
             budget=budget_of(known.unflatten(-1, (-1, size)), **knobs),
             features_per_image=size,
             features_per_tile=geometry.features_per_tile,
+            most=None if known.device.type == "cpu" else most_of(size, **knobs),
         )
         policy = config.voters()
         votes = policies.votes_of(policy, evidence)

@@ -28,7 +28,7 @@ the places [R, steps] that each of R images takes, in order. A row may go on aft
 
 
 def order(
-    relevance: torch.Tensor, visible: torch.Tensor, keys: torch.Tensor, budget: torch.Tensor, take: Take
+    relevance: torch.Tensor, visible: torch.Tensor, keys: torch.Tensor, budget: torch.Tensor, steps: int, take: Take
 ) -> torch.Tensor:
     """Votes by the place in which each feature is taken; what is not taken follows by relevance.
 
@@ -36,21 +36,20 @@ def order(
         relevance: [R, F] float32, not negative, for each of R images.
         visible: [R, F] bool.
         keys: [R, Hkv, F, D]; likeness is the cosine between the keys of all heads, side by side (see `sketch`).
-        budget: [R] int64, how many features each image takes. It may be on the CPU while the others are on a device:
-            then the host need not ask it for the number of steps.
+        budget: [R] int64, how many features each image takes. It may be on the CPU while the others are on a device.
+        steps: what no budget is above.
         take: the rule.
 
     Returns:
         [R, F] float32, the first one taken highest.
     """
     with full_precision(relevance.device):
-        return _order(relevance, visible, keys, budget, take)
+        return _order(relevance, visible, keys, budget, steps, take)
 
 
 def _order(
-    relevance: torch.Tensor, visible: torch.Tensor, keys: torch.Tensor, budget: torch.Tensor, take: Take
+    relevance: torch.Tensor, visible: torch.Tensor, keys: torch.Tensor, budget: torch.Tensor, steps: int, take: Take
 ) -> torch.Tensor:
-    steps = int(budget.max()) if budget.numel() else 0
     budget = budget.to(visible.device, non_blocking=True).minimum(visible.sum(-1))
     ranked = relevance.masked_fill(~visible, -1.0).argsort(dim=-1, descending=True, stable=True)
     size = ranked.shape[1]

@@ -12,7 +12,7 @@ with one key and one value draws, and gives, what all of them would have.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,9 +85,24 @@ class Groups:
         return self.sizes.to(slots.device).gather(1, slots).float().log()
 
 
+Counts = Sequence[Sequence[tuple[int, int]]]
+"""Of each sample and image, how many features are visible, and how many of them stay."""
+
+
+def counts_of(visible: torch.Tensor, kept: torch.Tensor, features_per_image: int) -> Counts:
+    """The counts of `visible` [B, N] and `kept` [B, N] bool, by one look at the device that they are on."""
+    both = torch.stack([visible, kept], -1).unflatten(1, (-1, features_per_image)).sum(2)
+    return [[(seen, stays) for seen, stays in images] for images in both.tolist()]
+
+
 @torch.no_grad()
 def groups_of(
-    keys: torch.Tensor, saliency: torch.Tensor, visible: torch.Tensor, kept: torch.Tensor, features_per_image: int
+    keys: torch.Tensor,
+    saliency: torch.Tensor,
+    visible: torch.Tensor,
+    kept: torch.Tensor,
+    features_per_image: int,
+    counts: Counts | None = None,
 ) -> Groups:
     """Let each visible feature that is dropped join the kept one of its image whose key is nearest by cosine.
 
@@ -99,15 +114,20 @@ def groups_of(
         visible: [B, N] bool.
         kept: [B, N] bool, among them.
         features_per_image: features of one image in N.
+        counts: of `visible` and `kept`, where the host knows them; None: look.
     """
+    counts = counts or counts_of(visible, kept, features_per_image)
     with full_precision(keys.device):
         directions = normalize(keys.float().transpose(1, 2).flatten(2), dim=-1)
         into = Groups.singles(kept).into.clone()
-        dropped = visible & ~kept
-        for sample in range(len(kept)):
-            for image in torch.arange(kept.shape[1], device=kept.device).split(features_per_image):
-                stays, goes = (image[those[sample, image]] for those in (kept, dropped))
-                if len(stays) and len(goes):
+        # First what stays, then what goes, each in its order, then what nobody sees; image by image.
+        rank = (2 * visible.to(torch.uint8) + kept).unflatten(1, (-1, features_per_image))
+        places = rank.argsort(dim=-1, descending=True, stable=True)
+        for sample, images in enumerate(counts):
+            for image, (seen, stay) in enumerate(images):
+                if 0 < stay < seen:
+                    those = image * features_per_image + places[sample, image]
+                    stays, goes = those[:stay], those[stay:seen]
                     cosines = directions[sample, goes] @ directions[sample, stays].T
                     into[sample, goes] = stays[cosines.argmax(-1)]
         return Groups.of(into, saliency.sum(1))

@@ -235,7 +235,9 @@ def _greedily(evidence: Evidence, take: greedy.Take) -> torch.Tensor:
 
     keys = evidence.keys.unflatten(2, (-1, size)).transpose(1, 2).flatten(0, 1)  # [B * I, Hkv, F, D], a copy if I > 1
     relevance, visible = evidence.saliency.mean(1).view(-1, size), evidence.visible.view(-1, size)
-    votes = greedy.order(relevance, visible, keys, evidence.budget.flatten(), take)
+    budget = evidence.budget.flatten()
+    steps = max(budget.tolist(), default=0) if evidence.most is None else evidence.most
+    votes = greedy.order(relevance, visible, keys, budget, steps, take)
     return votes.view(len(evidence.visible), 1, -1)
 
 

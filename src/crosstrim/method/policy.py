@@ -24,6 +24,8 @@ class Evidence:
             the others are on a device: whoever must know a number then need not wait for the device.
         features_per_image: features of one image; N = I * features_per_image.
         features_per_tile: features of one tile, the first of which is its class token.
+        most: what no budget is above, for whoever must know a number without looking at a budget on a device; None:
+            look.
     """
 
     saliency: torch.Tensor
@@ -33,6 +35,7 @@ class Evidence:
     budget: torch.Tensor
     features_per_image: int
     features_per_tile: int
+    most: int | None = None
 
 
 Voter = Callable[[Evidence], torch.Tensor]

@@ -9,7 +9,7 @@ takes the first features in that order until an exact budget is full.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -89,6 +89,11 @@ def budget_of(
     if isinstance(keep, int):
         return counts.clamp_max(min(keep, visible.shape[-1]))
     return share_of(keep, counts)
+
+
+def most_of(size: int, **knobs: Any) -> int:
+    """What `budget_of` gives an image of `size` features at most."""
+    return int(budget_of(torch.ones(1, 1, size, dtype=torch.bool, device="cpu"), **knobs))
 
 
 def best_rank(votes: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:

@@ -28,13 +28,13 @@ class Kept:
     drew: torch.Tensor | None = None  # [B, Hq, N'] float32, what those of the first images drew, where scored
 
     @classmethod
-    def of(cls, kept: torch.Tensor, visible: torch.Tensor, at_most: int | None = None) -> Kept:
+    def of(cls, kept: torch.Tensor, visible: torch.Tensor, counts: tuple[int, ...] | None = None) -> Kept:
         """The state in which `kept` [B, N] of the `visible` [B, N] features stay, in their order.
 
-        A sample keeps `at_most` so many; on the meta device, where nothing can be counted, it is taken for the count.
+        `counts` says how many each sample keeps, where the host knows it; None: look.
         """
         counted = kept.sum(-1)
-        counts = (at_most or kept.shape[1],) * len(kept) if kept.is_meta else tuple(counted.tolist())
+        counts = tuple(counted.tolist()) if counts is None else counts
         length = max(1, *counts)  # One slot at least: attention over no key at all is undefined.
         order = kept.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
         # With strides of its own, which compiled code looks at.
@@ -149,16 +149,18 @@ class Kept:
         """[B, K], `like` a tensor: what every row adds to the attention logits of the slots; None for nothing."""
         return None if self.groups is None else self.groups.bias(self.slots).to(like)
 
-    def readable(self, mask: torch.Tensor | None) -> tuple[int, ...] | None:
+    def readable(self, mask: torch.Tensor | None, hides: bool | None = None) -> tuple[int, ...] | None:
         """How many features each sample reads, if that is all that the `mask` of `trim_mask` says beside the `bias`.
+
+        `hides` says whether the mask hides a kept feature from some row, where the host knows it; None: look.
 
         Returns:
             Counts from the first slot on, at least 1 each (a sample that keeps nothing has rows that see nothing,
             whatever they read); None where the mask hides a kept feature from some row, or cannot be looked into.
         """
-        if self.counts is None or (mask is not None and mask.is_meta):
+        if self.counts is None or hides or (mask is not None and mask.is_meta):
             return None
-        if mask is not None:
+        if mask is not None and hides is None:
             bias = self.bias(mask)
             shown = mask == (0 if bias is None else bias[:, None, None])
             if not self.rectangular:

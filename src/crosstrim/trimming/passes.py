@@ -13,12 +13,15 @@ from crosstrim.errors import InputError
 from crosstrim.method.choose import Choice, Processes, choose
 from crosstrim.method.rating import last_turn_rows, real_rows
 from crosstrim.method.saliency import saliency
-from crosstrim.method.selection import budget_of, share_of
+from crosstrim.method.selection import most_of, share_of
 from crosstrim.models import compat, mllama
 from crosstrim.models.interface import Attended, Call
 from crosstrim.trimming.cache import ImageCache, Switch
 from crosstrim.trimming.kept import Kept, LayersKept, extended
 from crosstrim.trimming.uncached import Evidence, Uncached
+
+Hides = tuple[bool, bool]
+"""Whether from some row that sees anything some feature is hidden; and whether one is that another row sees."""
 
 
 @dataclass(frozen=True)
@@ -44,28 +47,53 @@ class Trim:
         """
         return self.config.drops_nothing and not compat.blind_rows_pass_through(self.model.leader)
 
-    def layers(self, choice: Choice, last_row_sees: torch.Tensor) -> LayersKept:
-        """The choice for the leader, and for every follower all or a share of it.
-        `last_row_sees` [B] bool says whether the last row of the prompt sees anything.
+    def layers(self, choice: Choice, sees: torch.Tensor, last: int, older: int) -> tuple[LayersKept, Hides | None]:
+        """The choice for the leader, and for every follower all or a share of it; and what it hides.
+
+        Here the host looks at the device. `sees` [B, T, M] bool is what each row sees, features that were chosen from
+        before first, `older` of them; `last` is the prompt's last row.
         """
-        config, kept, size = self.config, choice.kept, self.model.geometry.features_per_image
+        config, kept = self.config, choice.kept
         if self.blind_rows_leak:  # then a sample that sees nothing reads everything, and dropping any would show
-            kept = kept | ~(choice.visible.any(-1) & last_row_sees).unsqueeze(-1)
-        image = torch.ones(size, dtype=torch.bool, device="cpu")
-        most = int(budget_of(image, keep=config.keep)) * (kept.shape[1] // size)
+            kept = kept | ~(choice.visible.any(-1) & sees[:, last].any(-1)).unsqueeze(-1)
+        counts, hides = self._looked_up(choice.visible, kept, sees, older)
         seen = choice.evidence
-        leader = replace(Kept.of(kept, choice.visible, most), drew=seen.saliency if seen else None)
+        leader = replace(Kept.of(kept, choice.visible, _whole(counts)), drew=seen.saliency if seen else None)
 
         def follower(share: float) -> Kept:
-            at_most = int(share_of(share, torch.tensor(most, device="cpu")))
-            own = leader if share == 1 else Kept.of(choice.share(share), choice.visible, at_most)
+            own, stay = leader, counts
+            if share != 1:
+                stay = torch.stack([counts[..., 0], share_of(share, counts[..., 1])], -1)
+                own = Kept.of(choice.share(share), choice.visible, _whole(stay))
             # Not for the leader, which has read everything.
-            groups = choice.groups(own.kept) if config.merge and not config.drops_nothing else None
+            groups = choice.groups(own.kept, stay.tolist()) if config.merge and not config.drops_nothing else None
             return own if groups is None else replace(own, groups=groups)
 
         shares = config.voters().shares(len(self.model.followers))
         made = {share: follower(share) for share in shares}
-        return (leader, *(made[share] for share in shares))
+        return (leader, *(made[share] for share in shares)), hides
+
+    def _looked_up(
+        self, visible: torch.Tensor, kept: torch.Tensor, sees: torch.Tensor, older: int
+    ) -> tuple[torch.Tensor, Hides | None]:
+        """On the CPU [B, I, 2] int64, how many features of each image are visible and stay; and what is hidden."""
+        size = self.model.geometry.features_per_image
+        if kept.is_meta:  # where nothing can be counted
+            most = most_of(size, keep=self.config.keep)
+            return torch.full((len(kept), kept.shape[1] // size, 2), most, device="cpu"), None
+        counts, columns = torch.stack([visible, kept], -1).unflatten(1, (-1, size)).sum(2), older + kept.shape[1]
+        blind = sees.any(-1, keepdim=True).logical_not()  # rows that attend to everything, whatever masks say
+        hidden = (sees | blind).logical_not()
+        stay = sees.any(1, keepdim=True)
+        stay[..., : older * sees.shape[2] // columns] = True  # chosen before, whoever sees them now
+        hides = torch.stack([hidden.any(), (hidden & stay).any()])
+        *numbers, any_at_all, any_seen = torch.cat([counts.flatten(), hides]).tolist()
+        return torch.tensor(numbers, device="cpu").view(counts.shape), (bool(any_at_all), bool(any_seen))
+
+
+def _whole(counts: torch.Tensor) -> tuple[int, ...]:
+    """How many features of each sample stay, of `counts` [B, I, 2]."""
+    return tuple(counts[..., 1].sum(-1).tolist())
 
 
 Shortened = tuple[torch.Tensor | None, tuple[int, ...] | None, torch.Tensor | None]
@@ -75,10 +103,11 @@ Made = dict[tuple[int, torch.device], Shortened]
 """Those of a pass, each made once for all of its layers that share it."""
 
 
-def shortened(call: Call, kept: Kept | None, made: Made) -> Shortened:
+def shortened(call: Call, kept: Kept | None, made: Made, hides: bool | None = None) -> Shortened:
     """The call's mask over the slots of `kept`, how many slots each sample reads, and what these add to logits.
 
-    The counts are None where the mask says more than they do, and where the layer has nothing to shorten it to.
+    `hides` is as for `Kept.readable`. The counts are None where the mask says more than they do, and where the layer
+    has nothing to shorten it to.
     """
     if kept is None:
         return call.mask, None, None
@@ -87,7 +116,7 @@ def shortened(call: Call, kept: Kept | None, made: Made) -> Shortened:
         return kept.trim_mask(call.mask, rows, dtype), None, None
     if (id(kept), device) not in made:
         mask = kept.trim_mask(call.mask, rows, dtype)
-        counts, bias = kept.readable(mask), kept.bias(call.queries)
+        counts, bias = kept.readable(mask, hides), kept.bias(call.queries)
         made[id(kept), device] = None if mask is None else mask.to(device), counts, bias
     return made[id(kept), device]
 
@@ -133,6 +162,7 @@ class ImagePass:
     prompt_rows: int
     cache: ImageCache | None = None  # once the leader was reached; None without one
     chosen: Chosen | None = None  # once the leader has chosen
+    hides: Hides | None = None  # what the masks do; None: look
     _made: Made = field(default_factory=dict)
     _features: dict[int, torch.Tensor] = field(default_factory=dict)
 
@@ -161,7 +191,8 @@ class ImagePass:
         chosen = self.chosen
         if chosen is None:  # the leader ran without us, which the hook after the model tells
             return call.attend(call.mask)
-        mask, counts, bias = shortened(call, chosen.read[place], self._made)
+        hides = self.hides and self.hides[chosen.read[place] is chosen.after[place]]
+        mask, counts, bias = shortened(call, chosen.read[place], self._made, hides)
         goes_on = self.prompt_rows < call.queries.shape[2]
         if place == 0 and self.trims_leader and goes_on and not chosen.appended[0].complete:
             mask, counts = self._hidden_after_the_prompt(mask, chosen.appended[0], call), None
@@ -200,13 +231,15 @@ class ImagePass:
         return Chosen(appended, after, (leader, *followers[1:]))
 
     def _visible(self, call: Call, untrimmed: Kept) -> torch.Tensor:
-        """[B, T, columns] bool, what the text rows may see of the leader's columns."""
+        """[B, T, columns] bool, what the text rows may see of the leader's columns; or of the tiles that they are."""
         size, tiles = self.trim.model.geometry.features_per_tile, self.sees
         if tiles is None:
             count, rows = untrimmed.feature_count // size, call.queries.shape[2]
             tiles = call.queries.new_ones(len(call.queries), rows, count, dtype=torch.bool)
-        visible = tiles.to(call.queries.device).repeat_interleave(size, dim=-1)
-        return untrimmed.trim_visible(visible) if self.before and self.trims_leader else visible
+        tiles = tiles.to(call.queries.device)
+        if not (self.before and self.trims_leader):
+            return tiles
+        return untrimmed.trim_visible(tiles.repeat_interleave(size, dim=-1))
 
     def _appended(self, call: Call, visible: torch.Tensor, older: int) -> LayersKept:
         """What stays of the new images. Without a cache every token passes the prompt again, which decides once."""
@@ -249,7 +282,8 @@ class ImagePass:
             scale=call.scale,
             processes=self.trim.processes,
         )
-        return self.trim.layers(choice, visible[:, self.prompt_rows - 1].any(-1))
+        layers, self.hides = self.trim.layers(choice, visible, self.prompt_rows - 1, older)
+        return layers
 
     def _evidence(self, call: Call, visible: torch.Tensor, rows: int) -> Evidence:
         """What a choice on the first `rows` rests on beside these rows: numbers that change with whatever matters."""

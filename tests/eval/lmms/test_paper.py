@@ -47,3 +47,10 @@ def test_published_numbers_stand_beside_the_model_that_they_are_of(tmp_path):
     assert "| k=0.15 |  |  |  |  |  | 75.4 (51.0 %) |" in page
     assert "72.3" not in page
     assert "75.4" not in paper.page("mini", tmp_path)
+
+
+def test_a_number_that_a_task_did_not_report_leaves_the_others(tmp_path):
+    numbers = [paper.Number("this", "task", "one", 100), paper.Number("that", "task", "two")]
+    (tmp_path / "lossless").mkdir()
+    (tmp_path / "lossless" / "task.json").write_text(json.dumps({"results": {"task": {"one,none": 0.5}}}))
+    assert "| lossless | 50.0 | not reported |  |" in paper.page("mini", tmp_path, numbers)

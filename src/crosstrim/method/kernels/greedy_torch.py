@@ -64,7 +64,7 @@ def _one_image(gain: torch.Tensor, unit: torch.Tensor, weight: float, steps: int
             rows.update(zip(ahead.tolist(), left.unbind(), strict=True))
             unknown[ahead] = -torch.inf
         torch.minimum(score, rows[best], out=score)
-    return torch.tensor(taken, dtype=torch.long, device="cpu")
+    return torch.tensor(taken, dtype=torch.long, device=gain.device)
 
 
 def determinantal(

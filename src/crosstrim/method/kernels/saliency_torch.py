@@ -17,15 +17,15 @@ def attention_received(
 ) -> torch.Tensor:
     """Sum over the rating rows of softmax(scale * q·k) over the visible features, in float32.
 
-    Only a sample's rating rows and the features that these see are computed, one sample at a time, so that neither
-    batch mates nor padding change a sample's numbers. Memory beyond the result does not grow with T: two chunks,
-    and one sample's keys where they are not float32 or partly invisible.
+    One sample at a time, so that batch mates do not change a sample's numbers. Where the masks are on the CPU, only
+    the rating rows and the features that these see are computed. Where they are on a device, the host does not wait
+    for it to look into them, and everything is. Memory beyond the result does not grow with T: two chunks, and one
+    sample's keys where they are not float32 or partly invisible.
 
     Args:
         queries: [B, Hq, T, D], any float dtype.
         keys: [B, Hkv, N, D], Hq a multiple of Hkv.
-        visible: [B, T, M] bool, each entry for N // M features that stand together. Which rows and features are
-            computed is found out where this and `rating` are.
+        visible: [B, T, M] bool, each entry for N // M features that stand together.
         rating: [B, T] bool, rows that count; rows that see nothing never do.
         scale: factor on q·k.
 
@@ -34,16 +34,21 @@ def attention_received(
     """
     result = torch.zeros(*queries.shape[:2], keys.shape[2], dtype=torch.float32, device=queries.device)
     together = torch.arange(keys.shape[2] // max(1, visible.shape[2]), device=keys.device)
+    looked_into = visible.device.type == "cpu"
     for sample in range(len(queries)):
         seen = visible[sample]
-        rows = (rating[sample] & seen.any(-1)).nonzero().squeeze(-1)
-        if not len(rows):
-            continue
-        columns = _seen_by_any(seen, rows)
+        rows, columns = (torch.arange(count, device=visible.device) for count in seen.shape)
+        counting = rating[sample] & seen.any(-1)
+        if looked_into:
+            rows = counting.nonzero().squeeze(-1)
+            if not len(rows):
+                continue
+            columns = _seen_by_any(seen, rows)
         places = columns.to(keys.device, non_blocking=True).unsqueeze(-1) * len(together) + together
         places = places.flatten()
         features = keys[sample] if len(places) == keys.shape[2] else keys[sample][:, places]
-        received = _one_sample(queries[sample], features.float(), seen, rows, columns, scale)
+        parts = None if looked_into else counting.float()
+        received = _one_sample(queries[sample], features.float(), seen, rows, columns, parts, scale)
         result[sample].index_copy_(-1, places, received)
     return result
 
@@ -62,9 +67,13 @@ def _one_sample(
     seen: torch.Tensor,
     rows: torch.Tensor,
     columns: torch.Tensor,
+    parts: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
-    """The attention [Hq, F] that the features of `columns`, whose keys are [Hkv, F, D], receive from `rows`."""
+    """The attention [Hq, F] that the features of `columns`, whose keys are [Hkv, F, D], receive from `rows`.
+
+    Each row counts by its part in `parts` [T], 0 or 1; None: all count, and the masks may be looked into.
+    """
     key_heads, feature_count, head_size = keys.shape
     group = len(queries) // key_heads
     per_row = group * feature_count  # scores, for each key head
@@ -78,7 +87,10 @@ def _one_sample(
         asked = queries[:, chunk.to(queries.device, non_blocking=True)]
         packed = (asked.float() * scale).view(key_heads, group * len(chunk), head_size)
         hidden = ~seen[chunk].index_select(1, columns)
-        masked = bool(hidden.any())  # mostly all rows see the same features, and there is nothing left to hide
+        if parts is None:
+            masked = bool(hidden.any())  # mostly all rows see the same features, and there is nothing left to hide
+        else:
+            masked, hidden = True, hidden & ~hidden.all(-1, keepdim=True)  # a row that is all masked would be NaN
         hidden = hidden.to(keys.device, non_blocking=True) if masked else hidden
         for first in range(0, key_heads, heads_per_chunk):
             heads = slice(first, first + heads_per_chunk)
@@ -88,6 +100,8 @@ def _one_sample(
             if masked:
                 scores.unflatten(-1, (len(columns), -1)).masked_fill_(hidden.unsqueeze(-1), float("-inf"))
             torch.softmax(scores, -1, out=weights)
+            if parts is not None:
+                weights *= parts[chunk].unsqueeze(-1)
             received[heads] += weights.sum(2)
     return received.flatten(0, 1)
 
