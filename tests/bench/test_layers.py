@@ -27,7 +27,7 @@ def model():
 
 
 def test_shapes_are_those_of_the_real_models():
-    assert [shape.features_per_image for shape in shapes.SHAPES.values()] == [6404, 6404, 68]
+    assert [shape.features_per_image for shape in shapes.SHAPES.values()] == [6404, 6404, 6404, 68]
     kv = {name: 2 * 2 * s.features_per_image * s.key_value_heads * s.head_size * s.cross_layers / 2**20
           for name, s in shapes.SHAPES.items()}  # fmt: skip
     assert kv["11B"] == pytest.approx(200, rel=0.002)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import crosstrim
-from crosstrim.bench import bars, gpu, layers, page, saliency, suites
+from crosstrim.bench import bars, gpu, growth, layers, page, saliency, stack, suites
 from crosstrim.bench.shapes import SHAPES
 from crosstrim.errors import CrosstrimError, DeviceError, ResultError
 
@@ -99,6 +99,8 @@ def test_sessions_enter_the_tower_once_and_nobody_else_does(measured):
         ("trimmed", "second"): 1,
         ("session", "first"): 1,
         ("session", "second"): 0,
+        ("features given", "first"): 1,
+        ("features given", "second"): 0,
     }
 
 
@@ -152,7 +154,14 @@ def test_without_a_gpu_its_suite_names_the_remedy(monkeypatch):
 def test_the_gpu_suite_has_a_row_for_everything(measured):
     rows = measured("gpu")["rows"]
     counts = {kind: sum(row["what"] == kind for row in rows) for kind in dict.fromkeys(row["what"] for row in rows)}
-    assert counts == {"vision tower": 1, "weights": 1, "generate": 4 * 7, "largest batch": 2 * 4}
+    assert counts == {
+        "score": 1,
+        "choose": 2,
+        "vision tower": 1,
+        "weights": 1,
+        "generate": 4 * 7,
+        "largest batch": 2 * 4,
+    }
     assert {row["status"] for row in rows} == {"fits"}
 
 
@@ -176,7 +185,9 @@ def test_what_does_not_fit_is_said_and_the_rest_goes_on(monkeypatch):
 
 def test_a_spent_time_budget_ends_in_an_orderly_way():
     rows = list(gpu.run(**gpu.SETTINGS["tiny"] | {"budget_s": -1}))
-    assert [row["status"] for row in rows if row["what"] != "weights"] == ["not reached in time"] * (1 + 4 + 8)
+    assert [row["status"] for row in rows if row["what"] not in ("weights", "score", "choose")] == [
+        "not reached in time"
+    ] * (1 + 4 + 8)
 
 
 def test_a_bar_reads_exactly_one_row():
@@ -193,7 +204,8 @@ def test_the_memory_bars_see_the_highest_peak_and_how_it_grows():
             {"what": "score", "rows": rows, "peak_mib": peak, "resident_mib": 2 * peak}
             for rows, peak in peaks.items()
         ]
-        rows += [{"what": "choose", "policy": policy, "ms": 1.0} for policy in saliency.POLICIES]
+        rows += [{"what": "choose", "policy": policy, "kept": 640, "ms": 1.0} for policy in saliency.POLICIES]
+        rows += [{"what": "lead", "rows": 512, "way": "crosstrim", "ratio": 1.0}]
         highest, growth, *_ = bars.judge("saliency", rows)
         return highest["figure"], highest["met"], growth["figure"], growth["met"]
 
@@ -213,3 +225,34 @@ def test_files(measured, name, tmp_path):
     text = files[2].read_text()
     assert ("| bar | measured | at most | met |" in text) is bool(bars.of(name))
     assert f"![{name}]({name}.png)" in text
+
+
+def test_slopes_are_powers_between_sizes_that_lie_far_enough_apart():
+    earlier = [{"value": 1, "ms": 2.0}, {"value": 2, "ms": 9.0}]
+    assert growth.slope(earlier, {"value": 3, "ms": 5.0}, "ms") is None
+    assert growth.slope(earlier, {"value": 4, "ms": 8.0}, "ms") == 1.0
+    assert growth.slope(earlier, {"value": 8, "ms": 9.0}, "ms") == 0.0
+    assert growth.slope(earlier, {"value": 8, "ms": None}, "ms") is None
+
+
+def test_the_growth_bars_tell_what_must_stay_flat_from_what_may_grow():
+    def row(what, along, time, memory):
+        return {"what": what, "along": along, "time_slope": time, "memory_slope": memory}
+
+    rows = [row("choose", "rows", 1.1, 0.05), row("step", "rows", 0.1, 0.02), row("prompt", "batch", 1.0, None)]
+    rows.append(row("prompt", "images", None, 0.9))
+    assert [one["figure"] for one in bars.judge("growth", rows)] == [1.1, 0.1, 0.9, 0.05]
+    with pytest.raises(ResultError, match="no row has what a bar is read off"):
+        bars.judge("growth", [row("step", "batch", 1.0, 1.0)])
+
+
+def test_what_a_period_asks_for_is_that_of_the_11b_decoder():
+    """The period's weights are an eighth of the decoder's, and a feature's bytes those of one layer."""
+    shape = SHAPES["11B"]
+    one = stack.load(shape, 6404, 6404 * 4096, phase="step", rows=0, batch=2, element=2)
+    cross, own = 2 * 4096**2 + 3 * 4096 * 14336, 2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336
+    assert one.weights == 2 * (cross + 4 * own)
+    assert one.cached == 2 * 6404 * 2 * 1024 * 2
+    assert one.operations == 2 * (2 * (cross + 4 * own) + 4 * 4096 * 6404)
+    prompt = stack.load(shape, 6404, 0, phase="prompt", rows=1, batch=1, element=2)
+    assert prompt.operations - one.operations / 2 == 2 * 4096 * 2048 * 6404 + 4 * 4096 * 4

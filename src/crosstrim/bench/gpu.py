@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from crosstrim.bench import layers, shapes
+from crosstrim.bench import kernels, layers, shapes
 from crosstrim.bench.timing import Timing, alternate, now
 from crosstrim.errors import DeviceError
 from crosstrim.models import compat, mllama
@@ -32,6 +32,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rows": 64,
         "steps": 16,
         "rounds": 2,
+        "scored": [64, 2048],
+        "kept": [640, 3202],
         "pictures": [1, 8],
         "cases": [
             {**_11B, "tiles": [4, 1], "batches": [1, 8, 32, 64, 128], "larger": [192, 256, 384, 512, 768]},
@@ -44,6 +46,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rows": 64,
         "steps": 8,
         "rounds": 1,
+        "scored": [64],
+        "kept": [640],
         "pictures": [1],
         "cases": [{**_11B, "tiles": [4], "batches": [8, 64], "larger": []}],
     },
@@ -53,6 +57,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rows": 8,
         "steps": 3,
         "rounds": 1,
+        "scored": [8],
+        "kept": [20],
         "pictures": [1],
         "cases": [{**_TINY, "tiles": [4, 1], "batches": [1, 2], "larger": [4]}],
     },
@@ -74,10 +80,12 @@ def run(
     rows: int,
     steps: int,
     rounds: int,
+    scored: list[int],
+    kept: list[int],
     pictures: list[int],
     cases: list[dict[str, Any]],
 ) -> Iterator[Row]:
-    """Measure the vision tower, and then each model at each number of tiles and batch size.
+    """Measure the kernels, the vision tower, and then each model at each number of tiles and batch size.
 
     Cross-attention layers come last in these models; at which depth they stand changes no time. The features are
     given, so the vision tower has rows of its own.
@@ -88,13 +96,16 @@ def run(
         rows: T of the prompt.
         steps: measured decoding steps of each run.
         rounds: measured runs of each variant.
+        scored: T of the texts by which a picture is scored.
+        kept: how many of a picture's features are chosen greedily.
         pictures: batch sizes of the vision tower.
         cases: of each model its shape, self_layers, cross_layers and vocabulary, the tiles and batches to run, and
             larger batches to try until one does not fit.
 
     Yields:
-        Rows of three kinds (`what`): "vision tower", "generate", "largest batch". `step_busy_ms` is the time that
-        the GPU itself works in a step, without waiting for the host; None where it cannot be seen.
+        Rows of some kinds (`what`): "score" and "choose" as of `kernels.run`, "vision tower", "generate", "largest
+        batch". `step_busy_ms` is the time that the GPU itself works in a step, without waiting for the host; None
+        where it cannot be seen.
 
     Raises:
         DeviceError: there is no such device.
@@ -105,8 +116,10 @@ def run(
             "CUDA build of torch, or measure on the CPU with the suites layers and decode."
         )
     deadline = time.monotonic() + budget_s
+    first = shapes.SHAPES[cases[0]["shape"]]
+    yield from kernels.run(first, device, scored, kept, rounds + 1)
     for batch in pictures:
-        yield _tower(shapes.SHAPES[cases[0]["shape"]], batch, device, rounds, deadline)
+        yield _tower(first, batch, device, rounds, deadline)
     for case in cases:
         yield from _model(**case, device=device, rows=rows, steps=steps, rounds=rounds, deadline=deadline)
         _free(device)

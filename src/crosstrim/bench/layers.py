@@ -53,6 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
             {**_PROMPT, "trims": _HALF, "rounds": 2, "plain": False},
             {**_HERE, **_STEP, "rounds": 5, "plain": False},
             {**_HERE, **_STEP, **_ONE_TILE, "rounds": 3, "plain": False},
+            {**_RELEASED, **_STEP, "trims": _HALF | _QUARTER | _ONE, "rounds": 5, "plain": False},
         ],
     },
     "tiny": {
@@ -61,6 +62,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
             {**_PROMPT, "rows": 9, "trims": _HALF | _QUARTER, "rounds": 2},
             {**_HERE, **_STEP, "trims": _HALF | _QUARTER | _ONE, "rounds": 2},
             {**_HERE, **_STEP, **_ONE_TILE, "rounds": 2},
+            {**_RELEASED, **_STEP, "trims": _HALF | _QUARTER | _ONE, "rounds": 2},
             {**_RELEASED, **_STEP, **_UNEQUAL, "rounds": 2},
         ],
     },
@@ -130,7 +132,8 @@ def measure(
         repeats = copies if phase == "decode" else 1
         caches = {name: prefilled(model, way, inputs, repeats) for name, way in ways.items()}
         held = {name: held_bytes(cache, parts.layer_indices) for name, cache in caches.items()}
-        passes = {name: _arguments(phase, repeated(inputs, repeats), caches[name]) for name in ways}
+        again = repeated(inputs, repeats)
+        passes = {name: new_prompt(inputs) if phase == "prefill" else step(again, caches[name]) for name in ways}
         turns = alternate(
             {name: partial(seconds_inside, model, way, groups, passes[name]) for name, way in ways.items()},
             rounds=rounds,
@@ -203,6 +206,11 @@ def repeated(inputs: dict[str, torch.Tensor], copies: int) -> dict[str, torch.Te
     }
 
 
+def new_prompt(inputs: dict[str, torch.Tensor]) -> Callable[[], dict[str, Any]]:
+    """What makes the arguments of a forward pass of the prompt, with a new cache."""
+    return lambda: {**inputs, cache_keyword(): DynamicCache()}
+
+
 def step(inputs: dict[str, torch.Tensor], cache: DynamicCache) -> Callable[[], dict[str, Any]]:
     """What makes the arguments of a forward pass of one token more."""
     return lambda: {**shapes.next_token(inputs, cache.get_seq_length()), cache_keyword(): cache}
@@ -245,13 +253,6 @@ def _like(model: nn.Module) -> dict[str, Any]:
 def _of(model: nn.Module) -> Row:
     like = _like(model)
     return {"dtype": str(like["dtype"]).removeprefix("torch."), "device": like["device"]}
-
-
-def _arguments(phase: str, inputs: dict[str, torch.Tensor], cache: DynamicCache) -> Callable[[], dict[str, Any]]:
-    """What makes the arguments of one forward pass: of the prompt with a new cache, or of one token more."""
-    if phase == "prefill":
-        return lambda: {**inputs, cache_keyword(): DynamicCache()}
-    return step(inputs, cache)
 
 
 def _hook_seconds(

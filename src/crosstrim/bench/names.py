@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-SUITES = ("layers", "decode", "saliency", "merge", "session", "mini", "gpu")
+SUITES = ("layers", "decode", "stack", "saliency", "growth", "merge", "session", "mini", "gpu")

@@ -38,15 +38,17 @@ def run(pictures: int, rounds: int) -> Iterator[dict[str, Any]]:
         rounds: measured conversations about each.
 
     Yields:
-        For each way (untrimmed, trimmed, session) and question one row: the time to the first token, as a ratio to
-        that of the first question asked the same way, and the highest number of entries into the vision tower. Time
-        begins with the question in hand and the picture in its file, as it does for a user.
+        For each way (untrimmed, trimmed, session, and untrimmed in a session, which is given the features) and
+        question one row: the time to the first token, as a ratio to that of the first question asked the same way,
+        and the highest number of entries into the vision tower. Time begins with the question in hand and the
+        picture in its file, as it does for a user.
     """
     model, processor = crosstrim.load("mini")
     ways: dict[str, Begin] = {
         "untrimmed": partial(_anew, model, processor, None),
         "trimmed": partial(_anew, model, processor, CONFIG),
-        "session": partial(_session, model, processor),
+        "session": partial(_session, model, processor, CONFIG),
+        "features given": partial(_session, model, processor, None),
     }
     asked: dict[str, list[Asked]] = {way: [] for way in ways}
     for example in mini.examples()[:pictures]:
@@ -87,11 +89,13 @@ def _anew(model: Any, processor: Any, config: crosstrim.TrimConfig | None, file:
     )
 
 
-def _session(model: Any, processor: Any, file: str) -> Ask:
+def _session(model: Any, processor: Any, config: crosstrim.TrimConfig | None, file: str) -> Ask:
     @cache
     def session() -> crosstrim.Session:
         return crosstrim.Session(model, processor, file, CONFIG)
 
+    if config is None:
+        return lambda question: session().ask_untrimmed(question, max_new_tokens=1)
     return lambda question: session().ask(question, max_new_tokens=1)
 
 

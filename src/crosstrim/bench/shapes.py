@@ -62,6 +62,18 @@ SHAPES = {
         Shape.of(LLAMA_11B, "11B", feed_forward=14336),
         Shape.of(LLAMA_90B, "90B", feed_forward=28672),
         Shape(
+            name="eighth",  # of 11B's width, with all of its features
+            features_per_tile=LLAMA_11B.features_per_tile,
+            tiles_per_image=LLAMA_11B.tiles_per_image,
+            query_heads=4,
+            key_value_heads=1,
+            head_size=LLAMA_11B.head_size,
+            hidden=512,
+            feed_forward=1792,
+            layers=40,
+            cross_layers=8,
+        ),
+        Shape(
             name="tiny",
             features_per_tile=17,
             tiles_per_image=4,
@@ -190,35 +202,37 @@ def prompt(
     batch: int,
     rows: int,
     tiles: int | list[int] | None = None,
+    images: int = 1,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     seed: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """A batch of one image each, its features given so that the vision tower does not run.
+    """A batch of some images each, their features given so that the vision tower does not run.
 
     Args:
         shape: of the model.
         batch: B.
-        rows: T, text rows; the first few come before the image and see nothing.
-        tiles: real tiles, of every sample or of each; None: all.
+        rows: T, text rows; the first few come before the images and see nothing, the others see all.
+        tiles: real tiles of an image, of every sample or of each; None: all.
+        images: of each sample, one after the other.
         dtype: of the features.
         device: of everything.
         seed: of the features and the text.
 
     Returns:
-        What the model's forward takes: input_ids [B, T], attention_mask [B, T], cross_attention_mask [B, T, 1,
-        tiles], cross_attention_states [B * tiles, features per tile, hidden].
+        What the model's forward takes: input_ids [B, T], attention_mask [B, T], cross_attention_mask [B, T, images,
+        tiles], cross_attention_states [B * images * tiles, features per tile, hidden].
     """
     generator = torch.Generator(device=device).manual_seed(seed)
     real = [tiles] * batch if isinstance(tiles, int) else tiles or [shape.tiles_per_image] * batch
-    before = min(ROWS_BEFORE_IMAGE, rows - 1)
-    mask = torch.zeros(batch, rows, 1, shape.tiles_per_image, dtype=torch.long, device=device)
+    before = min(ROWS_BEFORE_IMAGE, rows - images)
+    mask = torch.zeros(batch, rows, images, shape.tiles_per_image, dtype=torch.long, device=device)
     for sample, count in enumerate(real):
         mask[sample, before:, :, :count] = 1
     ids = torch.randint(3, IMAGE_TOKEN, (batch, rows), generator=generator, device=device)
-    ids[:, before] = IMAGE_TOKEN
+    ids[:, before : before + images] = IMAGE_TOKEN
     features = torch.randn(
-        batch * shape.tiles_per_image,
+        batch * images * shape.tiles_per_image,
         shape.features_per_tile,
         shape.hidden,
         generator=generator,

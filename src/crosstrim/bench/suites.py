@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from crosstrim.bench import bars, decode, gpu, layers, machine, merging, mini, saliency, session
+from crosstrim.bench import bars, decode, gpu, growth, layers, machine, merging, mini, saliency, session, stack
 from crosstrim.trimming.report import versions
 
 FORMAT = "crosstrim-bench/1"
@@ -71,15 +71,39 @@ SUITES = {
             lines=("way", "batch"),
         ),
         Suite(
+            "stack",
+            "a whole period of the 11B decoder, prompt and step, beside what bytes and operations predict",
+            stack.run,
+            stack.SETTINGS,
+            (
+                *("dtype", "phase", "tiles", "rows", "batch", "way", "trim", "ms", "ratio", "by_bytes"),
+                *("by_operations", "by_floor", "tokens_per_s", "kv_gb", "tokens_per_s_per_gb"),
+            ),
+            across="batch",
+            up="ratio",
+            lines=("tiles", "trim"),
+            only=(("dtype", "float32"), ("phase", "step"), ("rows", 64), ("way", "crosstrim")),
+        ),
+        Suite(
             "saliency",
-            "time and peak memory of scoring against the length of the text, CPU time of choosing on one core",
+            "time and peak memory of scoring, CPU time of choosing, and both in the first layer's prompt",
             saliency.run,
             saliency.SETTINGS,
-            ("what", "rows", "policy", *_TIME, "peak_mib", "resident_mib"),
+            ("what", "dtype", "rows", "policy", "kept", "way", *_TIME, "ratio", "peak_mib", "resident_mib"),
             across="rows",
             up="peak_mib",
             lines=("what",),
             only=(("what", "score"),),
+        ),
+        Suite(
+            "growth",
+            "how time and memory of choosing, of a prompt and of a step grow with images, rows and the batch",
+            growth.run,
+            growth.SETTINGS,
+            ("what", "along", "value", *_TIME, "peak_mib", "time_slope", "memory_slope"),
+            across="value",
+            up="ms",
+            lines=("what", "along"),
         ),
         Suite(
             "merge",
