@@ -200,7 +200,7 @@ package: .venv-docs/.installed
 
 bench: .venv/.installed
 	@mkdir -p build/bench
-	@failed=; for suite in layers decode saliency merge session mini; do \
+	@failed=; for suite in layers decode stack saliency growth merge session mini; do \
 		.venv/bin/crosstrim bench $$suite --check --out build/bench/$$suite.json || failed="$$failed $$suite"; \
 	done; if [ -n "$$failed" ]; then echo "FAILED:$$failed" >&2; exit 1; fi
 

@@ -132,7 +132,10 @@ def draw(result: Result, plot: Any) -> Any:
     if all(isinstance(one, int | float) for one in across):
         for label, points in series.items():
             axes.plot(*zip(*sorted(points.items()), strict=True), label=label, **pages.POINTS)
-        axes.set_ylim(bottom=0)
+        if suite.powers:
+            axes.loglog(base=2)
+        else:
+            axes.set_ylim(bottom=0)
     else:
         width = 0.8 / max(1, len(series))
         for number, (label, points) in enumerate(series.items()):

@@ -31,6 +31,7 @@ class Suite:
         up: the field along its y axis.
         lines: the fields that tell one line, or one kind of bar, from another.
         only: values of fields that the figure is confined to.
+        powers: whether both axes are logarithmic, so that a power is a straight line.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Suite:
     up: str
     lines: tuple[str, ...]
     only: tuple[tuple[str, Any], ...] = ()
+    powers: bool = False
 
 
 _TIME = ("ms", "ms_p20", "ms_p80")
@@ -104,6 +106,7 @@ SUITES = {
             across="value",
             up="ms",
             lines=("what", "along"),
+            powers=True,
         ),
         Suite(
             "merge",
