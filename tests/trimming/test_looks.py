@@ -42,6 +42,16 @@ def prompt(*samples):
     return {name: one for name, one in batch.items() if name not in pixels} | {"cross_attention_states": states}
 
 
+def repaired():
+    model = tiny.build()
+    compat.apply(model)
+    return model
+
+
+def there(batch):
+    return {name: one.to(DEVICE) for name, one in batch.items()}
+
+
 def run(model, batch, trim):
     cache = DynamicCache(config=model.config.text_config)
     with trim:
@@ -52,9 +62,7 @@ def run(model, batch, trim):
 def looks_of(batch, options):
     """Beyond those of the untrimmed model; and the logits, and the keys that stay in the later layers."""
     with device() as looks, MadeOfNumbers():
-        model = tiny.build()
-        compat.apply(model)
-        model, batch = moved(model), {name: one.to(DEVICE) for name, one in batch.items()}
+        model, batch = moved(repaired()), there(batch)
         run(model, batch, contextlib.nullcontext())
         untrimmed = list(looks)
         trim = crosstrim.trim(model, **options)
@@ -70,9 +78,24 @@ def test_a_prompt_is_looked_at_once_and_chosen_from_as_on_a_cpu(options):
     batch = prompt([2, tiny.Image(2), 5], [1, tiny.Image(4), 4], [3, tiny.Image(1), tiny.Image(2), 1])
     looks, logits, keys = looks_of(batch, options)
     assert looks == ["tolist"]
-    model = tiny.build()
-    compat.apply(model)
+    model = repaired()
     with torch.no_grad():
         expected, cache = run(model, batch, crosstrim.trim(model, **options))
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(keys, cache.layers[tiny.CROSS_LAYERS[1]].keys, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"k": 0.3}, {"keep": 0.3}, {"keep": 0.3, "merge": True}], ids=str)
+def test_an_image_that_is_appended_makes_it_wait_once_too(options):
+    both = prompt([2, tiny.Image(4), 8, tiny.Image(2), 6])
+    mask, states = both["cross_attention_mask"], both["cross_attention_states"]
+    first = {"cross_attention_mask": mask[:, :12, :1], "cross_attention_states": states[:4]}
+    second = {"cross_attention_mask": mask, "cross_attention_states": states[4:]}
+    turns = [first | {"input_ids": both["input_ids"][:, :12]}, second | {"input_ids": both["input_ids"][:, 12:]}]
+    with device() as looks, MadeOfNumbers():
+        model, cache = moved(repaired()), DynamicCache()
+        with crosstrim.trim(model, **options):
+            for turn in map(there, turns):
+                looks.clear()
+                model(**turn, **{cache_keyword(): cache})
+                assert looks == ["tolist"]
