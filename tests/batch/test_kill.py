@@ -33,8 +33,9 @@ def killed_and_resumed(engine, kills, checkpoint, questions, tmp_path):
     def begin(out, engine=engine):
         arguments, told = (engine, str(checkpoint), str(rows), str(tmp_path / out)), str(tmp_path / f"{out}.log")
         environment = {"RAY_USAGE_STATS_ENABLED": "0"}
+        imported = [killed_batch.__name__] if engine == "ray" else []
         return processes.start(
-            killed_batch.main, *arguments, told, log=tmp_path / "said", environment=environment, anew=engine == "ray"
+            killed_batch.main, *arguments, told, log=tmp_path / "said", environment=environment, imported=imported
         )
 
     undisturbed = begin("other.jsonl", "local")
