@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 
 from tests.support import processes
-from tests.support.lmms_documents import DOCUMENTS, NAMES
 from tests.support.questions import write_rows
 
 # `make test-lmms` has lmms-eval; the other environments have not.
-collect_ignore_glob = [] if importlib.util.find_spec("lmms_eval") else ["test_*.py"]
+collect_ignore_glob = ["test_*.py"]
+NAMES = ()
+
+if importlib.util.find_spec("lmms_eval"):
+    from tests.support.lmms_documents import DOCUMENTS, NAMES
+
+    collect_ignore_glob = []
 
 TASKS = Path(__file__).parent / "tasks"
 
