@@ -37,7 +37,8 @@ def start(
         imported: fork it off a process that has imported these modules and done nothing else. There is one such
             process, with the modules and the environment of the first time.
     """
-    multiprocessing.set_forkserver_preload(list(imported))
+    if imported:
+        multiprocessing.set_forkserver_preload(list(imported))
     process = multiprocessing.get_context("forkserver" if imported else "fork").Process(
         target=_call, args=(function, arguments, log, dict(environment or {}), folder)
     )
