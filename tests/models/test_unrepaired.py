@@ -17,7 +17,6 @@ MATES = [[2, Image(4), 9], [1, Image(1, seed=1), 4], [3, Image(3, seed=2), 7]]
 LOSSY = [
     {"k": 0.1},
     {"keep": 9},
-    {"keep": 0.5},
     {"keep": 9, "trim_first_layer": False},
     {"k": 0.1, "policy": "pyramid"},
     {"policy": "mass:0.3"},

@@ -63,6 +63,8 @@ def untrimmed(model, batch, **options):
     ],
     ids=str,
 )
+# A share of 1 chooses in the prompt, and decodes as the lossless tier does.
+@pytest.mark.parametrize("trimmed", ["lossless", "keep=0.5"], indirect=True)
 def test_every_way_to_decode_repeats_with_its_seed_and_needs_no_cache(trimmed, options):
     batch = tiny.inputs(*SAMPLES)
 
