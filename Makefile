@@ -8,8 +8,11 @@ PYTHON ?= python3
 OLDEST_TRANSFORMERS := 5.17.0
 PIP_INSTALL := -m pip install -qq --disable-pip-version-check
 PYTEST := -m pytest
-# What newer and older packages are tried with need not be tried in pictures alone, nor at the size of real models.
-OF_ONE_VERSION := $(addprefix --ignore=tests/,asking/test_overlay.py asking/test_images.py models/test_real_shapes.py)
+# What newer and older packages are tried with need not be tried in pictures alone, nor at the size of real models; and
+# which features a policy chooses, what a report says and what the server allows whom is decided by this code alone.
+OF_ONE_VERSION := $(addprefix --ignore=tests/,asking/test_overlay.py asking/test_images.py models/test_real_shapes.py \
+	$(patsubst %,trimming/test_%.py,policies pyramid weight report kept) \
+	$(patsubst %,server/test_%.py,costs escalation fetch scheduler not_served))
 # Each process gets a run of neighbours, which share what is expensive to make, and takes over from others at the end.
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 FIND_LINKS := $(if $(WHEELS),--find-links $(WHEELS))

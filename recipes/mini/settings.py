@@ -63,8 +63,9 @@ SMOKE = Settings(
     vision_steps=2,
     language_steps=2,
     joint_steps=2,
+    joint_crowds=1,
     segments=4,
     checkpoint_every=1,
-    validation_pictures=16,
+    validation_pictures=2,
 )
 """A run of two steps a stage, to test that the recipe runs at all."""

@@ -110,7 +110,9 @@ def accuracy(model: MllamaForConditionalGeneration, heads: Heads, split: str, pi
     right = {"digit": 0, "colour": 0, "rank": 0, "place": 0, "count": 0}
     digits = 0
     for start in range(0, pictures, 16):
-        scenes = [scene(split, LAYOUTS[(start + index) % len(LAYOUTS)], rng) for index in range(16)]
+        scenes = [
+            scene(split, LAYOUTS[(start + index) % len(LAYOUTS)], rng) for index in range(min(16, pictures - start))
+        ]
         with torch.autocast("cpu", torch.bfloat16):
             features = encode(model, image_inputs(scenes))
             says = {name: head(features[:, :, 1:]).argmax(-1) for name, head in heads.patches.items()}

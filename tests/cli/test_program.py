@@ -79,11 +79,17 @@ def test_a_closed_stream_takes_one_line(tmp_path, command, code, words):
     assert (shell.returncode, shell.stdout, shell.stderr) == (code, b"", words)
 
 
-@pytest.mark.parametrize("program", [[PROGRAM], [sys.executable, "-m", "crosstrim"]], ids=["script", "module"])
 @pytest.mark.parametrize(
-    ("arguments", "imported"),
-    [(["ask", "cat", "what?"], "torch"), (["serve"], "transformers"), (["examples"], "rich"), (["--help"], "typer")],
-    ids=lambda given: given[0] if isinstance(given, list) else given,
+    ("program", "arguments", "imported"),
+    [
+        ([PROGRAM], ["ask", "cat", "what?"], "torch"),
+        ([PROGRAM], ["serve"], "transformers"),
+        ([PROGRAM], ["examples"], "rich"),
+        ([PROGRAM], ["--help"], "typer"),
+        ([sys.executable, "-m", "crosstrim"], ["ask", "cat", "what?"], "torch"),
+        ([sys.executable, "-m", "crosstrim"], ["--help"], "typer"),
+    ],
+    ids=["ask", "serve", "examples", "help", "ask as a module", "help as a module"],
 )
 def test_an_interruption_while_importing_ends_with_130(tmp_path, program, arguments, imported):
     (tmp_path / f"{imported}.py").write_text("raise KeyboardInterrupt")

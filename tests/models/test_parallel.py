@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import crosstrim
 from crosstrim.errors import ConfigError, MissingExtraError, UnsupportedModelError
 from crosstrim.models import mllama, parallel
 from tests.support import parallel_worker, tiny
-from tests.support.docs import pages
 
 
 @pytest.fixture(scope="module")
 def found(checkpoint, tmp_path_factory):
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    command += ["-m", "tests.support.parallel_worker", str(checkpoint), str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(
-        command, cwd=pages.ROOT, env=environment, capture_output=True, text=True, timeout=580, check=False
+    # As torchrun starts them, but forked, with what is imported here.
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        start_method="fork",
+        log_line_prefix_template="",
     )
-    assert result.returncode == 0, result.stderr
+    elastic_launch(settings, parallel_worker.main)(str(checkpoint), folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -17,7 +17,6 @@ MATES = [[2, Image(4), 9], [1, Image(1, seed=1), 4], [3, Image(3, seed=2), 7]]
 LOSSY = [
     {"k": 0.1},
     {"keep": 9},
-    {"keep": 0.5},
     {"keep": 9, "trim_first_layer": False},
     {"k": 0.1, "policy": "pyramid"},
     {"policy": "mass:0.3"},
@@ -51,7 +50,7 @@ def test_a_text_does_not_depend_on_the_pictures_it_is_batched_with(
     model.set_attn_implementation(attention)
     with crosstrim.trim(model, **options):
         expected = logits_of_text(model, MATES[:1], use_cache)
-        for mates in ([MATES[1]], [MATES[2]], MATES):
+        for mates in ([MATES[2]], MATES):
             # Padding to the longest prompt is the same: every mate is shorter than the text's row.
             torch.testing.assert_close(logits_of_text(model, mates, use_cache), expected, atol=1e-4, rtol=0)
 

@@ -174,7 +174,7 @@ def program(checkpoint, *options):
 def test_a_signal_lets_those_in_flight_end_and_refuses_others(checkpoint):
     with program(checkpoint) as (process, url):
         client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
-        options = {"model": str(checkpoint), "messages": asking("what?", png()), "max_tokens": 200}
+        options = {"model": str(checkpoint), "messages": asking("what?", png()), "max_tokens": 120}
         whole = client.chat.completions.create(**options).choices[0].message.content
         stream = client.chat.completions.create(**options, stream=True)
         pieces = [next(stream)]

@@ -22,9 +22,9 @@ GROWTH_MIB = 30
 PEAK_MIB = 1_500  # of two pictures of 32 million pixels, which take 20 bytes a pixel while they are decoded
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def program(checkpoint):
-    """`crosstrim serve`, and its URL."""
+    """`crosstrim serve`, and its URL. The tests of one process share it."""
     command = [Path(sys.executable).with_name("crosstrim"), "serve", "--model", checkpoint, "--port", 0, "--json"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CROSSTRIM_API_KEY": "secret"}
     # A cache so small that it is full, and drops pictures, long before the end.
@@ -99,7 +99,7 @@ def test_the_memory_of_large_pictures_is_bounded_and_given_back(program, checkpo
 
     idle, after = peak_mib(process), []
     with ThreadPoolExecutor(4) as clients:
-        for _ in range(5):
+        for _ in range(3):
             list(clients.map(ask, range(4)))
             time.sleep(0.5)  # the last client has its answer before its pictures are let go
             after.append(resident_mib(process))

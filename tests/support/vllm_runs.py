@@ -162,7 +162,7 @@ def rows_of(layout: str) -> list[dict[str, Any]]:
     return [row for row in mini.heldout() if row["layout"] == layout]
 
 
-def mixed(processor: Any, count: int = 5, tokens: int = 12) -> list[Request]:
+def mixed(processor: Any, count: int = 3, tokens: int = 12) -> list[Request]:
     requests = []
     layouts = {layout: rows_of(layout) for layout in ("2x2", "1x1", "1x2")}
     for place in range(count):

@@ -20,7 +20,7 @@ needs_newer = pytest.mark.skipif(OLD_TRANSFORMERS, reason="its Mllama cannot do 
 TIERS = {"lossless": {}, "k=1": {"k": 1.0}, "keep=0.5": {"keep": 0.5}}
 SAMPLES = [[2, Image(4), 9], [1, Image(4, seed=1), 4]]
 PICTURES = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
-NEW_TOKENS = 5
+NEW_TOKENS = 4
 
 
 @pytest.fixture(params=TIERS)
@@ -53,18 +53,18 @@ def untrimmed(model, batch, **options):
     "options",
     [
         {},
-        {"num_beams": 3},
         {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5},
-        {"do_sample": True},
         {"do_sample": True, "num_return_sequences": 3},
         {"do_sample": True, "num_beams": 2},
         {"do_sample": True, "top_k": 5, "top_p": 0.8, "temperature": 0.7},
         {"no_repeat_ngram_size": 2},
         {"num_beams": 2, "bad_words_ids": [[5], [6, 7]]},
-        {"min_new_tokens": 5, "forced_eos_token_id": tiny.EOS},
+        {"min_new_tokens": NEW_TOKENS, "forced_eos_token_id": tiny.EOS},
     ],
     ids=str,
 )
+# A share of 1 chooses in the prompt, and decodes as the lossless tier does.
+@pytest.mark.parametrize("trimmed", ["lossless", "keep=0.5"], indirect=True)
 def test_every_way_to_decode_repeats_with_its_seed_and_needs_no_cache(trimmed, options):
     batch = tiny.inputs(*SAMPLES)
 
@@ -156,7 +156,7 @@ def test_a_static_cache_decodes_as_a_dynamic_one(trimmed, num_beams):
 
 
 @needs_newer
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", ["lossless", "keep=0.5"])
 def test_a_static_cache_is_compiled_in_one_graph(shallow_model, tier):
     torch._dynamo.reset()
     batch = tiny.inputs(*SAMPLES)

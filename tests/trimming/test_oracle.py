@@ -18,7 +18,7 @@ BATCHES = {
     "left padded, uneven images": [[2, Image(4), 9], [1, Image(1, seed=1), 4, Image(2, seed=3), 2]],
     "with a text-only sample": [[2, Image(4), 9], [6]],
 }
-NEW_TOKENS = 8
+NEW_TOKENS = 4
 
 
 def generate(model, batch, **options):

@@ -35,8 +35,11 @@ def gradients(model, batch, options, given=None):
     return loss.detach(), found, samples
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("samples", [SINGLE, RAGGED], ids=["single", "ragged"])
+@pytest.mark.parametrize(
+    ("attention", "samples"),
+    [("sdpa", SINGLE), ("sdpa", RAGGED), ("eager", RAGGED)],
+    ids=["single", "ragged", "eager"],
+)
 @pytest.mark.parametrize(
     "options", [{}, {"k": 0.1}, {"keep": 9, "merge": True}, {"k": 0.1, "policy": "pyramid"}], ids=str
 )

@@ -10,7 +10,7 @@ from tests.support import large_pictures, sglang_runs
 
 pytestmark = pytest.mark.sglang
 
-SLOTS = 10_600
+SLOTS = 5_300
 TOKENS = 8
 
 
@@ -33,20 +33,20 @@ def asked(processor, layout, count):
 def untrimmed(tmp_path_factory, checkpoint, processor):
     """SGLang's own model, which gives every image the slots of four tiles."""
     folder = tmp_path_factory.mktemp("untrimmed")
-    return sglang_runs.run(folder, checkpoint, asked(processor, "2x2", 14), trim=None, max_total_tokens=SLOTS)
+    return sglang_runs.run(folder, checkpoint, asked(processor, "2x2", 7), trim=None, max_total_tokens=SLOTS)
 
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory, checkpoint, processor):
     folder = tmp_path_factory.mktemp("half")
-    requests = asked(processor, "2x2", 25)
+    requests = asked(processor, "2x2", 13)
     return sglang_runs.run(folder, checkpoint, requests, trim={"keep": 0.5}, max_total_tokens=SLOTS)
 
 
 @pytest.fixture(scope="module")
 def lossless(tmp_path_factory, checkpoint, processor):
     folder = tmp_path_factory.mktemp("lossless")
-    requests = asked(processor, "1x1", 45)
+    requests = asked(processor, "1x1", 23)
     return sglang_runs.run(folder, checkpoint, requests, trim={}, max_total_tokens=SLOTS)
 
 

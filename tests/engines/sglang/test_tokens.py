@@ -25,7 +25,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def short(processor):
-    return sglang_runs.mixed(processor, count=6, tokens=12)
+    return sglang_runs.mixed(processor, count=4, tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_freeing_slots_and_being_retracted_changes_no_token(retracted, unfreed):
 def test_freed_slots_leave_the_request(retracted, unfreed):
     """SGLang counts the image slots among the prompt's tokens."""
     pairs = zip(retracted.prompt_tokens(0), unfreed.prompt_tokens(0), strict=True)
-    assert [small < large for small, large in pairs] == [True, True, False] * 6 + [True]
+    assert [small < large for small, large in pairs] == [True, True, False] * 4 + [True]
 
 
 def test_freed_slots_serve_other_requests(retracted, unfreed):

@@ -27,7 +27,7 @@ def test_requests_in_flight_in_ninety_blocks(start, processor):
         engine.answer(
             [
                 runs.request(processor, row["question"], [row["image"]], 6, {"crosstrim": {"keep": keep}})
-                for row in runs.rows_of("2x2")[:40]
+                for row in runs.rows_of("2x2")[:26]
             ]
         )
         in_flight[keep] = engine.most_in_flight

@@ -12,7 +12,7 @@ from tests.support import vllm_runs as runs
 
 pytestmark = pytest.mark.vllm
 
-TOKENS = 70
+TOKENS = 50
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_without_the_remedy_requests_read_the_pictures_of_others(start, processo
     from crosstrim.engines.vllm import scheduler
 
     pictures = [row["image"] for row in runs.rows_of("2x2")[:48:3]]
-    same = [runs.request(processor, "What is the sum of all digits?", [picture], 70) for picture in pictures]
+    same = [runs.request(processor, "What is the sum of all digits?", [picture], TOKENS) for picture in pictures]
     right = start({"keep": 40}, async_scheduling=False, **SMALL)
     answers = right.answer(same)
     assert right.resumed_with_new >= 1

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 
-from tests.support.lmms_documents import DOCUMENTS, NAMES
+from tests.support import processes
 from tests.support.questions import write_rows
 
 # `make test-lmms` has lmms-eval; the other environments have not.
-collect_ignore_glob = [] if importlib.util.find_spec("lmms_eval") else ["test_*.py"]
+collect_ignore_glob = ["test_*.py"]
+NAMES = ()
+
+if importlib.util.find_spec("lmms_eval"):
+    from tests.support.lmms_documents import DOCUMENTS, NAMES
+
+    collect_ignore_glob = []
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -60,31 +65,35 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def lmms_eval(tasks, tmp_path_factory):
+def forked(tmp_path_factory):
+    """Runs a program in a process that has its modules from another one, which has loaded no model."""
+    imported = ["tests.support.lmms_imports", "crosstrim.cli.program", "crosstrim.eval.lmms.model"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "OMP_NUM_THREADS"):
+            patch.setenv(name, "1")
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("home")))
+        yield partial(processes.run, processes.as_program, imported=imported)
+
+
+@pytest.fixture(scope="session")
+def lmms_eval(tasks, forked, tmp_path_factory):
     """Runs the command line on mini, every set of arguments once. "CACHE" stands for one folder in all runs."""
     kept = str(tmp_path_factory.mktemp("cache"))
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_HOME": str(tmp_path_factory.mktemp("home")),
-        "OMP_NUM_THREADS": "1",
-    }
 
     @cache
     def run(model_args, *options, names=NAMES, launcher=()):
         folder = tmp_path_factory.mktemp("out")
-        command = [sys.executable, *launcher, "-m", "lmms_eval", "--model", "crosstrim", "--model_args", model_args]
-        command += ["--tasks", ",".join(names), "--include_path", tasks, "--output_path", folder, "--log_samples"]
-        finished = subprocess.run(
-            [kept if one == "CACHE" else str(one) for one in (*command, *options)],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+        arguments = ["--model", "crosstrim", "--model_args", model_args, "--tasks", ",".join(names)]
+        arguments += ["--include_path", tasks, "--output_path", folder, "--log_samples", *options]
+        arguments = [kept if one == "CACHE" else str(one) for one in arguments]
+        log = folder / "log.txt"
+        if launcher:
+            command = [sys.executable, *launcher, "-m", "lmms_eval", *arguments]
+            with log.open("w", encoding="utf-8") as output:
+                finished = subprocess.run(command, cwd=folder, stdout=output, stderr=output, timeout=600)
+            assert finished.returncode == 0, log.read_text(encoding="utf-8")[-5000:]
+        else:
+            forked("lmms_eval", arguments, folder=folder, log=log)
         return Run(folder, names)
 
     return run

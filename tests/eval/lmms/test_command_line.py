@@ -8,9 +8,6 @@ answer by the task. So this tests the plugin and not how well a real model does 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -26,7 +23,7 @@ BATCHED = ("--batch_size", "4", "--use_cache", "CACHE")
 
 
 @pytest.fixture(scope="session")
-def crosstrim_eval(tmp_path_factory):
+def crosstrim_eval(forked, tmp_path_factory):
     """What `crosstrim eval --data` says of every document with one picture: answer, kept and visible by question."""
 
     def run(trim):
@@ -38,9 +35,9 @@ def crosstrim_eval(tmp_path_factory):
         folder = tmp_path_factory.mktemp("eval")
         data, out = write_rows(folder, list(rows.values())), folder / "out.json"
         policy, *knob = TRIMS[trim]
-        command = [Path(sys.executable).with_name("crosstrim"), "eval", "--data", data, "--out", out, *knob]
-        command += ["--policy", policy, "--max-new-tokens", "64", "--batch-size", "8", "--device", "cpu"]
-        subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=600)
+        arguments = ["eval", "--data", str(data), "--out", str(out), *knob]
+        arguments += ["--policy", policy, "--max-new-tokens", "64", "--batch-size", "8", "--device", "cpu"]
+        forked("crosstrim", arguments, log=folder / "log.txt")
         result = json.loads(out.read_text(encoding="utf-8"))
         found = result["predictions"][f"{policy} {trim}"]
         return {
