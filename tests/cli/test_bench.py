@@ -21,18 +21,17 @@ def tiny(monkeypatch):
 
 @pytest.fixture
 def rows(monkeypatch):
-    """A suite "session" whose second question takes this share of the first one's time."""
+    """A suite "session" whose second question takes so often the time of one that is given the features untrimmed."""
 
     def give(ratio, ms=1.0):
         def run(**settings):
-            for question, share, entries in (("first", 1.0, 1), ("second", ratio, 0)):
-                yield {
-                    "way": "session",
-                    "question": question,
-                    "ms": ms,
-                    "ratio": share,
-                    "vision_tower_entries": entries,
-                }
+            for way, question, share, entries in (
+                ("session", "first", 1.0, 1),
+                ("session", "second", ratio, 0),
+                ("features given", "second", 1.0, 0),
+            ):
+                common = {"way": way, "question": question, "vision_tower_entries": entries}
+                yield common | {"ms": ms * share, "ratio": share}
 
         monkeypatch.setitem(suites.SUITES, "session", replace(suites.SUITES["session"], run=run))
 
@@ -48,34 +47,35 @@ def test_json_is_the_result_and_the_file_holds_the_same(run, tiny, tmp_path):
 
 
 def test_people_read_a_table_and_with_check_the_bars(run, rows):
-    rows(0.2)
+    rows(1.05)
     plain = run("bench", "session")
     assert plain.code == 0
     assert plain.stdout.startswith("session\n\nway")
     assert "at most" not in plain.stdout
     checked = run("bench", "session", "--check")
     assert checked.code == 0
-    assert "second question's time to first token, of the first one's        0.2      0.25   yes" in checked.stdout
+    bar = "second question's time to first token, of the features given untrimmed"
+    assert f"{bar}       1.05      1.1   yes" in checked.stdout
     assert checked.stderr == ""
 
 
 def test_large_times_are_written_out(run, rows):
-    rows(0.2, ms=11450.4)
+    rows(1.0, ms=11450.4)
     assert "11450" in run("bench", "session").stdout.split()
 
 
 def test_a_missed_bar_ends_with_one_and_is_named(run, rows, tmp_path):
-    rows(0.3)
+    rows(1.2)
     assert run("bench", "session").code == 0
     result = run("bench", "session", "--check", "--out", tmp_path / "session.json")
     assert result.code == 1
-    assert "crosstrim: missed: second question's time to first token, of the first one's\n" in result.stderr
+    assert "crosstrim: missed: second question's time to first token, of the features given untrimmed\n" in result.stderr
     assert "NO" in result.stdout
     assert json.loads((tmp_path / "session.json").read_text())["bars"][0]["met"] is False
 
 
 def test_a_folder_gets_everything(run, rows, tmp_path):
-    rows(0.2)
+    rows(1.05)
     result = run("bench", "session", "--to", tmp_path / "out", "--json")
     written = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert written == ["session.csv", "session.json", "session.md", "session.png"]
@@ -105,7 +105,7 @@ def test_without_a_gpu(run, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["speed"], 2, "SUITE speed must be one of layers, decode, saliency, merge, session, mini, gpu"),
+        (["speed"], 2, "SUITE speed must be one of layers, decode, stack, saliency, growth, merge, session, mini, gpu"),
         (["layers", "--out", "layers.csv"], 1, "layers.csv must end in .json"),
         (["layers", "--out", "missing/layers.json"], 1, "create missing first"),
     ],

@@ -26,7 +26,7 @@ from crosstrim.models import compat, mllama
 
 POLICIES = ("union", "contribution", "mmr", "dpp")
 _CHOICES = [(640, POLICIES), (3202, ("contribution",))]
-_LEADS = [("float32", 64), ("float32", 512), ("float32", 2048), ("bfloat16", 64), ("bfloat16", 512)]
+_LEADS = [("float32", 64), ("float32", 512), ("float32", 2048), ("bfloat16", 64)]
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {

@@ -41,7 +41,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
             {**_HERE, **_STEP, "tiles": 4, "rows": 64, "batches": [1, 4, 16, 32]},
             {**_HERE, **_STEP, "tiles": 4, "rows": 512, "batches": [1, 16]},
             {**_HERE, **_STEP, "tiles": 1, "rows": 64, "batches": [1, 4, 16, 32]},
-            {**_RELEASED, **_STEP, "tiles": 4, "rows": 64, "batches": [1, 16], "rounds": 2},
         ],
     },
     "quick": {

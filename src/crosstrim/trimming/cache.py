@@ -215,7 +215,8 @@ class ImageCache:
         if kept is None:
             return None
         layers = [self._layers[index] for index in self._indices]
-        held = sum(tensor.nbytes for layer in layers for tensor in layer.held())
+        # Not nbytes, which compiled code cannot ask where sizes are symbols.
+        held = sum(one.numel() * one.element_size() for layer in layers for one in layer.held())
         wide = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
         feature = sum(tensor.shape[1] * tensor.shape[3] * tensor.element_size() for tensor in wide)
         return kept, held, feature * kept[0].kept.numel()
