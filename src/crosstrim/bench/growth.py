@@ -82,7 +82,7 @@ def slope(earlier: Sequence[Mapping[str, Any]], row: Mapping[str, Any], field: s
     since = [one for one in earlier if 4 * one["value"] <= row["value"]]
     if not since or row[field] is None:
         return None
-    smallest = 1.0  # a millisecond, a MiB: less than that says nothing
+    smallest = {"ms": 1.0, "peak_mib": 4.0}[field]  # less than that says nothing
     grown = max(row[field], smallest) / max(since[-1][field], smallest)
     return round(math.log(grown) / math.log(row["value"] / since[-1]["value"]), 3)
 

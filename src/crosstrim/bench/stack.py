@@ -29,18 +29,16 @@ TRIMS: dict[str, dict[str, Any]] = {
 WITHOUT_PLAIN = ("keep=0.5, int8", FLOOR)
 
 _HERE, _RELEASED = {"dtype": "float32"}, {"dtype": "bfloat16"}  # Llama-3.2-Vision was released in bfloat16
-_PROMPT, _STEP = {"phase": "prompt", "batches": [1], "rounds": 2}, {"phase": "step", "rounds": 5}
+_PROMPT, _STEP = {"phase": "prompt", "batches": [1], "rounds": 1}, {"phase": "step", "rounds": 3}
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {
         "shape": "11B",
         "cases": [
-            {**_HERE, **_PROMPT, "tiles": 4, "rows": 64},
-            {**_HERE, **_PROMPT, "tiles": 4, "rows": 512},
-            {**_HERE, **_PROMPT, "tiles": 1, "rows": 64},
             {**_HERE, **_STEP, "tiles": 4, "rows": 64, "batches": [1, 4, 16, 32]},
-            {**_HERE, **_STEP, "tiles": 4, "rows": 512, "batches": [1, 16]},
-            {**_HERE, **_STEP, "tiles": 1, "rows": 64, "batches": [1, 4, 16, 32]},
+            {**_HERE, **_STEP, "tiles": 1, "rows": 64, "batches": [1, 16]},
+            {**_HERE, **_STEP, "tiles": 4, "rows": 512, "batches": [16]},
+            {**_HERE, **_PROMPT, "tiles": 4, "rows": 64},
         ],
     },
     "quick": {

@@ -10,6 +10,8 @@ import torch
 # accelerator waits for the next call more than for memory, so it gets fewer and larger ones.
 CHUNK_BYTES = 4 * 2**20
 CHUNK_BYTES_ELSEWHERE = 64 * 2**20
+# Every chunk reads all keys, so with many images it must not be for one or two rows.
+LEAST_ROWS = 8
 
 
 def attention_received(
@@ -77,7 +79,7 @@ def _one_sample(
     key_heads, feature_count, head_size = keys.shape
     group = len(queries) // key_heads
     per_row = group * feature_count  # scores, for each key head
-    budget = max(1, _chunk_bytes(keys.device) // (4 * per_row))
+    budget = max(LEAST_ROWS, _chunk_bytes(keys.device) // (4 * per_row))
     rows_per_chunk = min(len(rows), budget)
     heads_per_chunk = min(key_heads, budget // rows_per_chunk)
     buffers = torch.empty(2, heads_per_chunk * rows_per_chunk * per_row, dtype=torch.float32, device=keys.device)
