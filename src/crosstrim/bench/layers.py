@@ -19,6 +19,7 @@ from crosstrim.bench.plain import plainly_trimmed
 from crosstrim.bench.timing import Timing, alternate, inside
 from crosstrim.models import compat, mllama
 from crosstrim.models.names import cache_keyword
+from crosstrim.trimming.cache import ImageLayer
 
 Row = dict[str, Any]
 Trims = Mapping[str, Mapping[str, Any]]
@@ -236,8 +237,10 @@ def compared(timing: Timing, untrimmed: Timing) -> Row:
 
 
 def held_bytes(cache: DynamicCache, indices: tuple[int, ...]) -> int:
-    """Bytes of keys and values in these layers."""
-    return sum(cache.layers[index].keys.nbytes + cache.layers[index].values.nbytes for index in indices)
+    """Bytes that the keys and values take in these layers, however they are held."""
+    layers = [cache.layers[index] for index in indices]
+    held = [one.held() if isinstance(one, ImageLayer) else [one.keys, one.values] for one in layers]
+    return sum(tensor.nbytes for tensors in held for tensor in tensors)
 
 
 def new_cache(model: nn.Module) -> DynamicCache:

@@ -37,8 +37,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "cases": [
             {**_HERE, **_STEP, "tiles": 4, "rows": 64, "batches": [1, 4, 16, 32]},
             {**_HERE, **_STEP, "tiles": 1, "rows": 64, "batches": [1, 16]},
-            {**_HERE, **_STEP, "tiles": 4, "rows": 512, "batches": [16]},
-            {**_HERE, **_PROMPT, "tiles": 4, "rows": 64},
         ],
     },
     "quick": {
