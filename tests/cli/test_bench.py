@@ -107,7 +107,11 @@ def test_without_a_gpu(run, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["speed"], 2, "SUITE speed must be one of layers, decode, stack, saliency, growth, merge, session, mini, "),
+        (
+            ["speed"],
+            2,
+            "SUITE speed must be one of layers, decode, stack, saliency, growth, merge, session, mini, gpu",
+        ),
         (["layers", "--out", "layers.csv"], 1, "layers.csv must end in .json"),
         (["layers", "--out", "missing/layers.json"], 1, "create missing first"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -121,15 +120,14 @@ def test_moves_while_the_model_is_busy_leave_only_the_last_to_run(page, served):
     served.playground._worker.submit(gate.wait)
     try:
         page.get_by_label("range slider for Budget").press("End")
-        slide(page, *["ArrowLeft"] * 5)  # to 95, by five moves that are sent to the server
+        for budget in range(99, 94, -1):  # to 95, by five moves that are sent to the server
+            slide(page, "ArrowLeft")
+            expect(page.get_by_label("range slider for Budget")).to_have_value(str(budget))
         page.wait_for_timeout(500)
         assert served.generated == []
-        budget = int(page.get_by_label("range slider for Budget").input_value())  # a busy browser loses a key
-        assert budget < 98
     finally:
         gate.set()
-    per_cent = 100 * math.ceil(budget * 260 / 100) / 260
-    expect(page.locator("#kept small")).to_have_text(f"visible features, {per_cent:.1f} %")
+    expect(page.locator("#kept small")).to_have_text("visible features, 95.0 %")
     assert len(served.generated) == 1  # the untrimmed answer is known
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from crosstrim.bench import kernels, layers, shapes
+from crosstrim.bench.kernels import FITS, NOT_REACHED
 from crosstrim.bench.timing import Timing, alternate, now
 from crosstrim.errors import DeviceError
 from crosstrim.models import compat, mllama
@@ -71,7 +72,7 @@ TRIMS: dict[str, dict[str, Any]] = {"lossless": {}, "keep=0.5": {"keep": 0.5}, "
 # Which features stay does not matter to memory, and the union chooses the quickest.
 QUICKLY = {name: options | ({"policy": "union"} if options else {}) for name, options in TRIMS.items()}
 
-FITS, TOO_LARGE, NOT_REACHED = "fits", "does not fit", "not reached in time"
+TOO_LARGE = "does not fit"
 
 
 def run(
@@ -117,7 +118,7 @@ def run(
         )
     deadline = time.monotonic() + budget_s
     first = shapes.SHAPES[cases[0]["shape"]]
-    yield from kernels.run(first, device, scored, kept, rounds + 1)
+    yield from kernels.run(first, device, scored, kept, rounds + 1, deadline)
     for batch in pictures:
         yield _tower(first, batch, device, rounds, deadline)
     for case in cases:

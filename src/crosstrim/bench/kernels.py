@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -20,10 +21,13 @@ from crosstrim.method.kernels.asked import VARIABLE
 
 Row = dict[str, Any]
 POLICIES = ("contribution", "dpp")
+FITS, NOT_REACHED = "fits", "not reached in time"
 
 
 @torch.no_grad()
-def run(shape: shapes.Shape, device: str, rows: list[int], keeps: list[int], rounds: int) -> Iterator[Row]:
+def run(
+    shape: shapes.Shape, device: str, rows: list[int], keeps: list[int], rounds: int, deadline: float
+) -> Iterator[Row]:
     """Measure one picture.
 
     Args:
@@ -32,6 +36,7 @@ def run(shape: shapes.Shape, device: str, rows: list[int], keeps: list[int], rou
         rows: T of the texts that score, in bfloat16.
         keeps: how many features are chosen.
         rounds: measured runs of each.
+        deadline: on `time.monotonic`, after which nothing new is begun.
 
     Yields:
         For each text and kernel the milliseconds of scoring ("score"), for each number of features, policy and kernel
@@ -41,20 +46,23 @@ def run(shape: shapes.Shape, device: str, rows: list[int], keeps: list[int], rou
         "torch",
         *(["triton"] if torch.device(device).type == "cuda" and importlib.util.find_spec("triton") else []),
     ]
-    common = {"shape": shape.name, "tiles": shape.tiles_per_image, "batch": 1, "status": "fits"}
+    common = {"shape": shape.name, "tiles": shape.tiles_per_image, "batch": 1}
     for count in rows:
         work = partial(crosstrim.saliency, *_asked(shape, count, device))
-        for way, timing in _timed(work, ways, device, rounds):
-            yield {"what": "score", **common, "rows": count, "way": way, "ms_per_image": timing}
+        for found in _timed(work, ways, device, rounds, deadline):
+            yield {"what": "score", **common, "rows": count, **found}
     for keep in keeps:
         evidence = evidence_of(shape, keep, device)
         for name in POLICIES:
-            for way, timing in _timed(partial(policies.voter(name), evidence), ways, device, rounds):
-                yield {"what": "choose", **common, "trim": f"{name} keep={keep}", "way": way, "ms_per_image": timing}
+            for found in _timed(partial(policies.voter(name), evidence), ways, device, rounds, deadline):
+                yield {"what": "choose", **common, "trim": f"{name} keep={keep}", **found}
 
 
-def _timed(work: Callable[[], object], ways: list[str], device: str, rounds: int) -> Iterator[tuple[str, float]]:
-    """By kernel, the median milliseconds of some work."""
+def _timed(work: Callable[[], object], ways: list[str], device: str, rounds: int, deadline: float) -> Iterator[Row]:
+    """Of each kernel, the median milliseconds of some work."""
+    if time.monotonic() > deadline:
+        yield from ({"way": way, "status": NOT_REACHED} for way in ways)
+        return
 
     def seconds(way: str) -> float:
         with patch.dict(os.environ, {VARIABLE: way}):
@@ -63,7 +71,8 @@ def _timed(work: Callable[[], object], ways: list[str], device: str, rounds: int
             return now(torch.device(device)) - begun
 
     turns = alternate({way: partial(seconds, way) for way in ways}, rounds=rounds)
-    return ((way, round(Timing.of(turns[way]).median * 1e3, 3)) for way in ways)
+    for way in ways:
+        yield {"way": way, "status": FITS, "ms_per_image": round(Timing.of(turns[way]).median * 1e3, 3)}
 
 
 def _asked(shape: shapes.Shape, rows: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
