@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,9 +14,8 @@ import torch
 import crosstrim
 from crosstrim import TrimConfig
 from crosstrim.bench import layers, shapes
-from crosstrim.bench.peak import ALL_RETURNED, peak_mib
+from crosstrim.bench.peak import ALL_RETURNED, apart, peak_mib
 from crosstrim.bench.timing import Timing, cpu_seconds
-from crosstrim.errors import CrosstrimError
 from crosstrim.method.choose import choose
 from crosstrim.models import compat, mllama
 
@@ -56,7 +53,8 @@ def run(shape: str, along: dict[str, list[int]], rounds: int) -> Iterator[Row]:
         the cross-attention layers.
     """
     points = [(size, BASE | {size: value}) for size, values in along.items() for value in values]
-    peaks = _peaks(shape, [point for _, point in points])
+    asked = json.dumps([point for _, point in points])
+    peaks = apart(__name__, shape, asked, doing="measures memory", **ALL_RETURNED)
     model = _model(shape)
     before: dict[tuple[str, str], list[Row]] = {}
     for (size, point), peak in zip(points, peaks, strict=True):
@@ -118,21 +116,8 @@ def _asked(
     return queries, keys, values, torch.ones(batch, rows, images * shape.tiles_per_image, dtype=torch.bool)
 
 
-def _peaks(shape: str, points: list[Point]) -> list[dict[str, float | None]]:
-    """Of each point and thing the peak, measured in a process that returns what it does not need."""
-    command = [sys.executable, "-m", __name__, shape, json.dumps(points)]
-    process = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ALL_RETURNED})
-    if process.returncode:
-        raise CrosstrimError(
-            f"the process that measures memory ended with code {process.returncode}: "
-            f"{(process.stderr.strip().splitlines() or ['it was killed'])[-1]}; give it more memory, or try --quick."
-        )
-    found: list[dict[str, float | None]] = json.loads(process.stdout)
-    return found
-
-
 def _measure_peaks(shape: str, points: list[Point]) -> list[dict[str, float | None]]:
-    """`_peaks` in this process."""
+    """Of each point and thing the peak, in a process that returns what it does not need."""
     torch.set_num_threads(1)
     model, found = _model(shape), []
     _works(model, shapes.SHAPES[shape], BASE)["prompt"]()  # what the libraries take for themselves, once

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,9 +16,8 @@ from torch import nn
 
 import crosstrim
 from crosstrim.bench import layers, shapes
-from crosstrim.bench.peak import ALL_RETURNED, peak_mib
+from crosstrim.bench.peak import ALL_RETURNED, apart, peak_mib
 from crosstrim.bench.timing import Timing, alternate, cpu_seconds
-from crosstrim.errors import CrosstrimError
 from crosstrim.method import policies
 from crosstrim.models import compat, mllama
 
@@ -90,8 +87,8 @@ def run(
         CrosstrimError: a process that measures fails.
     """
     for count in rows:
-        timed = _apart(shape, count, scorings)
-        needed = _apart(shape, count, 0, **ALL_RETURNED)["resident_mib"]
+        timed = apart(__name__, shape, count, scorings, doing=f"scores {count} rows")
+        needed = apart(__name__, shape, count, 0, doing=f"scores {count} rows", **ALL_RETURNED)["resident_mib"]
         yield {"what": "score", "shape": shape, "rows": count, **timed, "peak_mib": needed}
     sizes = shapes.SHAPES[shape]
     for keep, names in keeps:
@@ -145,20 +142,6 @@ def evidence_of(shape: shapes.Shape, keep: int, device: str = "cpu") -> policies
 def _choose(policy: policies.Policy, evidence: policies.Evidence, keep: int) -> float:
     """CPU seconds of one choice on one core."""
     return cpu_seconds(lambda: crosstrim.select(policy(evidence), evidence.visible, keep=keep))
-
-
-def _apart(shape: str, rows: int, runs: int, **variables: str) -> dict[str, Any]:
-    """`_score` in a process of its own, whose peak is that of nothing else."""
-    command = [sys.executable, "-m", __name__, shape, str(rows), str(runs)]
-    environment = {**os.environ, **variables}
-    process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if process.returncode:
-        raise CrosstrimError(
-            f"the process that scores {rows} rows ended with code {process.returncode}: "
-            f"{(process.stderr.strip().splitlines() or ['it was killed'])[-1]}; give it more memory, or try --quick."
-        )
-    found: dict[str, Any] = json.loads(process.stdout)
-    return found
 
 
 @torch.no_grad()
