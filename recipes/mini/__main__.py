@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +49,25 @@ def make(settings: Settings, work: Path, package: Path, pictures: int = heldout.
 def main() -> None:
     """Read the command line and make the model."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("build/mini"), help="where training checkpoints go")
-    parser.add_argument("--package", type=Path, default=_PACKAGE, help="where the finished model goes")
+    parser.add_argument("--seed", type=int, default=Settings.seed, help="another makes a sibling, beside the package")
+    parser.add_argument("--precision", choices=["bfloat16", "float32"], default=Settings.precision)
+    parser.add_argument("--work", type=Path, help="where training checkpoints go (build/mini, or build/mini-SEED)")
+    parser.add_argument("--package", type=Path, help="where the finished model goes (a sibling's: WORK/package)")
     parser.add_argument("--smoke", action="store_true", help="two tiny steps per stage, to see that it runs")
     options = parser.parse_args()
     keep_freed_memory()
-    settings = SMOKE if options.smoke else Settings()
-    log = make(settings, options.work, options.package)
-    checkpoint = options.package / "checkpoint"
-    validation = heldout.write_benchmark(options.work / "validation", "validation")
-    print("validation:", json.dumps(brief(checkpoint, validation)), flush=True)
+    settings = replace(SMOKE if options.smoke else Settings(), seed=options.seed, precision=options.precision)
+    ships = options.seed == Settings.seed
+    work = options.work or Path("build/mini" if ships else f"build/mini-{options.seed}")
+    package = options.package or (_PACKAGE if ships else work / "package")
+    log = make(settings, work, package)
+    validation = heldout.write_benchmark(work / "validation", "validation")
+    print("validation:", json.dumps(brief(package / "checkpoint", validation)), flush=True)
     if not options.smoke:
-        report = evaluate(checkpoint, options.package / "heldout" / "questions.jsonl")
-        write(report, RESULTS)
-        write_card(checkpoint, settings, log, report, str(RESULTS))
+        results = RESULTS if package == _PACKAGE else work / "heldout.json"
+        report = evaluate(package / "checkpoint", package / "heldout" / "questions.jsonl")
+        write(report, results)
+        write_card(package / "checkpoint", settings, log, report, str(results))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A row is a prefix that all questions share (the chat header and the image token) and then segments of equal length,
 one question and its answer each. A segment sees the prefix and itself, so each is exactly the prompt that the
-finished model will see. Matrices are multiplied whole in bfloat16, which on CPUs is faster than a fused kernel here.
+finished model will see. Matrices are multiplied whole, which on CPUs is faster than a fused kernel here.
 """
 
 from __future__ import annotations
@@ -65,8 +65,10 @@ def training_attention(
     **_: object,
 ) -> tuple[Tensor, None]:
     """Attention in transformers' interface; `prefix` and `segment` arrive through the model's keyword arguments."""
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     with torch.autocast("cpu", enabled=False):
-        query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
         if segment and getattr(module, "is_causal", False):
             return _attend_packed(query, key, value, scaling, prefix, segment), None
         return _attend(query, key, value, attention_mask, scaling), None

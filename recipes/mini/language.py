@@ -111,12 +111,11 @@ def loss_of(
     model: MllamaForConditionalGeneration, features: Tensor, batch: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the mean loss over answer tokens, and how often the next one is right."""
-    with torch.autocast("cpu", torch.bfloat16):
-        states = model.model.multi_modal_projector(features).flatten(1, 2)
-        text = _text_inputs(batch, features.shape[2])
-        hidden = model.model.language_model(cross_attention_states=states, **text).last_hidden_state
-        asked = batch["targets"] != IGNORE
-        logits = model.lm_head(hidden[asked]).float()
+    states = model.model.multi_modal_projector(features).flatten(1, 2)
+    text = _text_inputs(batch, features.shape[2])
+    hidden = model.model.language_model(cross_attention_states=states, **text).last_hidden_state
+    asked = batch["targets"] != IGNORE
+    logits = model.lm_head(hidden[asked]).float()
     targets = batch["targets"][asked]
     loss = F.cross_entropy(logits, targets)
     return loss, {"loss": loss.item(), "right": (logits.argmax(-1) == targets).float().mean().item()}
@@ -135,7 +134,7 @@ def train(model: MllamaForConditionalGeneration, settings: Settings, folder: Pat
     stage = Stage("language", folder, settings, steps, {"model": model}, floor=floor)
 
     def loss(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
             features = encode(model, batch)
         return loss_of(model, features, batch)
 
@@ -152,8 +151,7 @@ def train_jointly(
     stage = Stage("joint", folder, settings, settings.joint_steps, modules, settings.joint_scale)
 
     def loss(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        with torch.autocast("cpu", torch.bfloat16):
-            features = encode(model, batch)
+        features = encode(model, batch)
         seen, seen_figures = patches_loss_of(heads, features, batch)
         rows = len(batch["input_ids"])
         asked = {**batch, "aspect_ratio_mask": batch["aspect_ratio_mask"][:rows]}
@@ -161,4 +159,4 @@ def train_jointly(
         return told + seen, told_figures | seen_figures
 
     stage.run(lambda step: draw(settings, 3, step, settings.joint_crowds), loss)
-    return {"seconds": stage.seconds} | accuracy(model, heads, "validation", settings.validation_pictures)
+    return {"seconds": stage.seconds} | accuracy(model, heads, "validation", settings)

@@ -21,6 +21,8 @@ class Settings:
     """What a run of the recipe uses; two runs with equal settings make equal weights on equal hardware."""
 
     seed: int = 20250404
+    precision: str = "bfloat16"
+    """What layers multiply in while training: bfloat16 under autocast, or float32."""
 
     vision_width: int = 128
     vision_heads: int = 2

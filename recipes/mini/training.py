@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -38,6 +39,11 @@ def _is_muon(name: str, parameter: Tensor) -> bool:
     return parameter.dim() == 2 and ".layers." in name
 
 
+def autocast(settings: Settings) -> torch.autocast:
+    """Return the context in which layers multiply in the precision that the settings ask for."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=settings.precision == "bfloat16")
+
+
 class Stage:
     """One stage of training: named parameters, their optimizers, the step reached.
 
@@ -62,7 +68,7 @@ class Stage:
         floor: float = 0.0,
     ) -> None:
         self.name, self.steps, self.step, self.seconds = name, steps, 0, 0.0
-        self._folder, self._every, self._floor = folder, settings.checkpoint_every, floor
+        self._folder, self._settings, self._every, self._floor = folder, settings, settings.checkpoint_every, floor
         self._parameters = {
             f"{prefix}.{key}": value
             for prefix, module in modules.items()
@@ -93,7 +99,8 @@ class Stage:
         begun = time.monotonic()
         bar = tqdm(loader, desc=self.name, initial=self.step, total=self.steps, mininterval=5)
         for batch in bar:
-            loss, figures = loss_of(batch)
+            with autocast(self._settings):
+                loss, figures = loss_of(batch)
             self._take_step(loss)
             if self.step % 10 == 0:
                 bar.set_postfix({key: f"{value:.3f}" for key, value in figures.items()})
@@ -122,7 +129,8 @@ class Stage:
                 tensors |= {f"optimizer/{number}/{index}/{key}": value for key, value in state.items()}
         path = self._folder / f"{self.name}.safetensors"
         fresh = path.with_suffix(".fresh")
-        metadata = {"stage": json.dumps({"step": self.step, "steps": self.steps, "seconds": self.seconds})}
+        stage = json.dumps({"step": self.step, "steps": self.steps, "seconds": self.seconds})
+        metadata = {"stage": stage, "settings": json.dumps(self._settings.to_dict())}
         save_file({key: value.contiguous() for key, value in tensors.items()}, fresh, metadata)
         fresh.replace(path)
 
@@ -130,7 +138,12 @@ class Stage:
         path = self._folder / f"{self.name}.safetensors"
         if not path.exists():
             return
-        self.step, self.seconds = _progress(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        if metadata["settings"] != json.dumps(self._settings.to_dict()):
+            raise ValueError(f"{path} is of a run with other settings: give this one a folder of its own")
+        stage = json.loads(metadata["stage"])
+        self.step, self.seconds = stage["step"], stage["seconds"]
         tensors = load_file(path)
         with torch.no_grad():
             for key, value in self._parameters.items():
@@ -142,11 +155,3 @@ class Stage:
                     _, _, index, field = key.split("/")
                     state.setdefault(int(index), {})[field] = value
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def _progress(path: Path) -> tuple[int, float]:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        stage = json.loads(file.metadata()["stage"])
-    return stage["step"], stage["seconds"]

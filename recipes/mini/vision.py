@@ -13,7 +13,7 @@ from transformers import MllamaForConditionalGeneration
 from . import attention
 from .pictures import COLOURS, FEWEST, IGNORE, MOST, PLACES, Scene, crowd, layout_id, patch_labels, scene, to_tiles
 from .settings import LAYOUTS, MAX_TILES, Settings
-from .training import Stage
+from .training import Stage, autocast
 
 _CLASSES = {"digit": 11, "colour": len(COLOURS) + 1, "rank": MOST + 1, "place": len(PLACES)}
 _WEIGHTS = {"digit": 1.0, "colour": 0.5, "rank": 0.5, "place": 0.2}
@@ -86,9 +86,8 @@ def labels_of(scenes: list[Scene]) -> dict[str, Tensor]:
 
 def loss_of(heads: Heads, features: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
     """Return the summed loss of all heads, and each one's to watch."""
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = {name: head(features[:, :, 1:]) for name, head in heads.patches.items()}
-        counted = heads.count(features[:, 0, 0])
+    logits = {name: head(features[:, :, 1:]) for name, head in heads.patches.items()}
+    counted = heads.count(features[:, 0, 0])
     losses = {
         name: F.cross_entropy(
             value.float().flatten(0, -2), batch[name].flatten(), ignore_index=IGNORE, reduction="sum"
@@ -104,8 +103,9 @@ def loss_of(heads: Heads, features: Tensor, batch: dict[str, Tensor]) -> tuple[T
 
 
 @torch.no_grad()
-def accuracy(model: MllamaForConditionalGeneration, heads: Heads, split: str, pictures: int) -> dict[str, float]:
+def accuracy(model: MllamaForConditionalGeneration, heads: Heads, split: str, settings: Settings) -> dict[str, float]:
     """Return how often the patch at a digit's centre tells it right, on ordinary pictures of one split."""
+    pictures = settings.validation_pictures
     rng = np.random.default_rng([11, pictures])
     right = {"digit": 0, "colour": 0, "rank": 0, "place": 0, "count": 0}
     digits = 0
@@ -113,7 +113,7 @@ def accuracy(model: MllamaForConditionalGeneration, heads: Heads, split: str, pi
         scenes = [
             scene(split, LAYOUTS[(start + index) % len(LAYOUTS)], rng) for index in range(min(16, pictures - start))
         ]
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(settings):
             features = encode(model, image_inputs(scenes))
             says = {name: head(features[:, :, 1:]).argmax(-1) for name, head in heads.patches.items()}
             counts = heads.count(features[:, 0, 0]).argmax(-1)
@@ -144,9 +144,8 @@ def train(model: MllamaForConditionalGeneration, heads: Heads, settings: Setting
     )
 
     def loss(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        with torch.autocast("cpu", torch.bfloat16):
-            features = encode(model, batch)
+        features = encode(model, batch)
         return loss_of(heads, features, batch)
 
     stage.run(lambda step: lesson(settings, step), loss)
-    return accuracy(model, heads, "validation", settings.validation_pictures) | {"seconds": stage.seconds}
+    return accuracy(model, heads, "validation", settings) | {"seconds": stage.seconds}
