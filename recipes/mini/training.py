@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from .muon import Float32Muon
 from .settings import Settings
 
 _WARM_UP = 40
@@ -77,8 +78,9 @@ class Stage:
         }
         muon = [value for key, value in self._parameters.items() if _is_muon(key, value)]
         adam = [value for key, value in self._parameters.items() if not _is_muon(key, value)]
+        kind = Float32Muon if settings.precision == "float32" else torch.optim.Muon
         self._optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(muon, lr=settings.muon_rate * rate, weight_decay=_MUON_DECAY),
+            kind(muon, lr=settings.muon_rate * rate, weight_decay=_MUON_DECAY),
             torch.optim.AdamW(adam, lr=settings.adam_rate * rate, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self._peaks = [optimizer.param_groups[0]["lr"] for optimizer in self._optimizers]
