@@ -47,7 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "tiny": {
         "shape": "tiny",
         "rows": [8, 16],
-        "scorings": 2,
+        "scorings": 1,
         "keeps": [(20, POLICIES), (40, ("contribution",))],
         "choices": 2,
         "leads": [("float32", 8)],
