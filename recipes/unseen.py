@@ -20,7 +20,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from recipes.mini.digits import GLYPH_SIDES, Stamp, stamps_by_value
 from recipes.mini.pictures import COLOURS, FEWEST, MOST, PLACES, Digit, Scene, background, centre_in, finish, paint
 from recipes.mini.questions import KINDS, ask
-from recipes.mini.settings import LAYOUTS, TILE
+from recipes.mini.settings import TILE
+from recipes.training.settings import LAYOUTS
 
 SEED = 47
 PICTURES = 16

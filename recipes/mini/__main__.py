@@ -8,40 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import MllamaForConditionalGeneration
+from recipes.training import keep_freed_memory
+from recipes.training import make as training
+from recipes.training.settings import Settings
 
-from . import heldout, keep_freed_memory, language, vision
+from . import heldout
 from .card import write_card
 from .evaluate import RESULTS, brief, evaluate, write
-from .model import build_model
-from .settings import SMOKE, Settings
-from .tokenizer import build_processor
+from .settings import SETTINGS, SMOKE
+from .task import task
 
 _PACKAGE = Path(__file__).parents[2] / "src" / "crosstrim" / "mini"
 
 
-def export(model: MllamaForConditionalGeneration, folder: Path) -> None:
-    """Save the checkpoint as it ships: bfloat16 weights in safetensors, configuration and processor."""
-    model.to(torch.bfloat16).save_pretrained(folder)
-    build_processor().save_pretrained(folder)
-    model.float()
-
-
 def make(settings: Settings, work: Path, package: Path, pictures: int = heldout.PICTURES) -> dict[str, Any]:
     """Train through all stages, write checkpoint, benchmark and examples into the package, and return the log."""
-    work.mkdir(parents=True, exist_ok=True)
-    model = build_model(settings)
-    torch.manual_seed(settings.seed)
-    heads = vision.Heads(settings)
-    stages = {"vision": vision.train(model, heads, settings, work)}
-    stages["language"] = language.train(model, settings, work)
-    stages["joint"] = language.train_jointly(model, heads, settings, work)
-    print(json.dumps(stages), flush=True)
-    export(model, package / "checkpoint")
+    log = training.train(task(settings), work, package / "checkpoint")
     heldout.write_benchmark(package / "heldout", "test", pictures)
     heldout.write_examples(package / "examples")
-    log = {"settings": settings.to_dict(), "parameters": model.num_parameters(), "stages": stages}
     (work / "log.json").write_text(json.dumps(log, indent=2) + "\n", encoding="utf-8")
     return log
 
@@ -49,15 +33,15 @@ def make(settings: Settings, work: Path, package: Path, pictures: int = heldout.
 def main() -> None:
     """Read the command line and make the model."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=Settings.seed, help="another makes a sibling, beside the package")
-    parser.add_argument("--precision", choices=["bfloat16", "float32"], default=Settings.precision)
+    parser.add_argument("--seed", type=int, default=SETTINGS.seed, help="another makes a sibling, beside the package")
+    parser.add_argument("--precision", choices=["bfloat16", "float32"], default=SETTINGS.precision)
     parser.add_argument("--work", type=Path, help="where training checkpoints go (build/mini, or build/mini-SEED)")
     parser.add_argument("--package", type=Path, help="where the finished model goes (a sibling's: WORK/package)")
     parser.add_argument("--smoke", action="store_true", help="two tiny steps per stage, to see that it runs")
     options = parser.parse_args()
     keep_freed_memory()
-    settings = replace(SMOKE if options.smoke else Settings(), seed=options.seed, precision=options.precision)
-    ships = options.seed == Settings.seed
+    settings = replace(SMOKE if options.smoke else SETTINGS, seed=options.seed, precision=options.precision)
+    ships = options.seed == SETTINGS.seed
     work = options.work or Path("build/mini" if ships else f"build/mini-{options.seed}")
     package = options.package or (_PACKAGE if ships else work / "package")
     log = make(settings, work, package)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from recipes.training.settings import LAYOUTS, Settings
+
 from .photos import PHOTOS
-from .settings import LAYOUTS, PATCH, TILE, Settings
 
 _TEMPLATE = Path(__file__).with_name("card.md")
 
@@ -41,7 +42,7 @@ def write_card(folder: Path, settings: Settings, log: dict[str, Any], report: di
     """
     from .pictures import FEWEST, MOST
 
-    results, features = report["results"], (TILE // PATCH) ** 2 + 1
+    results, features = report["results"], (settings.tile // settings.patch) ** 2 + 1
     photos = [
         f"| {photo.package}: {photo.name} | {photo.split} | {photo.licence} | {photo.credit} |" for photo in PHOTOS
     ]
@@ -62,8 +63,6 @@ def write_card(folder: Path, settings: Settings, log: dict[str, Any], report: di
         versions=", ".join(f"{key} {value}" for key, value in report["versions"].items()),
         name=name,
         photos="\n".join(photos),
-        tile=TILE,
-        patch=PATCH,
         features=features,
         all_features=features * max(rows * columns for rows, columns in LAYOUTS),
     )

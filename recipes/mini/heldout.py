@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from recipes.training.settings import LAYOUTS
 
 from .pictures import Scene, scene
 from .questions import KINDS, ask
-from .settings import LAYOUTS
 
 _SEED = 31
 _QUALITY = 92

@@ -8,10 +8,11 @@ from functools import cache
 
 import numpy as np
 from PIL import Image
+from recipes.training.tiles import IGNORE, label_tiles
 
 from .digits import Stamp, stamps, stamps_by_value
 from .photos import of_split
-from .settings import LAYOUTS, MAX_TILES, PATCH, TILE
+from .settings import PATCH, TILE
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (238, 36, 36),
@@ -27,7 +28,6 @@ PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom lef
 FEWEST, MOST = 2, 5
 """How many digits a picture holds."""
 
-IGNORE = -100
 NO_DIGIT, NO_COLOUR, NO_RANK = 10, len(COLOURS), MOST
 _PATCHES = TILE // PATCH
 
@@ -162,15 +162,6 @@ def crowd(split: str, layout: tuple[int, int], rng: np.random.Generator, loosene
     return Scene(finish(canvas, rng, rough=split == "train"), layout, tuple(digits))
 
 
-def to_tiles(pixels: np.ndarray, layout: tuple[int, int]) -> np.ndarray:
-    """Cut a canvas of shape [rows*TILE, columns*TILE, ...] into [MAX_TILES, TILE, TILE, ...], padded with zeros."""
-    rows, columns = layout
-    side = pixels.shape[0] // rows
-    tiles = pixels.reshape(rows, side, columns, side, *pixels.shape[2:]).swapaxes(1, 2)
-    tiles = tiles.reshape(rows * columns, side, side, *pixels.shape[2:])
-    return np.concatenate([tiles, np.zeros((MAX_TILES - rows * columns, *tiles.shape[1:]), tiles.dtype)])
-
-
 def patch_labels(item: Scene) -> dict[str, np.ndarray]:
     """Return what each patch shows: arrays [MAX_TILES, patches], `IGNORE` where there is nothing to learn.
 
@@ -195,11 +186,4 @@ def patch_labels(item: Scene) -> dict[str, np.ndarray]:
             blank = labels[name] == {"digit": NO_DIGIT, "colour": NO_COLOUR, "rank": NO_RANK}[name]
             labels[name][near & blank] = IGNORE
             labels[name][covered] = value
-    absent = np.arange(MAX_TILES) >= item.layout[0] * item.layout[1]
-    tiled = {name: to_tiles(value, item.layout).reshape(MAX_TILES, -1) for name, value in labels.items()}
-    return {name: np.where(absent[:, None], IGNORE, value) for name, value in tiled.items()}
-
-
-def layout_id(layout: tuple[int, int]) -> int:
-    """Return the processor's id of an arrangement of tiles."""
-    return LAYOUTS.index(layout) + 1
+    return label_tiles(labels, item.layout)

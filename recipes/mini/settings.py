@@ -1,59 +1,13 @@
-"""Every number that shapes the embedded model and its training."""
+"""Every number that shapes the embedded model, its pictures and its training."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from recipes.training.settings import Settings
 
-TILE = 120
-"""Side of a tile in pixels."""
+SETTINGS = Settings()
+"""What the shipped model was made with, but for the precision of another processor."""
 
-PATCH = 15
-"""Side of a patch in pixels; (TILE / PATCH)**2 + 1 must not be a multiple of 8 (transformers would mask it all)."""
-
-MAX_TILES = 4
-LAYOUTS: tuple[tuple[int, int], ...] = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
-"""Rows and columns of tiles, in the processor's own order: an aspect ratio id is an index here, plus one."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run of the recipe uses; two runs with equal settings make equal weights on equal hardware."""
-
-    seed: int = 20250404
-    precision: str = "bfloat16"
-    """What layers multiply in while training: bfloat16 under autocast, or float32."""
-
-    vision_width: int = 128
-    vision_heads: int = 2
-    vision_layers: int = 6
-    vision_global_layers: int = 2
-    vision_intermediate: tuple[int, ...] = (1, 3, 5)
-    text_width: int = 192
-    text_mlp: int = 512
-    text_layers: int = 9
-    text_heads: int = 8
-    text_key_heads: int = 4
-    cross_layers: tuple[int, ...] = (3, 5, 7)
-
-    vision_steps: int = 2000
-    vision_batch: int = 8
-    language_steps: int = 600
-    joint_steps: int = 2500
-    reading_from: int = 1200
-    language_batch: int = 8
-    joint_crowds: int = 4
-    segments: int = 14
-    muon_rate: float = 0.02
-    adam_rate: float = 7e-4
-    joint_scale: float = 0.5
-    checkpoint_every: int = 200
-    validation_pictures: int = 160
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values."""
-        return asdict(self)
-
+TILE, PATCH = SETTINGS.tile, SETTINGS.patch
 
 SMOKE = Settings(
     vision_batch=2,

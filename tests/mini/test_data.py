@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
 
-from recipes.mini import digits, language, photos, pictures, questions, vision
-from recipes.mini.settings import LAYOUTS, MAX_TILES, PATCH, SMOKE, TILE
-from recipes.mini.tokenizer import CHAT_TEMPLATE, IMAGE, TEXT_VOCABULARY, build_tokenizer
+from recipes.mini import digits, photos, pictures, questions
+from recipes.mini.settings import PATCH, SMOKE, TILE
+from recipes.mini.task import SEGMENT, task
+from recipes.training import language, vision
+from recipes.training.settings import LAYOUTS, MAX_TILES
+from recipes.training.tiles import IGNORE
+from recipes.training.tokenizer import CHAT_TEMPLATE, IMAGE
 
 
 def _scene(seed: int, layout: tuple[int, int] = (2, 2), split: str = "train") -> pictures.Scene:
@@ -61,7 +67,9 @@ def test_the_same_seed_draws_the_same_picture(layout: tuple[int, int]) -> None:
 
 
 def test_a_training_step_draws_the_same_batch_again() -> None:
-    for draw in (lambda: vision.lesson(SMOKE, 1), lambda: language.draw(SMOKE, 2, 1)):
+    learned = task(SMOKE)
+    looked = partial(vision.batch_of, learned)
+    for draw in (lambda: looked(learned.draw_vision(1)), lambda: language.draw(learned, language.JOINT, 1)):
         one, other = draw(), draw()
         assert all(bool((one[name] == other[name]).all()) for name in one)
 
@@ -106,7 +114,7 @@ def test_patch_labels_name_the_digit_under_them() -> None:
     labels = pictures.patch_labels(scene)
     patches = TILE // PATCH
     assert all(label.shape == (MAX_TILES, patches**2) for label in labels.values())
-    assert all((label[3] == pictures.IGNORE).all() for label in labels.values())
+    assert all((label[3] == IGNORE).all() for label in labels.values())
     for rank, digit in enumerate(scene.digits):
         (column, x), row = divmod(int(digit.centre[0]), TILE), int(digit.centre[1])
         patch = row // PATCH * patches + x // PATCH
@@ -116,29 +124,29 @@ def test_patch_labels_name_the_digit_under_them() -> None:
 
 
 def test_tokenizer_encodes_anything_and_back() -> None:
-    tokenizer = build_tokenizer()
+    tokenizer = task().tokenizer
     for text in [*questions.corpus()[::97], "Grüße, 世界! 🙂\n\t tab", ""]:
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
-    assert tokenizer.convert_tokens_to_ids(IMAGE) == TEXT_VOCABULARY == len(tokenizer) - 1
+    assert tokenizer.convert_tokens_to_ids(IMAGE) == len(tokenizer) - 1
     header = tokenizer.tokenize("<|start_header_id|>assistant<|end_header_id|>\n\n")
     assert len(header) == 4
 
 
 def test_packed_segments_spell_the_real_prompt() -> None:
-    tokenizer = build_tokenizer()
+    tokenizer = task().tokenizer
     rng = np.random.default_rng(0)
     lessons = [questions.lesson(_scene(seed), 6, rng) for seed in range(4)]
-    packed = language.pack(lessons)
-    prefix = list(language.shared_prefix())
+    packed = language.pack(task(), lessons)
+    prefix = language.shared_prefix(tokenizer)
     for row, lesson in enumerate(lessons):
         for column, asked in enumerate(lesson):
-            start = len(prefix) + column * language.SEGMENT
-            inputs = packed["input_ids"][row, start : start + language.SEGMENT].tolist()
-            targets = packed["targets"][row, start : start + language.SEGMENT].tolist()
+            start = len(prefix) + column * SEGMENT
+            inputs = packed["input_ids"][row, start : start + SEGMENT].tolist()
+            targets = packed["targets"][row, start : start + SEGMENT].tolist()
             chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked.text}]}]
             prompt = tokenizer.apply_chat_template(
                 chat, chat_template=CHAT_TEMPLATE, tokenize=False, add_generation_prompt=True
             )
             assert tokenizer.decode(prefix + inputs).startswith(prompt + asked.answer)
-            wanted = [target for target in targets if target != pictures.IGNORE]
+            wanted = [target for target in targets if target != IGNORE]
             assert tokenizer.decode(wanted) == asked.answer + tokenizer.eos_token

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from recipes.mini.muon import Float32Muon
+from recipes.training.muon import Float32Muon
 
 
 def test_steps_are_those_of_torch() -> None:

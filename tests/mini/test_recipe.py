@@ -14,30 +14,35 @@ pytest.importorskip("sklearn")
 pytest.importorskip("skimage")
 
 from PIL import Image
-from recipes.mini import attention, digits, language, pictures, questions, training, vision
+from recipes.mini import digits, pictures, questions
 from recipes.mini.__main__ import make
 from recipes.mini.evaluate import load, read_rows
-from recipes.mini.model import build_model
-from recipes.mini.settings import LAYOUTS, SMOKE
-from recipes.mini.tokenizer import build_processor
+from recipes.mini.settings import SMOKE
+from recipes.mini.task import task
+from recipes.training import attention, language, stage, tiles, vision
+from recipes.training.model import build_model
+from recipes.training.settings import LAYOUTS
+from recipes.training.tokenizer import build_processor
 from safetensors.torch import load_file
 
 
 @pytest.mark.parametrize(("precision", "atol"), [("float32", 1e-4), ("bfloat16", 0.3)])
 def test_packed_training_gives_the_logits_of_single_prompts(precision: str, atol: float) -> None:
-    model, processor, rng = build_model(SMOKE), build_processor(), np.random.default_rng(0)
+    learned, rng = task(replace(SMOKE, precision=precision)), np.random.default_rng(0)
+    model, processor = build_model(learned), build_processor(learned.tokenizer, learned.settings)
     torch.nn.init.normal_(model.lm_head.weight, std=0.3)
     scenes = [pictures.scene("test", layout, rng) for layout in LAYOUTS[:2]]
     lessons = [questions.lesson(scene, 4, rng) for scene in scenes]
-    batch = vision.image_inputs(scenes) | language.pack(lessons)
+    batch = tiles.image_inputs(scenes) | language.pack(learned, lessons)
     configs = (model.config.vision_config, model.config.text_config)
     for config in configs:
         config._attn_implementation = attention.NAME
-    with torch.no_grad(), training.autocast(replace(SMOKE, precision=precision)):
-        packed = _packed_logits(model, batch)
+    with torch.no_grad(), stage.autocast(learned.settings):
+        hidden = language.hidden_states(learned, model, vision.encode(model, batch), batch)
+        packed = model.lm_head(hidden).float()
     for config in configs:
         config._attn_implementation = "sdpa"
-    prefix = len(language.shared_prefix())
+    prefix = len(language.shared_prefix(learned.tokenizer))
     for row, (scene, lesson) in enumerate(zip(scenes, lessons, strict=True)):
         for column, asked in enumerate(lesson):
             chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked.text}]}]
@@ -46,17 +51,9 @@ def test_packed_training_gives_the_logits_of_single_prompts(precision: str, atol
             inputs = processor(images=picture, text=[text], add_special_tokens=False, return_tensors="pt")
             with torch.no_grad():
                 single = model(**inputs, use_cache=False).logits[0, prefix:]
-            start = prefix + column * language.SEGMENT
+            start = prefix + column * learned.segment
             # Logits have a spread of several units.
             torch.testing.assert_close(packed[row, start : start + len(single)], single, atol=atol, rtol=atol / 3)
-
-
-def _packed_logits(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    features = vision.encode(model, batch)
-    states = model.model.multi_modal_projector(features).flatten(1, 2)
-    text = language._text_inputs(batch, features.shape[2])
-    hidden = model.model.language_model(cross_attention_states=states, **text).last_hidden_state
-    return model.lm_head(hidden).float()
 
 
 @pytest.mark.slow

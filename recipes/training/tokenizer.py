@@ -6,8 +6,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import MllamaProcessor, PreTrainedTokenizerFast
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
-from .questions import corpus
-from .settings import MAX_TILES, TILE
+from .settings import MAX_TILES, Settings
 
 BEGIN, END, END_OF_TURN = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
 PADDING, IMAGE = "<|finetune_right_pad_id|>", "<|image|>"
@@ -21,12 +20,6 @@ _SPECIALS = [
     "<|python_tag|>",
     PADDING,
 ]
-_WORDS = 408
-"""Byte alphabet and merges; with the specials, the text vocabulary."""
-
-TEXT_VOCABULARY = _WORDS + len(_SPECIALS)
-"""The image token comes right after it, as Mllama demands."""
-
 # Llama 3's own rule for cutting text into words.
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -56,8 +49,14 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Train byte-level BPE on the questions; any text at all can be encoded, since every byte is a token."""
+def build_tokenizer(corpus: list[str], words: int) -> PreTrainedTokenizerFast:
+    """Train byte-level BPE on the questions; any text at all can be encoded, since every byte is a token.
+
+    Args:
+        corpus: the questions and answers.
+        words: tokens of the byte alphabet and the merges. The special tokens follow, which ends the text vocabulary,
+            and right after it the image token, as Mllama demands.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -67,14 +66,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=_WORDS,
+        vocab_size=words,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     # The blank line after a header and the role names must be one token each.
-    tokenizer.train_from_iterator([*corpus(), *["user\n\nassistant\n\nsystem"] * 99], trainer)
-    if tokenizer.get_vocab_size() != _WORDS:
-        raise ValueError(f"the corpus gives {tokenizer.get_vocab_size()} tokens, not {_WORDS}: change _WORDS")
+    tokenizer.train_from_iterator([*corpus, *["user\n\nassistant\n\nsystem"] * 99], trainer)
+    if tokenizer.get_vocab_size() != words:
+        raise ValueError(f"the corpus gives {tokenizer.get_vocab_size()} tokens, not {words}: ask for so many")
     tokenizer.add_special_tokens([*_SPECIALS, IMAGE])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -88,9 +87,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor() -> MllamaProcessor:
-    """Return the processor: this tokenizer, the chat template and transformers' PIL image processor."""
+def build_processor(tokenizer: PreTrainedTokenizerFast, settings: Settings) -> MllamaProcessor:
+    """Return the processor: the tokenizer, the chat template and transformers' PIL image processor."""
+    side = {"height": settings.tile, "width": settings.tile}
     image_processor = MllamaImageProcessorPil(
-        size={"height": TILE, "width": TILE}, max_image_tiles=MAX_TILES, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size=side, max_image_tiles=MAX_TILES, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
-    return MllamaProcessor(image_processor, build_tokenizer(), chat_template=CHAT_TEMPLATE)
+    return MllamaProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)

@@ -1,8 +1,9 @@
-"""The embedded model before training: a small Mllama, every weight drawn from one seed."""
+"""The model before training: a small Mllama, every weight drawn from one seed."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +12,19 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 
 from crosstrim.models import compat
 
-from .settings import LAYOUTS, MAX_TILES, PATCH, TILE, Settings
-from .tokenizer import BEGIN, END_OF_TURN, PADDING, TEXT_VOCABULARY, build_tokenizer
+from .settings import LAYOUTS, MAX_TILES, Settings
+from .task import Task
+from .tokenizer import BEGIN, END_OF_TURN, IMAGE, PADDING
 
 _QUERY_KEY_GAIN = 2.0
 _GATE = 1.0
 _POSITION_GATE = 0.7
 
 
-def build_config(settings: Settings) -> MllamaConfig:
-    """Return the configuration of the model that the settings describe."""
-    tokenizer = build_tokenizer()
-    begin, end, padding = tokenizer.convert_tokens_to_ids([BEGIN, END_OF_TURN, PADDING])
+def build_config(task: Task[Any]) -> MllamaConfig:
+    """Return the configuration of the model that the task's settings describe."""
+    settings = task.settings
+    begin, end, padding, image = task.tokenizer.convert_tokens_to_ids([BEGIN, END_OF_TURN, PADDING, IMAGE])
     vision = MllamaVisionConfig(
         hidden_size=settings.vision_width,
         num_hidden_layers=settings.vision_layers,
@@ -30,14 +32,14 @@ def build_config(settings: Settings) -> MllamaConfig:
         attention_heads=settings.vision_heads,
         intermediate_size=4 * settings.vision_width,
         vision_output_dim=settings.vision_width * (1 + len(settings.vision_intermediate)),
-        image_size=TILE,
-        patch_size=PATCH,
+        image_size=settings.tile,
+        patch_size=settings.patch,
         max_num_tiles=MAX_TILES,
         intermediate_layers_indices=list(settings.vision_intermediate),
         supported_aspect_ratios=[list(layout) for layout in LAYOUTS],
     )
     text = MllamaTextConfig(
-        vocab_size=TEXT_VOCABULARY,
+        vocab_size=image,
         hidden_size=settings.text_width,
         intermediate_size=settings.text_mlp,
         num_hidden_layers=settings.text_layers,
@@ -50,14 +52,14 @@ def build_config(settings: Settings) -> MllamaConfig:
         eos_token_id=end,
         pad_token_id=padding,
     )
-    return MllamaConfig(vision_config=vision, text_config=text, image_token_index=TEXT_VOCABULARY)
+    return MllamaConfig(vision_config=vision, text_config=text, image_token_index=image)
 
 
-def build_model(settings: Settings) -> MllamaForConditionalGeneration:
+def build_model(task: Task[Any]) -> MllamaForConditionalGeneration:
     """Return the untrained model in float32, repaired to Meta's semantics."""
-    torch.manual_seed(settings.seed)
-    model = MllamaForConditionalGeneration(build_config(settings))
-    _initialise(model, settings)
+    torch.manual_seed(task.settings.seed)
+    model = MllamaForConditionalGeneration(build_config(task))
+    _initialise(model, task.settings)
     text = model.config.text_config
     model.generation_config = GenerationConfig(
         bos_token_id=text.bos_token_id,
@@ -86,7 +88,7 @@ def _initialise(model: MllamaForConditionalGeneration, settings: Settings) -> No
         elif name.endswith("embed_tokens.weight"):
             nn.init.normal_(parameter, std=0.7)
         elif name.endswith("gated_positional_embedding.tile_embedding.weight"):
-            parameter.copy_(_positions(settings.vision_width).flatten(1))
+            parameter.copy_(_positions(settings).flatten(1))
         elif "embedding" in name and "patch" not in name:
             nn.init.normal_(parameter, std=0.05)
         elif name.endswith("lm_head.weight"):
@@ -109,12 +111,12 @@ def _waves(values: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def _positions(width: int) -> Tensor:
+def _positions(settings: Settings) -> Tensor:
     """Return where each patch lies on the whole canvas, in patches and relative to the canvas, as waves.
 
     Shape [1 + layouts, MAX_TILES, 1 + patches, width]; zero for padding tiles and the class feature of each tile.
     """
-    side = TILE // PATCH
+    side, width = settings.tile // settings.patch, settings.vision_width
     table = torch.zeros(1 + len(LAYOUTS), MAX_TILES, 1 + side * side, width)
     inner = torch.arange(side)
     for index, (rows, columns) in enumerate(LAYOUTS, start=1):
