@@ -277,7 +277,7 @@ def patch_labels(page: Page) -> dict[str, np.ndarray]:
         words[where] = INDEX.get(piece.word, NO_WORD)
         lines[where] = piece.line
         if page.kind:
-            entries[where] = INDEX[piece.key] if piece.key in INDEX else NO_WORD
+            entries[where] = INDEX.get(piece.key, NO_WORD)
     return label_tiles({"word": words, "line": lines, "entry": entries}, page.layout)
 
 

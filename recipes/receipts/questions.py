@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .pages import Entry, Page
-from .words import CITIES, FIELDS, ITEMS, MONTHS, NAMES, SHOP_KINDS, SHOPS
+from .words import FIELDS, ITEMS, WORDS
 
 LOOKUPS = ("by_key", "quantity", "by_value", "by_place")
 """Kinds whose answer lies in one small region of the page."""
@@ -111,12 +111,12 @@ def lesson(page: Page, amount: int, rng: np.random.Generator) -> list[Question]:
 
 def corpus() -> list[str]:
     """Return every wording and every word: what the tokenizer is trained on."""
-    texts = {TELL_PROMPT, "user", "assistant", "system", "Dear to send by Yours", "please Thank you x"}
+    texts = {TELL_PROMPT, "user", "assistant", "system", "x x"}
     for templates in (*_BY_KEY.values(), *TEMPLATES.values(), _PRICE, _FIELD):
         for template in templates:
             texts |= {template.format(key=key, other=key, value="1.20", ordinal=one) for key, one in _fillings()}
-    words = (*NAMES, *CITIES, *ITEMS, *MONTHS, *SHOPS, *SHOP_KINDS, *FIELDS, *NEITHER, "Item", "Qty", "Price")
-    texts |= {f"{word} {word}, {word}" for word in words for _ in range(2)}
+    words = [word for word in WORDS if not word.isdigit()]
+    texts |= {f"{word} {word}, {word}" for word in words}
     numbers = [f"{one} {one}.{one:02d}, {one}.{one:02d}" for one in range(100)]
     return [*sorted(texts), *numbers * 4]
 

@@ -12,7 +12,7 @@ from .pages import KINDS, LAYOUTS, NO_LINE, NO_WORD, Page, crowd, page, patch_la
 from .questions import Question, corpus, lesson
 from .settings import SETTINGS
 
-WORDS = 1000
+WORDS = 1021
 SEGMENT = 24
 PATCHES = {
     "word": Head(NO_WORD + 1, weight=1.0, nothing=NO_WORD),
