@@ -115,6 +115,28 @@ def test_the_slider_by_keys_and_by_pointer(page, served):
     assert len(served.generated) == before + 1
 
 
+def test_a_move_that_arrives_after_a_later_one_counts_for_nothing(page):
+    held = []
+
+    def hold_the_first(route):
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route("**/queue/join*", hold_the_first)
+    slide(page, "End")
+    while not held:
+        page.wait_for_timeout(10)
+    slide(page, "ArrowLeft")
+    expect(page.locator("#kept small")).to_have_text("visible features, 99.2 %")
+    with page.expect_response("**/queue/join*"):
+        held[0].continue_()
+    page.wait_for_timeout(1000)  # enough for an answer that should not come
+    expect(page.locator("#kept small")).to_have_text("visible features, 99.2 %")
+    page.unroute("**/queue/join*")
+
+
 def test_moves_while_the_model_is_busy_leave_only_the_last_to_run(page, served):
     gate = threading.Event()
     served.playground._worker.submit(gate.wait)

@@ -278,6 +278,16 @@ def test_another_picture_supersedes_everything():
     assert visitor.subject == "a picture"
 
 
+def test_of_wishes_that_overtake_each_other_the_last_sent_counts():
+    visitor = Visitor()
+    last, first = visitor.wish("answer", "b", sent=2.0), visitor.wish("answer", "a", sent=1.0)
+    assert (last.is_superseded(), first.is_superseded()) == (False, True)
+    assert visitor.wish("answer", "b", sent=4.0) is last
+    assert visitor.wish("answer", "c", sent=3.0).is_superseded()
+    assert not visitor.wish("answer", "d", sent=5.0).is_superseded()
+    assert last.is_superseded()
+
+
 def test_the_same_wish_again_is_no_other():
     visitor = Visitor()
     first = visitor.wish("answer", ("why?", CONFIG))

@@ -19,6 +19,9 @@ from crosstrim.play.visitor import SupersededError, Visitors
 FIRST_PER_CENT = 5
 """The budget when the page opens."""
 
+_SENT = "(...given) => [...given.slice(0, -1), performance.now()]"
+"""Puts the page's clock in the place of the last input."""
+
 # Every event goes to the server at once, where it supersedes what was wished for before.
 _AT_ONCE: dict[str, Any] = {"trigger_mode": "multiple", "concurrency_limit": None, "api_visibility": "private"}
 _COLOURS = {words.SAME: "#0d9488", words.CHANGED: "#ea580c"}
@@ -62,6 +65,7 @@ class Page:
             label="Picture", elem_id="picture", sources=["upload", "clipboard"], height=280, buttons=["fullscreen"]
         )
         self._example = gr.State(0)
+        self._sent = gr.Number(visible=False)  # when an event was sent, by the page's clock
         self._pictures = gr.Dataset(
             label="Examples",
             elem_id="examples",
@@ -150,8 +154,9 @@ class Page:
         knobs = [self._knob, self._per_cent, self._policy]
         answer = {
             "fn": _worded(self._answer, self._nothing(None)[:3]),
-            "inputs": [self._question, *knobs, self._wants_heat],
+            "inputs": [self._question, *knobs, self._wants_heat, self._sent],
             "outputs": results,
+            "js": _SENT,
             "show_progress": "minimal",
             **_AT_ONCE,
         }
@@ -182,11 +187,18 @@ class Page:
         self.blocks.unload(self._leave)
 
     def _answer(
-        self, request: gr.Request, question: str, knob: str, per_cent: float, policy: str, wants_heat: bool
+        self,
+        request: gr.Request,
+        question: str,
+        knob: str,
+        per_cent: float,
+        policy: str,
+        wants_heat: bool,
+        sent: float,
     ) -> tuple[Any, ...]:
         visitor = self._visitors.of(request.session_hash)
         subject, config = visitor.subject, config_of(knob, per_cent, policy or None)
-        wish = visitor.wish("answer", (question, config, wants_heat))
+        wish = visitor.wish("answer", (question, config, wants_heat), sent)
         found = self._playground.compare(subject, question, config, wish)
         warm = self._playground.heat(subject, question, wish) if wants_heat else None
         said = words.comparison(found, self._playground.legend(subject, found))

@@ -25,13 +25,16 @@ class Wish:
 
     Args:
         about: what tells it from others; None tells it from every other.
+        sent: when the page sent it, by the page's own clock.
 
     Attributes:
         about: likewise.
+        sent: when it was last wished for.
     """
 
-    def __init__(self, about: Hashable = None) -> None:
+    def __init__(self, about: Hashable = None, sent: float = 0.0) -> None:
         self.about = about
+        self.sent = sent
         self._superseded = threading.Event()
 
     def supersede(self) -> None:
@@ -62,19 +65,24 @@ class Visitor:
             raise InputError("there is no picture yet; pick an example, or drop one of your own.")
         return self._subject
 
-    def wish(self, kind: str, about: Hashable = None) -> Wish:
+    def wish(self, kind: str, about: Hashable = None, sent: float = 0.0) -> Wish:
         """A wish, which supersedes the one before it of the same kind; one for the same thing is that one.
 
         Args:
             kind: of which only the last one counts.
             about: as of `Wish`. Pages tell some things twice.
+            sent: as of `Wish`. What a page sends quickly may arrive in another order: the last one sent counts.
         """
-        wish = Wish(about)
+        wish = Wish(about, sent)
         with self._lock:
-            if (earlier := self._wishes.get(kind)) is not None:
-                if about is not None and earlier.about == about and not earlier.is_superseded():
-                    return earlier
-                earlier.supersede()
+            if (known := self._wishes.get(kind)) is not None:
+                if about is not None and known.about == about and not known.is_superseded():
+                    known.sent = max(known.sent, sent)
+                    return known
+                if sent < known.sent:
+                    wish.supersede()
+                    return wish
+                known.supersede()
             self._wishes[kind] = wish
         return wish
 
