@@ -202,7 +202,10 @@ class Page:
         found = self._playground.compare(subject, question, config, wish)
         warm = self._playground.heat(subject, question, wish) if wants_heat else None
         said = words.comparison(found, self._playground.legend(subject, found))
-        return said, self._playground.overlay(subject, found), gr.update(value=warm, visible=wants_heat)
+        painted = self._playground.overlay(subject, found)
+        if wish.is_superseded():  # what is remembered does not run, and so nothing stopped it
+            raise SupersededError
+        return said, painted, gr.update(value=warm, visible=wants_heat)
 
     def _upload(self, request: gr.Request, uploaded: dict[str, Any]) -> tuple[Any, ...]:
         self._clear(request)  # also where the new one is refused
