@@ -8,7 +8,6 @@ docs/evaluation.md has the command that asks them.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +20,7 @@ from recipes.mini.digits import GLYPH_SIDES, Stamp, stamps_by_value
 from recipes.mini.pictures import COLOURS, FEWEST, MOST, PLACES, Digit, Scene, background, centre_in, finish, paint
 from recipes.mini.questions import KINDS, ask
 from recipes.mini.settings import TILE
+from recipes.training.files import write_questions
 from recipes.training.settings import LAYOUTS
 
 SEED = 47
@@ -160,7 +160,7 @@ def scene(departure: Departure, layout: tuple[int, int], rng: np.random.Generato
 def write(folder: Path) -> Path:
     """Write the pictures and `questions.jsonl`, whose ids begin with the group, and return the latter's path."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    lines = []
+    rows = []
     for place, (group, departure) in enumerate(GROUPS.items()):
         for number in range(PICTURES):
             rng = np.random.default_rng([SEED, place, number])
@@ -172,10 +172,8 @@ def write(folder: Path) -> Path:
                 one = ask(item, kind, rng)
                 row = {"id": f"{group}-{number:02d}-{kind}", "image": image, "question": one.text}
                 row |= {"answers": [one.answer], "kind": kind, "layout": f"{layout[0]}x{layout[1]}"}
-                lines.append(json.dumps(row))
-    path = folder / "questions.jsonl"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+                rows.append(row)
+    return write_questions(folder, rows)
 
 
 if __name__ == "__main__":

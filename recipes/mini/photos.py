@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image
+from recipes.training.files import shipped
 
 _CC0 = "CC0 1.0"
 _CC_BY = "CC BY 2.0"
@@ -31,10 +31,7 @@ class Photo:
 
     def load(self) -> Image.Image:
         """Return the photograph in RGB, at most `LONGEST_SIDE` pixels wide or high."""
-        spec = find_spec(self.package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ModuleNotFoundError(f"{self.package} is needed for its photographs: pip install crosstrim[recipe]")
-        image = Image.open(Path(spec.submodule_search_locations[0]) / self.path).convert("RGB")
+        image = Image.open(shipped(self.package, self.path)).convert("RGB")
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
         return image
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from PIL import Image
+from recipes.training import files
 from recipes.training.tiles import IGNORE, label_tiles
 
 from .digits import Stamp, stamps, stamps_by_value
@@ -100,16 +100,8 @@ def centre_in(place: int, width: int, height: int, rng: np.random.Generator, sca
 
 
 def finish(canvas: np.ndarray, rng: np.random.Generator, rough: bool) -> np.ndarray:
-    """Return the canvas as bytes; training pictures (`rough`) get noise and at times a trip through JPEG."""
-    if rough:
-        noise = rng.standard_normal((*canvas.shape[:2], 1), dtype=np.float32)
-        canvas = canvas + noise * np.float32(rng.uniform(0, 6))
-    pixels = np.clip(canvas, 0, 255).astype(np.uint8)
-    if not rough or rng.random() < 0.6:
-        return pixels
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=int(rng.integers(80, 96)), subsampling=0)
-    return np.asarray(Image.open(buffer))
+    """Return the canvas as bytes, with signs of wear if it is `rough`; colours keep their full resolution."""
+    return files.finish(canvas, rng, rough, noise=6, quality=(80, 96), subsampling=0)
 
 
 def scene(split: str, layout: tuple[int, int], rng: np.random.Generator, scale: int = 1) -> Scene:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from recipes.training.task import Question
 
 from .pictures import COLOURS, MOST, PLACES, Digit, Scene
 
@@ -84,15 +83,6 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 CAPTION_PROMPT = "Describe some digits."
 _CAPTION_ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
 _SIDES = {"left": "on the left", "right": "on the right", "middle": "in the middle"}
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question, its one right answer and its kind."""
-
-    text: str
-    answer: str
-    kind: str
 
 
 def where(place: str) -> str:

@@ -6,9 +6,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from recipes.training.language import JOINT
 from recipes.training.settings import LAYOUTS, MAX_TILES, Settings
-from recipes.training.task import Head, Task
+from recipes.training.task import JOINT, Head, Question, Task
 from recipes.training.tiles import IGNORE
 
 from .pictures import (
@@ -23,7 +22,7 @@ from .pictures import (
     patch_labels,
     scene,
 )
-from .questions import MOSTLY_READING, MOSTLY_WHOLE, WHOLE, Question, corpus, lesson
+from .questions import MOSTLY_READING, MOSTLY_WHOLE, WHOLE, corpus, lesson
 from .settings import SETTINGS
 
 WORDS = 408
@@ -35,7 +34,6 @@ PATCHES = {
     "place": Head(len(PLACES), weight=0.2),
 }
 PICTURES = {"count": Head(MOST - FEWEST + 1, weight=0.2)}
-_CROWDED_SHARE = 0.6
 _FULL_LAYOUTS = tuple(layout for layout in LAYOUTS if layout[0] * layout[1] == MAX_TILES)
 
 
@@ -49,44 +47,24 @@ def task(settings: Settings = SETTINGS) -> Task[Scene]:
         patches=PATCHES,
         whole=PICTURES,
         labels=labels,
-        draw_vision=partial(draw_vision, settings),
-        draw_language=partial(draw_language, settings),
-        draw_crowds=lambda rng: [draw_crowd(rng) for _ in range(settings.joint_crowds)],
-        draw_validation=lambda index: _scene("validation", np.random.default_rng([11, index])),
+        draw=lambda split, rng: scene(split, LAYOUTS[rng.integers(len(LAYOUTS))], rng),
+        draw_crowd=draw_crowd,
+        lesson=partial(_lesson, settings),
     )
 
 
-def _scene(split: str, rng: np.random.Generator) -> Scene:
-    return scene(split, LAYOUTS[rng.integers(len(LAYOUTS))], rng)
-
-
-def draw_vision(settings: Settings, step: int) -> list[Scene]:
-    """Draw the pictures of one step: crowds, and ever more ordinary pictures among them."""
-    rng = np.random.default_rng([settings.seed, 1, step])
-    progress = step / settings.vision_steps
-    crowded = 1.0 if progress < 0.4 else _CROWDED_SHARE
+def draw_crowd(rng: np.random.Generator, progress: float) -> Scene:
+    """Draw a training crowd, mostly on four tiles: padding tiles cost as much as real ones."""
     # Digits on the corners of the patch grid are read soon; from there the encoder learns to read them anywhere.
     looseness = float(np.interp(progress, (0.0, 0.5), (0.1, 0.5)))
-    return [
-        draw_crowd(rng, looseness) if rng.random() < crowded else _scene("train", rng)
-        for _ in range(settings.vision_batch)
-    ]
-
-
-def draw_crowd(rng: np.random.Generator, looseness: float = 0.5) -> Scene:
-    """Draw a training crowd, mostly on four tiles: padding tiles cost as much as real ones."""
     layouts = _FULL_LAYOUTS if rng.random() < 0.7 else LAYOUTS
     return crowd("train", layouts[rng.integers(len(layouts))], rng, looseness)
 
 
-def draw_language(
-    settings: Settings, stage: int, step: int, rng: np.random.Generator
-) -> tuple[list[Scene], list[list[Question]]]:
-    """Draw new pictures over all layouts, several questions about each; the joint stage asks more of the whole."""
-    scenes = [_scene("train", rng) for _ in range(settings.language_batch)]
+def _lesson(settings: Settings, item: Scene, stage: int, step: int, rng: np.random.Generator) -> list[Question]:
+    """Ask more about the whole picture in the joint stage, and in the end most of all to read it."""
     late = MOSTLY_READING if step >= settings.reading_from else MOSTLY_WHOLE
-    whole = late if stage == JOINT else WHOLE
-    return scenes, [lesson(item, settings.segments, rng, whole) for item in scenes]
+    return lesson(item, settings.segments, rng, late if stage == JOINT else WHOLE)
 
 
 def labels(item: Scene) -> dict[str, Any]:

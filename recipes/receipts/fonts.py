@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import ImageFont
+from recipes.training.files import shipped
 
 _BITSTREAM = "Bitstream Vera licence"
 _APACHE = "Apache 2.0"
@@ -32,10 +32,7 @@ class Face:
         Raises:
             ModuleNotFoundError: The package that ships them is not installed.
         """
-        spec = find_spec(self.package)
-        if spec is None or not spec.submodule_search_locations:
-            raise ModuleNotFoundError(f"{self.package} is needed for its fonts: pip install crosstrim[recipe,viz]")
-        return [Path(spec.submodule_search_locations[0]) / self.folder / file for file in self.files]
+        return [shipped(self.package, f"{self.folder}/{file}") for file in self.files]
 
 
 def _dejavu(name: str, *files: str) -> Face:

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from recipes.training.files import save, write_questions
 
 from .pages import KINDS as PAGES
 from .pages import LAYOUTS, page
 from .questions import KINDS, ask
 
 _SEED = 53
-_QUALITY = 92
 COUNT = 320
 """How many pages a benchmark has, as many of each kind; every page gets a question of each kind that it can."""
 
 
 def write_benchmark(folder: Path, split: str, count: int = COUNT) -> Path:
     """Write the pages and `questions.jsonl` of a benchmark over one split, and return the questions' path."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    lines = []
+    rows = []
     for number in range(count):
         rng = np.random.default_rng([_SEED, number])
         kind = PAGES[number % len(PAGES)]
         layouts = LAYOUTS[kind]
         drawn = page(split, kind, layouts[number // len(PAGES) % len(layouts)], rng)
         image = f"images/{number:03d}.jpg"
-        Image.fromarray(drawn.pixels).save(folder / image, "JPEG", quality=_QUALITY, subsampling=0, optimize=True)
+        save(drawn.pixels, folder / image)
         for asked in filter(None, (ask(drawn, one, rng) for one in KINDS)):
             row = {"id": f"{number:03d}-{asked.kind}", "image": image, "question": asked.text}
             row |= {"answers": [asked.answer], "kind": asked.kind, "page": kind}
-            lines.append(json.dumps(row | {"layout": f"{drawn.layout[0]}x{drawn.layout[1]}"}))
-    path = folder / "questions.jsonl"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+            rows.append(row | {"layout": f"{drawn.layout[0]}x{drawn.layout[1]}"})
+    return write_questions(folder, rows)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+from recipes.training import files
 from recipes.training.tiles import IGNORE, label_tiles
 
 from . import fonts
@@ -29,6 +29,9 @@ MOST_LINES = max(rows for layouts in LAYOUTS.values() for rows, _ in layouts) * 
 NO_WORD, NO_LINE = len(WORDS), MOST_LINES
 SIZES = (16, 20)
 """Pixels of the type, smallest and largest; a line that does not fit is set smaller."""
+LETTER_KEYS = ("Dear", "send", "to", "by", "Yours")
+"""The words of a letter that say what the words after them are."""
+
 _PIECE = re.compile(r"[A-Za-z]+|\d+")
 
 
@@ -161,8 +164,8 @@ def _letter(rng: np.random.Generator) -> Draft:
         texts.insert(3, "Thank you")
     lines = [Line(((text, "l", 0),)) for text in texts]
     last = len(lines) - 1
-    entries = [("Dear", to, 0), ("send", wish, 1), ("to", city, 2), ("by", date, 2), ("Yours", sender, last)]
-    return lines, [Entry(*entry) for entry in entries]
+    values, places = (to, wish, city, date, sender), (0, 1, 2, 2, last)
+    return lines, [Entry(*entry) for entry in zip(LETTER_KEYS, values, places, strict=True)]
 
 
 _DRAFTS = {"receipt": _receipt, "form": _form, "table": _table, "letter": _letter}
@@ -224,7 +227,7 @@ def _print(
             key = line.key
             for found in _PIECE.finditer(text):
                 word = found.group()
-                if not line.key and word in ("Dear", "send", "to", "by", "Yours"):
+                if not line.key and word in LETTER_KEYS:
                     key = word  # what follows in a letter belongs to this word
                 left, right = (x + font.getlength(text[:end]) for end in found.span())
                 pieces.append(Piece(word, key, number, left, right, baseline + ascent, baseline))
@@ -244,19 +247,10 @@ def _worn(image: Image.Image, rng: np.random.Generator, rough: bool) -> np.ndarr
     canvas = np.asarray(image, np.float32)
     light = np.linspace(rng.uniform(0.85, 1), rng.uniform(0.85, 1), canvas.shape[1], dtype=np.float32)
     canvas = canvas * light[None, :, None]
-    if rough:
-        if rng.random() < 0.4:
-            blurred = Image.fromarray(canvas.astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7)))
-            canvas = np.asarray(blurred, np.float32)
-        canvas = canvas + rng.standard_normal((*canvas.shape[:2], 1), dtype=np.float32) * np.float32(
-            rng.uniform(0, 8)
-        )
-    pixels = np.clip(canvas, 0, 255).astype(np.uint8)
-    if not rough or rng.random() < 0.6:
-        return pixels
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=int(rng.integers(75, 96)))
-    return np.asarray(Image.open(buffer))
+    if rough and rng.random() < 0.4:
+        blurred = Image.fromarray(canvas.astype(np.uint8)).filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7)))
+        canvas = np.asarray(blurred, np.float32)
+    return files.finish(canvas, rng, rough, noise=8, quality=(75, 96), subsampling=-1)
 
 
 def patch_labels(page: Page) -> dict[str, np.ndarray]:
@@ -269,9 +263,9 @@ def patch_labels(page: Page) -> dict[str, np.ndarray]:
     words = np.full((rows, columns), NO_WORD)
     lines = np.full((rows, columns), NO_LINE)
     entries = np.full((rows, columns), IGNORE if not page.kind else NO_WORD)
-    for name in (words, lines, entries):
-        for piece in page.pieces:
-            name[_rows(piece, PATCH), _columns(piece)] = IGNORE
+    for piece in page.pieces:
+        around = _rows(piece, PATCH), _columns(piece)
+        words[around] = lines[around] = entries[around] = IGNORE
     for piece in page.pieces:
         where = _rows(piece, 0), _columns(piece)
         words[where] = INDEX.get(piece.word, NO_WORD)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from recipes.training.task import Question
 
 from .pages import Entry, Page
 from .words import FIELDS, ITEMS, WORDS
@@ -41,15 +40,6 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "count": ("How many items are there?", "Count the items."),
 }
 TELL_PROMPT = "Tell some of it."
-
-
-@dataclass(frozen=True)
-class Question:
-    """A question, its one right answer and its kind."""
-
-    text: str
-    answer: str
-    kind: str
 
 
 def items(page: Page) -> list[Entry]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 from recipes.training.settings import Settings
 from recipes.training.task import Head, Task
 
 from .pages import KINDS, LAYOUTS, NO_LINE, NO_WORD, Page, crowd, page, patch_labels
-from .questions import Question, corpus, lesson
+from .questions import corpus, lesson
 from .settings import SETTINGS
 
 WORDS = 1021
@@ -19,7 +17,6 @@ PATCHES = {
     "line": Head(NO_LINE + 1, weight=0.3, nothing=NO_LINE),
     "entry": Head(NO_WORD + 1, weight=0.5, nothing=NO_WORD),
 }
-_CROWDED_SHARE = 0.6
 
 
 def task(settings: Settings = SETTINGS) -> Task[Page]:
@@ -32,10 +29,9 @@ def task(settings: Settings = SETTINGS) -> Task[Page]:
         patches=PATCHES,
         whole={},
         labels=patch_labels,
-        draw_vision=partial(draw_vision, settings),
-        draw_language=partial(draw_language, settings),
-        draw_crowds=lambda rng: [draw_crowd(rng) for _ in range(settings.joint_crowds)],
-        draw_validation=lambda index: draw_page("validation", np.random.default_rng([11, index])),
+        draw=draw_page,
+        draw_crowd=draw_crowd,
+        lesson=lambda one, stage, step, rng: lesson(one, settings.segments, rng),
     )
 
 
@@ -46,24 +42,7 @@ def draw_page(split: str, rng: np.random.Generator) -> Page:
     return page(split, kind, layouts[rng.integers(len(layouts))], rng)
 
 
-def draw_crowd(rng: np.random.Generator) -> Page:
-    """Draw a training page full of words, in one of the layouts."""
+def draw_crowd(rng: np.random.Generator, progress: float) -> Page:
+    """Draw a training page full of words, in one of the layouts; from the first step on words stand anywhere."""
     layouts = ((2, 2), (2, 2), (4, 1), (1, 4))
     return crowd("train", layouts[rng.integers(len(layouts))], rng)
-
-
-def draw_vision(settings: Settings, step: int) -> list[Page]:
-    """Draw the pages of one step: crowds, and later also pages that mean something."""
-    rng = np.random.default_rng([settings.seed, 1, step])
-    crowded = 1.0 if step < 0.4 * settings.vision_steps else _CROWDED_SHARE
-    return [
-        draw_crowd(rng) if rng.random() < crowded else draw_page("train", rng) for _ in range(settings.vision_batch)
-    ]
-
-
-def draw_language(
-    settings: Settings, stage: int, step: int, rng: np.random.Generator
-) -> tuple[list[Page], list[list[Question]]]:
-    """Draw new pages, and several questions about each."""
-    pages = [draw_page("train", rng) for _ in range(settings.language_batch)]
-    return pages, [lesson(one, settings.segments, rng) for one in pages]

@@ -10,33 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import MllamaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import MllamaForConditionalGeneration
 
 from . import attention, vision
 from .stage import Stage
-from .task import Question, Task
+from .task import FIXED, JOINT, Drawn, Question, Task
 from .tiles import IGNORE, image_inputs
-from .tokenizer import CHAT_TEMPLATE, IMAGE
 
 _BLOCKED = -1e4
-FIXED, JOINT = 2, 3
-"""The stages' numbers, which seeds are made of."""
-
-
-def _tokens(tokenizer: PreTrainedTokenizerFast, question: str, answer: str) -> tuple[list[int], int]:
-    """Return a question's and its answer's tokens as the chat template writes them, and where the answer starts."""
-    ask = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-    prompt = tokenizer.apply_chat_template(
-        ask, chat_template=CHAT_TEMPLATE, add_generation_prompt=True, return_dict=False
-    )
-    ends = tokenizer(answer, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    return [*prompt, *ends], len(prompt)
-
-
-def shared_prefix(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Return the tokens that every prompt starts with, up to and including the image token."""
-    tokens, _ = _tokens(tokenizer, "", "")
-    return tokens[: tokens.index(tokenizer.convert_tokens_to_ids(IMAGE)) + 1]
 
 
 def pack(task: Task[Any], lessons: Sequence[Sequence[Question]]) -> dict[str, Tensor]:
@@ -45,14 +26,13 @@ def pack(task: Task[Any], lessons: Sequence[Sequence[Question]]) -> dict[str, Te
     Raises:
         ValueError: A question needs more tokens than a segment has.
     """
-    tokenizer = task.tokenizer
-    prefix = shared_prefix(tokenizer)
+    prefix = task.prefix
     rows = (len(lessons), len(lessons[0]), task.segment)
-    inputs = np.full(rows, tokenizer.pad_token_id)
+    inputs = np.full(rows, task.tokenizer.pad_token_id)
     targets = np.full(rows, IGNORE)
     for row, questions in enumerate(lessons):
         for column, question in enumerate(questions):
-            tokens, start = _tokens(tokenizer, question.text, question.answer)
+            tokens, start = task.tokens(question.text, question.answer)
             body, first = tokens[len(prefix) :], start - len(prefix)
             if len(body) > task.segment + 1:
                 raise ValueError(f"{question} needs {len(body)} tokens, more than a segment has")
@@ -66,20 +46,22 @@ def pack(task: Task[Any], lessons: Sequence[Sequence[Question]]) -> dict[str, Te
     }
 
 
-def draw(task: Task[Any], stage: int, step: int) -> dict[str, Tensor]:
+def draw(task: Task[Drawn], stage: int, step: int) -> dict[str, Tensor]:
     """Draw the batch of one step: new pictures, several questions about each, and in the joint stage some crowds."""
-    rng = np.random.default_rng([task.settings.seed, stage, step])
-    pictures, lessons = task.draw_language(stage, step, rng)
-    packed = pack(task, lessons)
+    settings = task.settings
+    rng = np.random.default_rng([settings.seed, stage, step])
+    pictures = [task.draw("train", rng) for _ in range(settings.language_batch)]
+    packed = pack(task, [task.lesson(picture, stage, step, rng) for picture in pictures])
     if stage == FIXED:
         return image_inputs(pictures) | packed
-    return vision.batch_of(task, pictures + task.draw_crowds(rng)) | packed
+    crowds = [task.draw_crowd(rng, 1.0) for _ in range(settings.joint_crowds)]
+    return vision.batch_of(task, pictures + crowds) | packed
 
 
 def text_inputs(task: Task[Any], batch: dict[str, Tensor], features: int) -> dict[str, Any]:
     """Return the language model's inputs beside the features: positions, visible features, rows that see them."""
     rows, length = batch["input_ids"].shape
-    prefix = len(shared_prefix(task.tokenizer))
+    prefix = len(task.prefix)
     within = torch.arange(length - prefix) % task.segment + prefix
     sees = torch.ones(rows, 1, length, 1)
     sees[:, :, : prefix - 1] = 0

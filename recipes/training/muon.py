@@ -17,7 +17,10 @@ class Float32Muon(torch.optim.Muon):
         for group in self.param_groups:
             momentum, rate = group["momentum"], group["lr"]
             for matrix in group["params"]:
-                buffer = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix.grad))
+                state = self.state[matrix]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                buffer = state["momentum_buffer"]
                 buffer.lerp_(matrix.grad, 1 - momentum)
                 update = orthogonal(matrix.grad.lerp(buffer, momentum), group["ns_coefficients"], group["ns_steps"])
                 matrix.mul_(1 - rate * group["weight_decay"])

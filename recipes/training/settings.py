@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 MAX_TILES = 4
@@ -51,3 +51,23 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
         return asdict(self)
+
+
+def smoke(settings: Settings) -> Settings:
+    """Return a run of two steps a stage on a tiny model, to test that a recipe runs at all."""
+    return replace(
+        settings,
+        vision_batch=2,
+        language_batch=2,
+        vision_width=64,
+        vision_heads=1,
+        text_width=64,
+        text_mlp=64,
+        vision_steps=2,
+        language_steps=2,
+        joint_steps=2,
+        joint_crowds=1,
+        segments=4,
+        checkpoint_every=1,
+        validation_pictures=2,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -16,12 +16,17 @@ from .tiles import Picture
 
 Drawn = TypeVar("Drawn", bound=Picture)
 
+FIXED, JOINT = 2, 3
+"""The stages that ask questions: the encoder is fixed in one and learns with the rest in the other."""
 
-class Question(Protocol):
-    """A question and its one right answer."""
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its one right answer and its kind."""
 
     text: str
     answer: str
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,9 @@ class Task(Generic[Drawn]):
         patches: what is asked of every patch.
         whole: what is asked of the picture, of the class feature of its first tile.
         labels: the right answers to both, arrays [MAX_TILES, patches] and single numbers, by the heads' names.
-        draw_vision: the pictures of one step of the first stage.
-        draw_language: the pictures of one step of the second or third stage, and several questions about each.
-        draw_crowds: pictures for the patches alone, which a step of the third stage gets beside these.
-        draw_validation: a picture of the validation split by its number.
+        draw: a picture of a split.
+        draw_crowd: a training picture for the patches alone, densely filled, by how far the first stage has come.
+        lesson: what is asked about a picture in a step of the second or third stage.
     """
 
     settings: Settings
@@ -64,12 +68,26 @@ class Task(Generic[Drawn]):
     patches: Mapping[str, Head]
     whole: Mapping[str, Head]
     labels: Callable[[Drawn], dict[str, Any]]
-    draw_vision: Callable[[int], list[Drawn]]
-    draw_language: Callable[[int, int, np.random.Generator], tuple[list[Drawn], Sequence[Sequence[Question]]]]
-    draw_crowds: Callable[[np.random.Generator], list[Drawn]]
-    draw_validation: Callable[[int], Drawn]
+    draw: Callable[[str, np.random.Generator], Drawn]
+    draw_crowd: Callable[[np.random.Generator, float], Drawn]
+    lesson: Callable[[Drawn, int, int, np.random.Generator], Sequence[Question]]
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer, trained on first use."""
         return tokenizer.build_tokenizer(self.corpus(), self.words)
+
+    @cached_property
+    def prefix(self) -> list[int]:
+        """The tokens that every prompt starts with, up to and including the image token."""
+        tokens, _ = self.tokens("", "")
+        return tokens[: tokens.index(self.tokenizer.convert_tokens_to_ids(tokenizer.IMAGE)) + 1]
+
+    def tokens(self, question: str, answer: str) -> tuple[list[int], int]:
+        """Return a question and its answer as tokens of the chat template, and where the answer starts."""
+        ask = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+        prompt = self.tokenizer.apply_chat_template(
+            ask, chat_template=tokenizer.CHAT_TEMPLATE, add_generation_prompt=True, return_dict=False
+        )
+        ends = self.tokenizer(answer, add_special_tokens=False)["input_ids"] + [self.tokenizer.eos_token_id]
+        return [*prompt, *ends], len(prompt)

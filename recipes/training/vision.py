@@ -17,7 +17,9 @@ from .stage import Stage, autocast
 from .task import Drawn, Head, Task
 from .tiles import IGNORE, image_inputs
 
-_JUDGED_AT_ONCE = 16
+_STAGE = 1
+_CROWDS_ALONE, _CROWDED_SHARE = 0.4, 0.6
+_VALIDATION, _JUDGED_AT_ONCE = 11, 16
 
 
 class Heads(nn.Module):
@@ -71,6 +73,19 @@ def loss_of(
     return total, {name: loss.item() for name, loss in losses.items()}
 
 
+def draw(task: Task[Any], step: int) -> dict[str, Tensor]:
+    """Draw the batch of one step: crowds alone at first, and later ordinary pictures among them."""
+    settings = task.settings
+    rng = np.random.default_rng([settings.seed, _STAGE, step])
+    progress = step / settings.vision_steps
+    crowded = 1.0 if progress < _CROWDS_ALONE else _CROWDED_SHARE
+    pictures = [
+        task.draw_crowd(rng, progress) if rng.random() < crowded else task.draw("train", rng)
+        for _ in range(settings.vision_batch)
+    ]
+    return batch_of(task, pictures)
+
+
 @torch.no_grad()
 def accuracy(model: MllamaForConditionalGeneration, heads: Heads, task: Task[Any]) -> dict[str, float]:
     """Return how often the heads are right on validation pictures: of patches, those that show something."""
@@ -78,8 +93,10 @@ def accuracy(model: MllamaForConditionalGeneration, heads: Heads, task: Task[Any
     right, asked = dict.fromkeys(nothing, 0), dict.fromkeys(nothing, 0)
     count = task.settings.validation_pictures
     for start in range(0, count, _JUDGED_AT_ONCE):
-        pictures = [task.draw_validation(index) for index in range(start, min(start + _JUDGED_AT_ONCE, count))]
-        batch = batch_of(task, pictures)
+        numbers = range(start, min(start + _JUDGED_AT_ONCE, count))
+        batch = batch_of(
+            task, [task.draw("validation", np.random.default_rng([_VALIDATION, one])) for one in numbers]
+        )
         with autocast(task.settings):
             said = heads(encode(model, batch))
         for name, logits in said.items():
@@ -99,7 +116,7 @@ def train(model: MllamaForConditionalGeneration, heads: Heads, task: Task[Any], 
     modules: dict[str, nn.Module] = {"vision": model.model.vision_model, "heads": heads}
     stage = Stage("vision", folder, settings, settings.vision_steps, modules)
     stage.run(
-        lambda step: batch_of(task, task.draw_vision(step)),
+        lambda step: draw(task, step),
         lambda batch: loss_of(task, heads, encode(model, batch), batch),
     )
     return accuracy(model, heads, task) | {"seconds": stage.seconds}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 
@@ -12,9 +10,10 @@ pytest.importorskip("skimage")
 
 from recipes.mini import digits, photos, pictures, questions
 from recipes.mini.settings import PATCH, SMOKE, TILE
-from recipes.mini.task import SEGMENT, task
+from recipes.mini.task import SEGMENT, WORDS, task
 from recipes.training import language, vision
 from recipes.training.settings import LAYOUTS, MAX_TILES
+from recipes.training.task import JOINT
 from recipes.training.tiles import IGNORE
 from recipes.training.tokenizer import CHAT_TEMPLATE, IMAGE
 
@@ -68,8 +67,7 @@ def test_the_same_seed_draws_the_same_picture(layout: tuple[int, int]) -> None:
 
 def test_a_training_step_draws_the_same_batch_again() -> None:
     learned = task(SMOKE)
-    looked = partial(vision.batch_of, learned)
-    for draw in (lambda: looked(learned.draw_vision(1)), lambda: language.draw(learned, language.JOINT, 1)):
+    for draw in (lambda: vision.draw(learned, 1), lambda: language.draw(learned, JOINT, 1)):
         one, other = draw(), draw()
         assert all(bool((one[name] == other[name]).all()) for name in one)
 
@@ -127,7 +125,7 @@ def test_tokenizer_encodes_anything_and_back() -> None:
     tokenizer = task().tokenizer
     for text in [*questions.corpus()[::97], "Grüße, 世界! 🙂\n\t tab", ""]:
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
-    assert tokenizer.convert_tokens_to_ids(IMAGE) == len(tokenizer) - 1
+    assert tokenizer.convert_tokens_to_ids(IMAGE) == WORDS + 8 == len(tokenizer) - 1
     header = tokenizer.tokenize("<|start_header_id|>assistant<|end_header_id|>\n\n")
     assert len(header) == 4
 
@@ -137,7 +135,7 @@ def test_packed_segments_spell_the_real_prompt() -> None:
     rng = np.random.default_rng(0)
     lessons = [questions.lesson(_scene(seed), 6, rng) for seed in range(4)]
     packed = language.pack(task(), lessons)
-    prefix = language.shared_prefix(tokenizer)
+    prefix = task().prefix
     for row, lesson in enumerate(lessons):
         for column, asked in enumerate(lesson):
             start = len(prefix) + column * SEGMENT

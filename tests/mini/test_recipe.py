@@ -42,7 +42,7 @@ def test_packed_training_gives_the_logits_of_single_prompts(precision: str, atol
         packed = model.lm_head(hidden).float()
     for config in configs:
         config._attn_implementation = "sdpa"
-    prefix = len(language.shared_prefix(learned.tokenizer))
+    prefix = len(learned.prefix)
     for row, (scene, lesson) in enumerate(zip(scenes, lessons, strict=True)):
         for column, asked in enumerate(lesson):
             chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked.text}]}]

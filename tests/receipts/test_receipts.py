@@ -20,6 +20,7 @@ from recipes.receipts.task import draw_page, task
 from recipes.receipts.words import INDEX, WORDS
 from recipes.training import language, vision
 from recipes.training.settings import MAX_TILES
+from recipes.training.task import JOINT
 
 import crosstrim
 from crosstrim.asking.answering import ask
@@ -136,12 +137,12 @@ def test_every_word_is_one_token_and_every_lesson_fits():
             assert len(learned.tokenizer.tokenize(word)) == len(learned.tokenizer.tokenize(f" {word}")) == 1
         assert learned.tokenizer.tokenize(word) == [word]
     for step in range(20):
-        language.pack(learned, learned.draw_language(language.JOINT, step, np.random.default_rng(step))[1])
+        language.draw(learned, JOINT, step)
 
 
 def test_a_training_step_draws_the_same_batch_again():
     learned = task()
-    for draw in (lambda: vision.batch_of(learned, learned.draw_vision(2000)), lambda: language.draw(learned, 3, 1)):
+    for draw in (lambda: vision.draw(learned, 2000), lambda: language.draw(learned, JOINT, 1)):
         one, other = draw(), draw()
         assert all(bool((one[name] == other[name]).all()) for name in one)
         assert one["tiles"].shape[1:] == (MAX_TILES, TILE, TILE, 3)
