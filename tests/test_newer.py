@@ -1,0 +1,29 @@
+from importlib.metadata import version
+
+import pytest
+
+from tests.support.newer import PINS, newer
+
+
+@pytest.fixture(scope="module")
+def pins():
+    return PINS.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["torch", "transformers", "tokenizers", "fastapi", "starlette", "torchao"])
+def test_another_version_of_what_crosstrim_works_with_is_told(pins, name):
+    pinned = dict(line.split("==") for line in pins.splitlines() if "==" in line)
+    versions = {**pinned, name: "99.0"}
+    assert list(newer(pins, versions.__getitem__)) == [f"{name} 99.0 (pinned {pinned[name]})"]
+
+
+def test_another_build_or_a_package_of_the_tests_alone_is_not(pins):
+    pinned = dict(line.split("==") for line in pins.splitlines() if "==" in line)
+    versions = {**pinned, "torch": f"{pinned['torch']}+cpu", "pytest": "99.0"}
+    assert list(newer(pins, versions.__getitem__)) == []
+
+
+def test_it_looks_at_what_is_installed(pins):
+    line = next(line for line in pins.splitlines() if line.startswith("transformers=="))
+    other = pins.replace(line, "transformers==5.0.1")
+    assert f"transformers {version('transformers')} (pinned 5.0.1)" in newer(other)
