@@ -8,8 +8,18 @@ from typing import Any
 from recipes.training.settings import LAYOUTS, Settings
 
 from .photos import PHOTOS
+from .settings import SETTINGS
 
 _TEMPLATE = Path(__file__).with_name("card.md")
+
+_CHOICES = """\
+Choices were made on the validation split, and two of them during its joint stage (more reading and counting in its
+lessons: restarted from its beginning once, resumed at step {reading_from} once; the recipe contains both); the test
+split was used for the numbers above, and looked at once before, at the end of stage 1 (how many digits the heads
+read; nothing was decided by it)."""
+_NO_CHOICES = """\
+A sibling of the embedded mini: its finished recipe with other weights and other lessons, to see what holds in more
+than one run. Nothing was chosen on it, and it does not ship."""
 
 
 def _kinds_table(results: dict[str, Any]) -> str:
@@ -42,12 +52,16 @@ def write_card(folder: Path, settings: Settings, log: dict[str, Any], report: di
     """
     from .pictures import FEWEST, MOST
 
+    ships = settings.seed == SETTINGS.seed
     results, features = report["results"], (settings.tile // settings.patch) ** 2 + 1
     photos = [
         f"| {photo.package}: {photo.name} | {photo.split} | {photo.licence} | {photo.credit} |" for photo in PHOTOS
     ]
     card = _TEMPLATE.read_text(encoding="utf-8").format(
         **settings.to_dict(),
+        title="mini" if ships else f"mini-{settings.seed}",
+        arguments="" if ships else f" --seed {settings.seed} --precision {settings.precision}",
+        choices=_CHOICES.format(reading_from=settings.reading_from) if ships else _NO_CHOICES,
         parameters=log["parameters"] / 1e6,
         megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
         minutes=sum(stage["seconds"] for stage in log["stages"].values()) / 60,
