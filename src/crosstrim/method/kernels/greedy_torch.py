@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
 AHEAD = 128
 """Among so many features the next ones are sought at once, on a CPU."""
+
+_LEAST = 1e-20
+"""Variance that is divided by when nothing is left."""
 
 
 def marginal_relevance(gain: torch.Tensor, unit: torch.Tensor, weight: float, steps: int) -> torch.Tensor:
@@ -26,8 +31,8 @@ def marginal_relevance(gain: torch.Tensor, unit: torch.Tensor, weight: float, st
         [R, steps] int64; 0 again and again once a row of R has no more to take.
     """
     if gain.device.type == "cpu":
-        return torch.stack([_one_image(*image, weight, steps) for image in zip(gain, unit, strict=True)])
-    return _all_images(gain, unit, weight, steps)
+        return torch.stack([_least_alike_of_one(*image, weight, steps) for image in zip(gain, unit, strict=True)])
+    return _least_alike_of_all(gain, unit, weight, steps)
 
 
 def gains_left(gain: torch.Tensor, unit: torch.Tensor, weight: float) -> torch.Tensor:
@@ -37,7 +42,7 @@ def gains_left(gain: torch.Tensor, unit: torch.Tensor, weight: float) -> torch.T
     return left
 
 
-def _all_images(gain: torch.Tensor, unit: torch.Tensor, weight: float, steps: int) -> torch.Tensor:
+def _least_alike_of_all(gain: torch.Tensor, unit: torch.Tensor, weight: float, steps: int) -> torch.Tensor:
     """What `marginal_relevance` takes, without a look from the host."""
     rows, score = gains_left(gain, unit, weight).flatten(0, 1), gain + weight
     first_row = torch.arange(len(gain), device=gain.device) * gain.shape[1]
@@ -49,32 +54,39 @@ def _all_images(gain: torch.Tensor, unit: torch.Tensor, weight: float, steps: in
     return taken
 
 
-def _one_image(gain: torch.Tensor, unit: torch.Tensor, weight: float, steps: int) -> torch.Tensor:
+def _least_alike_of_one(gain: torch.Tensor, unit: torch.Tensor, weight: float, steps: int) -> torch.Tensor:
     """[steps] int64 of gains [P] and unit vectors [P, S] on a CPU."""
-    score, taken = gain + weight, []
+    score = gain + weight
+    taken: list[int] = []
     while len(taken) < steps and score.max() > -torch.inf:
-        now = _best_of_few(score, gain, unit, weight)[: steps - len(taken)]
+        now = _next_least_alike(score, gain, unit, weight)[: steps - len(taken)]
         score = score.minimum(torch.addmm(gain, unit[now], unit.T, alpha=-weight).amin(0))
         score[now] = -torch.inf
         taken += now.tolist()
     return torch.tensor(taken + [0] * (steps - len(taken)), dtype=torch.long, device=gain.device)
 
 
-def _best_of_few(score: torch.Tensor, gain: torch.Tensor, unit: torch.Tensor, weight: float) -> torch.Tensor:
-    """Places of the next features to take, at least one.
-
-    Scores only fall. So the best of the few highest is the best of all as long as it is above the lowest of them was,
-    and until then nobody needs to know what those taken leave of all others.
-    """
-    few = score.topk(min(AHEAD, len(score))).indices.sort().values
+def _next_least_alike(score: torch.Tensor, gain: torch.Tensor, unit: torch.Tensor, weight: float) -> torch.Tensor:
+    """Places of the next features to take, at least one."""
+    few, floor = _few(score)
     own, left = score[few].numpy(), gains_left(gain[few].unsqueeze(0), unit[few].unsqueeze(0), weight)[0].numpy()
-    floor = -np.inf if len(few) == len(score) else own.min()
     taken: list[int] = []
-    # Numpy finds the largest of few in a tenth of torch's time.
     while own[best := int(own.argmax())] > floor:
         taken.append(best)
         np.minimum(own, left[best], out=own)
-    return few[taken] if taken else score.argmax(0, keepdim=True)  # the first of equals, which topk might pass over
+    return few[taken] if taken else score.argmax(0, keepdim=True)
+
+
+def _few(score: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Places of the highest scores, and what no other is above.
+
+    Scores only fall as features are taken. So the best of these few is the best of all as long as it is above what
+    the others were, and until then nobody needs to know what those taken leave of all others. Where none is above
+    it, the first of all equals comes next, which may not be among the few. What is done among few is done in numpy,
+    which finds the largest of them in a tenth of torch's time.
+    """
+    few = score.topk(min(AHEAD, len(score))).indices.sort().values
+    return few, -math.inf if len(few) == len(score) else float(score[few].min())
 
 
 def determinantal(
@@ -83,7 +95,8 @@ def determinantal(
     """Again and again take the feature with the most variance that those taken do not explain.
 
     An incremental Cholesky decomposition of the matrix `kernel_rows`, Chen et al. (arXiv 1709.05135). A step takes
-    longer the more were taken before it.
+    longer the more were taken before it; a CPU takes several features among `AHEAD` at once, so that it reads what
+    it knows of those taken before once for all of them.
 
     Args:
         quality: [R, P] float32, above 0.
@@ -95,6 +108,16 @@ def determinantal(
     Returns:
         [R, steps] int64; 0 again and again once a row of R has no more to take.
     """
+    if quality.device.type == "cpu":
+        images = zip(quality, variance, unit, strict=True)
+        return torch.stack([_least_explained_of_one(*image, width, steps) for image in images])
+    return _least_explained_of_all(quality, variance, unit, width, steps)
+
+
+def _least_explained_of_all(
+    quality: torch.Tensor, variance: torch.Tensor, unit: torch.Tensor, width: float, steps: int
+) -> torch.Tensor:
+    """What `determinantal` takes, without a look from the host."""
     rows = quality.new_zeros(len(quality), steps, quality.shape[1])
     taken = torch.empty(len(quality), steps, dtype=torch.long, device=quality.device)
     for place in range(steps):
@@ -105,14 +128,57 @@ def determinantal(
         before = rows[:, :place]
         at_best = before.gather(-1, best.unsqueeze(1).expand(-1, place, 1))
         known = (at_best.transpose(1, 2) @ before).squeeze(1)
-        rows[:, place] = (alike - known) / variance.gather(-1, best).clamp_min(1e-20).sqrt()
+        rows[:, place] = (alike - known) / variance.gather(-1, best).clamp_min(_LEAST).sqrt()
         variance = (variance - rows[:, place].square()).scatter(-1, best, -torch.inf)
     return taken
+
+
+def _least_explained_of_one(
+    quality: torch.Tensor, variance: torch.Tensor, unit: torch.Tensor, width: float, steps: int
+) -> torch.Tensor:
+    """[steps] int64 of qualities [P], variances [P] and unit vectors [P, S] on a CPU."""
+    rows = quality.new_empty(steps, len(quality))
+    taken: list[int] = []
+
+    def unexplained(some: torch.Tensor, others: torch.Tensor | slice) -> torch.Tensor:
+        whole = kernel_rows(quality[some], unit[some], quality[others], unit[others], width)
+        return whole - rows[: len(taken), some].T @ rows[: len(taken), others]
+
+    while len(taken) < steps and variance.max() > -torch.inf:
+        few, floor = _few(variance)
+        places, factor = _decomposed(unexplained(few, few), variance[few], floor, steps - len(taken))
+        now = few[places]
+        if not places:
+            now = variance.argmax(0, keepdim=True)
+            factor = variance[now].clamp_min(_LEAST).sqrt().unsqueeze(0)
+        own = torch.linalg.solve_triangular(factor, unexplained(now, slice(None)), upper=False)
+        rows[len(taken) : len(taken) + len(now)] = own
+        variance = variance - own.square().sum(0)
+        variance[now] = -torch.inf
+        taken += now.tolist()
+    return torch.tensor(taken + [0] * (steps - len(taken)), dtype=torch.long, device=quality.device)
+
+
+def _decomposed(
+    matrix: torch.Tensor, variance: torch.Tensor, floor: float, most: int
+) -> tuple[list[int], torch.Tensor]:
+    """Which of `matrix` [F, F] to take as long as one is above the floor, and the Cholesky factor [n, n] of those."""
+    left, own = matrix.numpy(), variance.numpy()
+    taken: list[int] = []
+    rows = np.empty((min(most, len(left)), len(left)), dtype=left.dtype)
+    while len(taken) < len(rows) and own[best := int(own.argmax())] > floor:
+        before = rows[: len(taken)]
+        row = (left[best] - before[:, best] @ before) / math.sqrt(max(own[best], _LEAST))
+        own -= row * row
+        own[best] = -math.inf
+        rows[len(taken)] = row
+        taken.append(best)
+    return taken, torch.from_numpy(rows[: len(taken), taken].T.copy())
 
 
 def kernel_rows(
     quality: torch.Tensor, unit: torch.Tensor, others: torch.Tensor, their_unit: torch.Tensor, width: float
 ) -> torch.Tensor:
-    """[R, Q, P]: q_i * exp((cos_ij - 1) / width) * q_j; the exponential keeps the matrix of full rank."""
-    alike = torch.exp((unit @ their_unit.transpose(1, 2) - 1) / width)
-    return alike * others.unsqueeze(1) * quality.unsqueeze(2)
+    """[..., Q, P]: q_i * exp((cos_ij - 1) / width) * q_j; the exponential keeps the matrix of full rank."""
+    alike = torch.exp((unit @ their_unit.mT - 1) / width)
+    return alike * others.unsqueeze(-2) * quality.unsqueeze(-1)
