@@ -22,7 +22,8 @@ A sibling of the embedded mini: its finished recipe with other weights and other
 than one run. Nothing was chosen on it, and it does not ship."""
 
 
-def _kinds_table(results: dict[str, Any]) -> str:
+def kinds_table(results: dict[str, Any]) -> str:
+    """Per cent right by kind, under the settings that concern the model itself."""
     names = ["untrimmed", "blind", "k=0.25", "without vision_features", "without blind_rows", "without both"]
     lines = ["| kind | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for kind in results["untrimmed"]["kinds"]:
@@ -31,7 +32,8 @@ def _kinds_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _trims_table(results: dict[str, Any]) -> str:
+def trims_table(results: dict[str, Any]) -> str:
+    """Per cent right untrimmed and under every trim."""
     lines = ["| setting | lookups | count | read |", "|---|---|---|---|"]
     for name, result in results.items():
         if name == "untrimmed" or "=" in name:
@@ -66,14 +68,15 @@ def write_card(folder: Path, settings: Settings, log: dict[str, Any], report: di
         megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
         minutes=sum(stage["seconds"] for stage in log["stages"].values()) / 60,
         cpu=report["versions"]["cpu"],
+        threads="1 thread" if log["threads"] == 1 else f"{log['threads']} threads",
         columns=f"{FEWEST} to {MOST}",
         fewest=FEWEST,
         most=MOST,
         total=sum(report["questions"].values()),
         each=next(iter(report["questions"].values())),
-        kinds=_kinds_table(results),
+        kinds=kinds_table(results),
         layouts=", ".join(f"{layout} {value:.1f}" for layout, value in results["untrimmed"]["layouts"].items()),
-        trims=_trims_table(results),
+        trims=trims_table(results),
         versions=", ".join(f"{key} {value}" for key, value in report["versions"].items()),
         name=name,
         photos="\n".join(photos),

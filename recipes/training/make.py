@@ -30,7 +30,12 @@ def train(task: Task[Any], work: Path, checkpoint: Path) -> dict[str, Any]:
     stages["language"] = language.train(model, task, work)
     stages["joint"] = language.train_jointly(model, heads, task, work)
     export(model, task, checkpoint)
-    return {"settings": task.settings.to_dict(), "parameters": model.num_parameters(), "stages": stages}
+    return {
+        "settings": task.settings.to_dict(),
+        "parameters": model.num_parameters(),
+        "threads": torch.get_num_threads(),
+        "stages": stages,
+    }
 
 
 def export(model: MllamaForConditionalGeneration, task: Task[Any], folder: Path) -> None:

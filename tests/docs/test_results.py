@@ -4,11 +4,22 @@ import json
 
 import pytest
 from recipes import calibration as recipe
+from recipes.mini import card as cards
 
 import crosstrim
 from crosstrim.data import dataset
 from crosstrim.eval import provenance
-from tests.support.docs import calibration, merging, pages, per_request, policies, quantised, results, unseen
+from tests.support.docs import (
+    calibration,
+    merging,
+    pages,
+    per_request,
+    policies,
+    quantised,
+    results,
+    siblings,
+    unseen,
+)
 
 
 @pytest.mark.parametrize("name", results.PAGES)
@@ -67,6 +78,28 @@ def test_the_comparison_of_policies_is_of_the_embedded_model_and_supports_the_de
     assert all(rows[default, keep]["against"][1] > 0 for keep in (0.05, 0.1, 0.2))
     assert rows[default, 0.2]["lookups"] >= -2
     assert min(rows[default, 0.2]["count"], rows[default, 0.2]["read"]) >= -5
+
+
+def test_in_three_training_runs_lossless_changes_nothing_and_the_rules_keep_their_order():
+    for model in siblings.MODELS:
+        runs = [siblings.committed(model, what) for what in ("policies", "k")]
+        for run in runs:
+            assert run["dataset"]["sha256"] == dataset.embedded().sha256
+            assert run["dataset"]["questions"] == 2048
+            assert all(run["compat"].values())
+        untrimmed = [run["predictions"]["untrimmed"]["answer"] for run in runs]
+        assert untrimmed[0] == untrimmed[1], "of the same weights"
+        assert siblings.changed(model) == 0
+        assert all(gain.low > 0 for gain in siblings.ahead(model).values())
+        for keep in siblings.BUDGETS:
+            rules = [siblings.right(model, f"{rule} keep={keep}").mean() for rule in ("union", "random")]
+            assert rules[0] > rules[1] + 0.1
+        assert siblings.lost("mini", 0.1) <= siblings.lost(model, 0.1)
+        assert siblings.lost("mini", 0.2) <= siblings.lost(model, 0.2)
+    answers = {
+        tuple(siblings.committed(model, "k")["predictions"]["untrimmed"]["answer"]) for model in siblings.MODELS
+    }
+    assert len(answers) == len(siblings.MODELS), "each has weights of its own"
 
 
 def test_merging_is_measured_on_the_embedded_model_and_gains():
