@@ -4,7 +4,7 @@ import json
 
 import pytest
 from recipes import calibration as recipe
-from recipes.mini import card as cards
+from recipes.mini import card
 
 import crosstrim
 from crosstrim.data import dataset
@@ -100,6 +100,22 @@ def test_in_three_training_runs_lossless_changes_nothing_and_the_rules_keep_thei
         tuple(siblings.committed(model, "k")["predictions"]["untrimmed"]["answer"]) for model in siblings.MODELS
     }
     assert len(answers) == len(siblings.MODELS), "each has weights of its own"
+
+
+@pytest.mark.parametrize("model", siblings.MODELS[1:])
+def test_a_siblings_card_shows_what_was_measured(model):
+    text, measured = (
+        pages.text(f"evaluation/cards/{model}.md"),
+        json.loads(pages.text(siblings.path(model, "heldout"))),
+    )
+    assert card.kinds_table(measured["results"]) in text
+    assert card.trims_table(measured["results"]) in text
+
+
+@pytest.mark.parametrize("k", siblings.KS)
+def test_the_share_that_k_keeps_follows_no_kind_of_question(k):
+    kept = [siblings.kept_by_kind(model, k) for model in siblings.MODELS]
+    assert len({max(one, key=one.__getitem__) for one in kept}) > 1
 
 
 def test_merging_is_measured_on_the_embedded_model_and_gains():
