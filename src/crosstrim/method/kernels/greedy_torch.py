@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 
 AHEAD = 128
@@ -73,7 +72,7 @@ def _next_least_alike(score: torch.Tensor, gain: torch.Tensor, unit: torch.Tenso
     taken: list[int] = []
     while own[best := int(own.argmax())] > floor:
         taken.append(best)
-        np.minimum(own, left[best], out=own)
+        own.clip(None, left[best], out=own)  # the lower of the two
     return few[taken] if taken else score.argmax(0, keepdim=True)
 
 
@@ -165,7 +164,8 @@ def _decomposed(
     """Which of `matrix` [F, F] to take as long as one is above the floor, and the Cholesky factor [n, n] of those."""
     left, own = matrix.numpy(), variance.numpy()
     taken: list[int] = []
-    rows = np.empty((min(most, len(left)), len(left)), dtype=left.dtype)
+    factor = matrix.new_empty(min(most, len(left)), len(left))
+    rows = factor.numpy()
     while len(taken) < len(rows) and own[best := int(own.argmax())] > floor:
         before = rows[: len(taken)]
         row = (left[best] - before[:, best] @ before) / math.sqrt(max(own[best], _LEAST))
@@ -173,7 +173,7 @@ def _decomposed(
         own[best] = -math.inf
         rows[len(taken)] = row
         taken.append(best)
-    return taken, torch.from_numpy(rows[: len(taken), taken].T.copy())
+    return taken, factor[: len(taken), taken].T
 
 
 def kernel_rows(
