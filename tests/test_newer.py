@@ -2,7 +2,7 @@ from importlib.metadata import version
 
 import pytest
 
-from tests.support.newer import PINS, newer
+from tests.support.newer import PINS, newer, pinned
 
 
 @pytest.fixture(scope="module")
@@ -12,14 +12,12 @@ def pins():
 
 @pytest.mark.parametrize("name", ["torch", "transformers", "tokenizers", "fastapi", "starlette", "torchao"])
 def test_another_version_of_what_crosstrim_works_with_is_told(pins, name):
-    pinned = dict(line.split("==") for line in pins.splitlines() if "==" in line)
-    versions = {**pinned, name: "99.0"}
-    assert list(newer(pins, versions.__getitem__)) == [f"{name} 99.0 (pinned {pinned[name]})"]
+    versions = {**pinned(pins), name: "99.0"}
+    assert list(newer(pins, versions.__getitem__)) == [f"{name} 99.0 (pinned {pinned(pins)[name]})"]
 
 
 def test_another_build_or_a_package_of_the_tests_alone_is_not(pins):
-    pinned = dict(line.split("==") for line in pins.splitlines() if "==" in line)
-    versions = {**pinned, "torch": f"{pinned['torch']}+cpu", "pytest": "99.0"}
+    versions = {**pinned(pins), "torch": f"{pinned(pins)['torch']}+cpu", "pytest": "99.0"}
     assert list(newer(pins, versions.__getitem__)) == []
 
 

@@ -20,11 +20,16 @@ def main() -> None:
 
 def newer(pins: str, installed: Callable[[str], str] = version) -> Iterator[str]:
     """Every package whose installed version, without its build such as +cpu, is not the pinned one."""
-    pinned = dict(line.split("==") for line in pins.splitlines() if "==" in line)
+    versions = pinned(pins)
     for name in sorted(_works_with()):
         here = installed(name).partition("+")[0]
-        if here != pinned[name]:
-            yield f"{name} {here} (pinned {pinned[name]})"
+        if here != versions[name]:
+            yield f"{name} {here} (pinned {versions[name]})"
+
+
+def pinned(pins: str) -> dict[str, str]:
+    """The version of every package."""
+    return dict(line.split("==") for line in pins.splitlines() if "==" in line)
 
 
 def _works_with() -> set[str]:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from recipes.per_request import auc
 
-from crosstrim.data.pages import Table
 from tests.support.docs import pages
 
 RESULTS = {
@@ -124,8 +123,8 @@ def part() -> str:
         strange=RESULTS["unlike its training"],
         below=BELOW,
         keep=KEEP,
-        table="\n".join(Table("", header, tuple(lines), "").markdown()),
-        thresholds="\n".join(Table("", ("below", *header[1:]), tuple(thresholds), "").markdown()),
+        table=pages.markdown(header, lines),
+        thresholds=pages.markdown(("below", *header[1:]), thresholds),
         aucs="; ".join(aucs),
         kind=f"{auc(sure[here], changed[here]):.2f}",
         same=", and ".join(same),

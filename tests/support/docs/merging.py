@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from crosstrim.data.pages import Table
 from tests.support.docs import pages
 
 RESULT = "evaluation/results/mini-merge.json"
@@ -75,5 +74,5 @@ def part() -> str:
         count=found["dataset"]["questions"],
         result=RESULT,
         untrimmed=f"{100 * found['summary'][0]['overall']['accuracy']['mean']:.1f}",
-        table="\n".join(Table("", header, tuple(lines), "").markdown()),
+        table=pages.markdown(header, lines),
     )

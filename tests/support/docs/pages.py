@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+
+from crosstrim.data.pages import Table
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -45,6 +48,17 @@ def table(name: str, first_header: str) -> list[dict[str, str]]:
     assert len(matching) == 1, f"{name} has {len(matching)} tables that begin with {first_header!r}"
     header, *rows = matching[0]
     return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def markdown(header: Iterable[str], lines: Iterable[tuple[str, ...]]) -> str:
+    """A table without a title."""
+    return "\n".join(Table("", tuple(header), tuple(lines), "").markdown())
+
+
+def span(shares: Iterable[float]) -> str:
+    """The least and the most of them, in per cent."""
+    low, *_, high = sorted(shares)
+    return f"{100 * low:.0f} to {100 * high:.0f}"
 
 
 def anchors(name: str) -> set[str]:

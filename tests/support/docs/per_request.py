@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from crosstrim.data.pages import Table
 from tests.support.docs import pages
 
 RESULT = "evaluation/results/mini-per-request.json"
@@ -54,7 +53,7 @@ def part() -> str:
         small=small,
         middle=middle,
         large=large,
-        table="\n".join(Table("", header, tuple(lines), "").markdown()),
+        table=pages.markdown(header, lines),
         fixed=f"{100 * found['changed'][str(middle)]:.1f}",
         lots=f"{100 * lots(found):.1f}",
     )

@@ -77,7 +77,7 @@ def rows(trim_first_layer: bool) -> list[dict[str, Any]]:
     """One row per setting with a budget, the smallest budget first; numbers in points."""
     runs = committed()
     union = {
-        setting["config"]["keep"]: _right(runs[0], [setting["label"]])
+        setting["config"]["keep"]: right(runs[0], [setting["label"]])
         for setting in runs[0]["settings"]
         if setting["config"]["policy"] == "union" and setting["config"]["trim_first_layer"] == trim_first_layer
     }
@@ -105,7 +105,7 @@ def _row(
     keep = config["keep"]
     against = None
     if keep in union and config["policy"] != "union":
-        against = _right(run, [setting["label"] for setting in settings]) - union[keep]
+        against = right(run, [setting["label"] for setting in settings]) - union[keep]
     return {
         "policy": config["policy"].partition(":")[0] if len(settings) > 1 else config["policy"],
         "keep": keep,
@@ -119,7 +119,7 @@ def _row(
     }
 
 
-def _right(run: dict[str, Any], labels: list[str]) -> np.ndarray:
+def right(run: dict[str, Any], labels: list[str]) -> np.ndarray:
     """[questions]: the share of the draws that answered right."""
     return np.mean([np.array(run["predictions"][label]["right"], dtype=float) for label in labels], axis=0)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from crosstrim.data.pages import Table
 from tests.support.docs import pages
 
 RESULT = "evaluation/results/mini-quantised.json"
@@ -58,7 +57,7 @@ def part() -> str:
     return _PART.format(
         count=count,
         result=RESULT,
-        table="\n".join(Table("", tuple(header), tuple(lines), "").markdown()),
+        table=pages.markdown(header, lines),
         usual=f"{overlap('nf4', 'all but both'):.0f}",
         no_vision=f"{overlap('nf4', 'all but the vision tower'):.0f}",
         no_leader=f"{overlap('nf4', 'all but the leader'):.0f}",

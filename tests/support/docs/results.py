@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
@@ -226,23 +225,18 @@ def part_of_analysis(found: dict[str, Any]) -> str:
         analysis=ANALYSIS,
         measured="\n\n".join(_section("###", table) for table in measured),
         half=f"{100 * max(one['together']['0.5'] for one in found['sparsity']):.0f}",
-        ninety=_range(one["together"]["0.9"] for one in found["sparsity"]),
-        shared=_range(pairs),
+        ninety=pages.span(one["together"]["0.9"] for one in found["sparsity"]),
+        shared=pages.span(pairs),
         chance=f"{100 * found['agreement']['chance']['0.1']:.0f}",
-        held=_range(one["held"] for one in union["later"]),
+        held=pages.span(one["held"] for one in union["later"]),
         kept=f"{100 * union['kept']:.0f}",
-        most=_range(one["most"] for one in union["later"]),
+        most=pages.span(one["most"] for one in union["later"]),
         computed="\n\n".join(_section("###", table) for table in computed),
     )
 
 
 def _section(marks: str, table: Table) -> str:
     return "\n".join([f"{marks} {table.title}", "", *table.markdown(), "", textwrap.fill(table.note, 118)])
-
-
-def _range(shares: Iterable[float]) -> str:
-    low, *_, high = sorted(shares)
-    return f"{100 * low:.0f} to {100 * high:.0f}"
 
 
 def written(name: str) -> str:

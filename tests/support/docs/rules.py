@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from crosstrim.data.pages import Table
 from tests.support.docs import pages
 
 RESULT = "evaluation/results/mini-rules.json"
@@ -78,7 +77,7 @@ def _table(rules: dict[str, str], keeps: Sequence[float]) -> str:
             one = row(rule, keep)
             cells += [f"{100 * one['right']:.1f}", f"{100 * one['gain']:+.1f} ± {100 * one['gain_error']:.1f}"]
         lines.append((rule, *cells, words))
-    return "\n".join(Table("", header, tuple(lines), "").markdown())
+    return pages.markdown(header, lines)
 
 
 def tried() -> str:

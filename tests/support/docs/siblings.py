@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 
-from crosstrim.data.pages import Table
 from crosstrim.eval import metrics
 from tests.support.docs import pages, policies
 
@@ -73,10 +72,9 @@ def path(model: str, what: str) -> str:
 
 def right(model: str, label: str) -> np.ndarray:
     """[questions]: whether each answer is right; for random the share of its draws."""
-    predictions = committed(model, "policies")["predictions"]
-    policy, _, rest = label.partition(" ")
-    draws = [found for found in predictions if found == label or re.fullmatch(rf"{policy}:\d+ {rest}", found)]
-    return np.mean([np.array(predictions[one]["right"], dtype=float) for one in draws], axis=0)
+    run, (policy, _, rest) = committed(model, "policies"), label.partition(" ")
+    draws = [one for one in run["predictions"] if one == label or re.fullmatch(rf"{policy}:\d+ {rest}", one)]
+    return policies.right(run, draws)
 
 
 def accuracy(model: str, setting: str) -> float:
@@ -120,8 +118,8 @@ def runs() -> str:
     return _RUNS.format(
         count=count,
         files=_links("policies"),
-        table=_table(("", *MODELS, "mean", "spread"), lines),
-        gains=_table(("", *MODELS), rows),
+        table=pages.markdown(("", *MODELS, "mean", "spread"), lines),
+        gains=pages.markdown(("", *MODELS), rows),
         changed=sum(map(changed, MODELS)),
         asked=len(MODELS) * count,
         holds=_listed(BUDGETS),
@@ -151,10 +149,10 @@ def axis() -> str:
     every = [list(kept_by_kind(model, k).values()) for model in MODELS for k in found[model] if k <= 0.1]
     return _AXIS.format(
         files=_links("k"),
-        table=_table(header, lines),
-        kinds=_table(("", *kept_by_kind("mini", KS[0])), kinds),
-        quarter=_range(100 * found[model][0.25]["overall"]["kept_fraction"] for model in MODELS),
-        twentieth=_range(100 * found[model][0.05]["overall"]["kept_fraction"] for model in MODELS),
+        table=pages.markdown(header, lines),
+        kinds=pages.markdown(("", *kept_by_kind("mini", KS[0])), kinds),
+        quarter=pages.span(found[model][0.25]["overall"]["kept_fraction"] for model in MODELS),
+        twentieth=pages.span(found[model][0.05]["overall"]["kept_fraction"] for model in MODELS),
         differ=f"{max(max(row) - min(row) for row in every):.1f}",
     )
 
@@ -164,11 +162,6 @@ def kept_by_kind(model: str, k: float) -> dict[str, float]:
     kept = {kind: 100 * cell["kept_fraction"] for kind, cell in _summary(model)[k]["kinds"].items()}
     lookups = mean(share for kind, share in kept.items() if kind not in policies.WHOLE_OF_IT)
     return {"lookups": lookups, **{kind: kept[kind] for kind in policies.WHOLE_OF_IT}}
-
-
-def _range(shares: Iterable[float]) -> str:
-    low, *_, high = sorted(shares)
-    return f"{low:.0f} to {high:.0f}"
 
 
 def _summary(model: str) -> dict[float, dict[str, Any]]:
@@ -185,7 +178,3 @@ def _links(what: str) -> str:
 def _listed(items: Sequence[object]) -> str:
     *most, last = map(str, items)
     return f"{', '.join(most)} and {last}"
-
-
-def _table(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
-    return "\n".join(Table("", header, tuple(lines), "").markdown())

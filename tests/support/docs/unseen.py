@@ -8,7 +8,6 @@ from typing import Any
 
 from recipes.unseen import GROUPS
 
-from crosstrim.data.pages import Table
 from tests.support.docs import pages
 
 RESULT = "evaluation/results/mini-unseen.json"
@@ -64,7 +63,7 @@ def part() -> str:
         pictures=count // len({item["kind"] for item in found["items"]}),
         result=RESULT,
         untrimmed=f"{measured['untrimmed']['right']:.1f}",
-        table="\n".join(Table("", header, tuple(lines), "").markdown()),
+        table=pages.markdown(header, lines),
         lossless=f"{measured['lossless']['overall'] * count / 100:.0f}",
         here=f"{measured['contribution keep=0.1']['overall']:.1f}",
         there=f"{100 * mean(one != other for one, other in zip(*pair, strict=True)):.1f}",

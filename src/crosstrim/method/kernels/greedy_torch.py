@@ -70,21 +70,22 @@ def _next_least_alike(score: torch.Tensor, gain: torch.Tensor, unit: torch.Tenso
     few, floor = _few(score)
     own, left = score[few].numpy(), gains_left(gain[few].unsqueeze(0), unit[few].unsqueeze(0), weight)[0].numpy()
     taken: list[int] = []
-    while own[best := int(own.argmax())] > floor:
+    while own[best := int(own.argmax())] > floor or not taken:
         taken.append(best)
         own.clip(None, left[best], out=own)  # the lower of the two
-    return few[taken] if taken else score.argmax(0, keepdim=True)
+    return few[taken]
 
 
 def _few(score: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Places of the highest scores, and what no other is above.
+    """Places of the highest scores, the best of all among them, and what no other is above.
 
     Scores only fall as features are taken. So the best of these few is the best of all as long as it is above what
-    the others were, and until then nobody needs to know what those taken leave of all others. Where none is above
-    it, the first of all equals comes next, which may not be among the few. What is done among few is done in numpy,
-    which finds the largest of them in a tenth of torch's time.
+    the others were, and until then nobody needs to know what those taken leave of all others. What is done among few
+    is done in numpy, which finds the largest of them in a tenth of torch's time.
     """
-    few = score.topk(min(AHEAD, len(score))).indices.sort().values
+    likely = score.clone()
+    likely[score.argmax()] = torch.inf  # the first of equals, which topk might pass over
+    few = likely.topk(min(AHEAD, len(score))).indices.sort().values
     return few, -math.inf if len(few) == len(score) else float(score[few].min())
 
 
@@ -147,9 +148,6 @@ def _least_explained_of_one(
         few, floor = _few(variance)
         places, factor = _decomposed(unexplained(few, few), variance[few], floor, steps - len(taken))
         now = few[places]
-        if not places:
-            now = variance.argmax(0, keepdim=True)
-            factor = variance[now].clamp_min(_LEAST).sqrt().unsqueeze(0)
         own = torch.linalg.solve_triangular(factor, unexplained(now, slice(None)), upper=False)
         rows[len(taken) : len(taken) + len(now)] = own
         variance = variance - own.square().sum(0)
@@ -161,14 +159,18 @@ def _least_explained_of_one(
 def _decomposed(
     matrix: torch.Tensor, variance: torch.Tensor, floor: float, most: int
 ) -> tuple[list[int], torch.Tensor]:
-    """Which of `matrix` [F, F] to take as long as one is above the floor, and the Cholesky factor [n, n] of those."""
+    """Which of `matrix` [F, F] to take, one and more as long as they are above the floor, and their Cholesky factor.
+
+    The factor is [n, n], lower.
+    """
     left, own = matrix.numpy(), variance.numpy()
     taken: list[int] = []
     factor = matrix.new_empty(min(most, len(left)), len(left))
     rows = factor.numpy()
-    while len(taken) < len(rows) and own[best := int(own.argmax())] > floor:
-        before = rows[: len(taken)]
-        row = (left[best] - before[:, best] @ before) / math.sqrt(max(own[best], _LEAST))
+    while len(taken) < len(rows) and (own[best := int(own.argmax())] > floor or not taken):
+        before, root = rows[: len(taken)], math.sqrt(max(own[best], _LEAST))
+        row = (left[best] - before[:, best] @ before) / root
+        row[best] = root
         own -= row * row
         own[best] = -math.inf
         rows[len(taken)] = row
