@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from recipes.training.files import save, write_questions
@@ -17,8 +18,11 @@ COUNT = 320
 
 
 def write_benchmark(folder: Path, split: str, count: int = COUNT) -> Path:
-    """Write the pages and `questions.jsonl` of a benchmark over one split, and return the questions' path."""
-    rows = []
+    """Write the pages and `questions.jsonl` of a benchmark over one split, and return the questions' path.
+
+    `blind.jsonl` beside it asks the same questions about other pages: what is answered right there was guessed.
+    """
+    rows: list[dict[str, Any]] = []
     for number in range(count):
         rng = np.random.default_rng([_SEED, number])
         kind = PAGES[number % len(PAGES)]
@@ -30,4 +34,16 @@ def write_benchmark(folder: Path, split: str, count: int = COUNT) -> Path:
             row = {"id": f"{number:03d}-{asked.kind}", "image": image, "question": asked.text}
             row |= {"answers": [asked.answer], "kind": asked.kind, "page": kind}
             rows.append(row | {"layout": f"{drawn.layout[0]}x{drawn.layout[1]}"})
+    write_questions(folder, _blind(rows), "blind")
     return write_questions(folder, rows)
+
+
+def _blind(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the questions, each about the next page of the same kind and layout."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for image, *looks in dict.fromkeys((row["image"], row["page"], row["layout"]) for row in rows):
+        alike.setdefault(tuple(looks), []).append(image)
+    others = {
+        image: other for group in alike.values() for image, other in zip(group, group[1:] + group[:1], strict=True)
+    }
+    return [row | {"image": others[row["image"]]} for row in rows]

@@ -62,8 +62,8 @@ def save(pixels: np.ndarray, path: Path) -> None:
     Image.fromarray(pixels).save(path, "JPEG", quality=_QUALITY, subsampling=0, optimize=True)
 
 
-def write_questions(folder: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    """Write `questions.jsonl` into a benchmark's folder and return its path."""
-    path = folder / "questions.jsonl"
+def write_questions(folder: Path, rows: Iterable[dict[str, Any]], name: str = "questions") -> Path:
+    """Write `questions.jsonl`, or another name, into a benchmark's folder and return its path."""
+    path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -158,6 +158,19 @@ def test_the_benchmark_is_read_by_the_reader_of_question_files(tmp_path):
     assert len(read.items) == len(path.read_text().splitlines()) > 8
 
 
+def test_blind_questions_are_the_same_about_another_page_that_looks_alike(tmp_path):
+    path = write_benchmark(tmp_path, "test", count=24)
+    asked, blind = (dataset.read(tmp_path / f"{name}.jsonl").items for name in ("questions", "blind"))
+    own_of = {item.id: item for item in asked}
+    assert path.name == "questions.jsonl"
+    assert len(blind) == len(asked)
+    for item in blind:
+        own = own_of[item.id]
+        assert (item.question, item.answers) == (own.question, own.answers)
+        assert item.open().size == own.open().size
+        assert item.picture != own.picture
+
+
 @pytest.mark.slow
 def test_a_tiny_run_makes_a_checkpoint_that_answers(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["receipts", "--smoke", "--work", str(tmp_path)])
