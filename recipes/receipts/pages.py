@@ -16,7 +16,7 @@ from .settings import PATCH, TILE
 from .words import CITIES, FIELDS, INDEX, ITEMS, MONTHS, NAMES, SHOP_KINDS, SHOPS, WORDS
 
 LAYOUTS: dict[str, tuple[tuple[int, int], ...]] = {
-    "receipt": ((4, 1), (2, 2)),
+    "receipt": ((2, 2),),
     "form": ((2, 2),),
     "table": ((2, 2), (1, 4)),
     "letter": ((2, 2), (1, 4)),
@@ -26,10 +26,11 @@ LAYOUTS: dict[str, tuple[tuple[int, int], ...]] = {
 KINDS = tuple(LAYOUTS)
 _CROWD_PITCH = 24
 MOST_LINES = max(rows for layouts in LAYOUTS.values() for rows, _ in layouts) * TILE // _CROWD_PITCH
-NO_WORD, NO_LINE = len(WORDS), MOST_LINES
-SIZES = (16, 20)
+NUMBER, NO_WORD = len(INDEX), len(INDEX) + 1
+NO_LINE, NO_TENS = MOST_LINES, 10
+SIZES = (19, 23)
 """Pixels of the type, smallest and largest; a line that does not fit is set smaller."""
-LETTER_KEYS = ("Dear", "send", "to", "by", "Yours")
+LETTER_KEYS = ("Dear", "Send", "to", "by", "Yours")
 """The words of a letter that say what the words after them are."""
 
 _PIECE = re.compile(r"[A-Za-z]+|\d+")
@@ -108,7 +109,7 @@ def _money(cents: int) -> str:
 def _priced(rng: np.random.Generator, most: int) -> list[tuple[str, int]]:
     """Some items, all different, and their prices in cents, all different too."""
     count = int(rng.integers(3, most + 1))
-    prices = rng.choice(np.arange(50, 2000, 5 if rng.random() < 0.5 else 1), count, replace=False)
+    prices = rng.choice(np.arange(50, 1000, 5 if rng.random() < 0.5 else 1), count, replace=False)
     names = rng.choice(len(ITEMS), count, replace=False)
     return [(ITEMS[name], int(price)) for name, price in zip(names, prices, strict=True)]
 
@@ -159,7 +160,7 @@ def _table(rng: np.random.Generator) -> Draft:
 def _letter(rng: np.random.Generator) -> Draft:
     to, sender = (NAMES[index] for index in rng.choice(len(NAMES), 2, replace=False))
     wish, city, date = f"{rng.integers(2, 30)} x {_pick(ITEMS, rng)}", _pick(CITIES, rng), _date(rng)
-    texts = [f"Dear {to},", f"please send {wish}", f"to {city} by {date}.", f"Yours, {sender}"]
+    texts = [f"Dear {to},", f"Send {wish}", f"to {city} by {date}.", f"Yours, {sender}"]
     if rng.random() < 0.5:
         texts.insert(3, "Thank you")
     lines = [Line(((text, "l", 0),)) for text in texts]
@@ -187,13 +188,13 @@ def page(split: str, kind: str, layout: tuple[int, int], rng: np.random.Generato
 
 def crowd(split: str, layout: tuple[int, int], rng: np.random.Generator) -> Page:
     """Draw a page full of words that mean nothing together: many examples for the vision encoder at once."""
-    per_line, count = layout[1] * 2, layout[0] * TILE // _CROWD_PITCH
+    per_line, count = layout[1] * 3 // 2, layout[0] * TILE // _CROWD_PITCH
     lines = []
     for _ in range(count):
         words = [WORDS[index] if index < len(WORDS) else "" for index in rng.integers(0, len(WORDS) + 40, per_line)]
-        numbers = [_money(int(cents)) if rng.random() < 0.4 else "" for cents in rng.integers(1, 99_99, per_line)]
+        numbers = [_money(int(cents)) if rng.random() < 0.25 else "" for cents in rng.integers(1, 99_99, per_line)]
         texts = [number or word for number, word in zip(numbers, words, strict=True)]
-        cells = [(text, "l", (place + rng.uniform(0, 0.2)) / per_line) for place, text in enumerate(texts) if text]
+        cells = [(text, "l", (place + rng.uniform(0, 0.1)) / per_line) for place, text in enumerate(texts) if text]
         lines.append(Line(tuple(cells), ruled=rng.random() < 0.2))
     pixels, pieces = _print(lines, split, layout, rng)
     return Page(pixels, layout, "", (), (), tuple(pieces))
@@ -256,23 +257,29 @@ def _worn(image: Image.Image, rng: np.random.Generator, rough: bool) -> np.ndarr
 def patch_labels(page: Page) -> dict[str, np.ndarray]:
     """Return what each patch shows: arrays [MAX_TILES, patches], `IGNORE` where there is nothing to learn.
 
-    `word` is the word or number whose box covers the patch's centre, `line` its line's number, and `entry` the key
-    that it belongs to, which is ignored on crowds. Every word has a patch of its own, the nearest if it covers none.
+    `word` is the word whose box covers the patch's centre, or that it is a number, `tens` and `ones` are that
+    number's digits, `line` is its line's number, and `entry` the key that it belongs to, which is ignored on crowds.
+    Every word has a patch of its own, the nearest if it covers none.
     """
     rows, columns = page.layout[0] * TILE // PATCH, page.layout[1] * TILE // PATCH
     words = np.full((rows, columns), NO_WORD)
     lines = np.full((rows, columns), NO_LINE)
     entries = np.full((rows, columns), IGNORE if not page.kind else NO_WORD)
+    tens, ones = np.full((2, rows, columns), IGNORE)
     for piece in page.pieces:
         around = _rows(piece, PATCH), _columns(piece)
         words[around] = lines[around] = entries[around] = IGNORE
     for piece in page.pieces:
         where = _rows(piece, 0), _columns(piece)
-        words[where] = INDEX.get(piece.word, NO_WORD)
+        number = piece.word.isdigit()
+        words[where] = NUMBER if number else INDEX.get(piece.word, NO_WORD)
+        if number:
+            tens[where], ones[where] = int(piece.word[-2]) if len(piece.word) > 1 else NO_TENS, int(piece.word[-1])
         lines[where] = piece.line
         if page.kind:
             entries[where] = INDEX.get(piece.key, NO_WORD)
-    return label_tiles({"word": words, "line": lines, "entry": entries}, page.layout)
+    labels = {"word": words, "tens": tens, "ones": ones, "line": lines, "entry": entries}
+    return label_tiles(labels, page.layout)
 
 
 def _rows(piece: Piece, around: float) -> slice:

@@ -23,7 +23,7 @@ _BY_KEY = {
     "Total": ("What is the total?", "How much is it in all?"),
     "Cash": ("How much cash was paid?", "How much was paid?"),
     "Dear": ("Who is the letter to?", "Who gets the letter?"),
-    "send": ("What should be sent?", "What is asked for?"),
+    "Send": ("What should be sent?", "What is asked for?"),
     "to": ("Which city is it for?", "Where should it go?"),
     "by": ("By when is it needed?", "Which day is the limit?"),
     "Yours": ("Who wrote the letter?", "Who is it from?"),

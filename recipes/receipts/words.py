@@ -24,8 +24,10 @@ SHOPS = _split("Bridge Castle Corner Forest Garden Harbor Island Market Ocean Ri
 SHOP_KINDS = _split("Bakery Cafe Shop Store")
 FIELDS = _split("Name City Date Room Seat Guest")
 LABELS = _split("Total Cash Item Qty Price")
-LETTER = _split("Dear please send to by Yours Thank you")
+LETTER = _split("Dear Send to by Yours Thank you")
 NUMBERS = (*(str(number) for number in range(100)), *(f"{number:02d}" for number in range(10)))
 
-WORDS = (*NAMES, *CITIES, *ITEMS, *MONTHS, *SHOPS, *SHOP_KINDS, *FIELDS, *LABELS, *LETTER, *NUMBERS)
-INDEX = {word: number for number, word in enumerate(WORDS)}
+LETTERED = (*NAMES, *CITIES, *ITEMS, *MONTHS, *SHOPS, *SHOP_KINDS, *FIELDS, *LABELS, *LETTER)
+WORDS = (*LETTERED, *NUMBERS)
+INDEX = {word: place for place, word in enumerate(LETTERED)}
+"""What patches call the words that are not numbers; a number is called by its digits."""

@@ -80,18 +80,26 @@ def test_patch_labels_name_the_word_under_them(kind, layout):
         assert said["line"] == piece.line
         if piece.word in INDEX:
             assert said["word"] == INDEX[piece.word]
+        if piece.word.isdigit():
+            assert said["word"] == pages.NUMBER
+            tens = "" if said["tens"] == pages.NO_TENS else str(said["tens"])
+            assert f"{tens}{said['ones']}" == piece.word
+        else:
+            assert said["tens"] == said["ones"] == pages.IGNORE
         if piece.key in INDEX:
             assert said["entry"] == INDEX[piece.key]
 
 
 def test_crowds_teach_every_word():
-    seen = set()
+    seen, numbers = set(), set()
     for seed in range(120):
         page = pages.crowd("train", (2, 2), np.random.default_rng(seed))
         labels = pages.patch_labels(page)
         seen |= set(labels["word"].flatten().tolist())
+        numbers |= set(zip(labels["tens"].flatten().tolist(), labels["ones"].flatten().tolist(), strict=True))
         assert (labels["entry"] == pages.IGNORE).all()
-    assert set(range(len(WORDS))) <= seen
+    assert set(range(len(INDEX) + 1)) <= seen
+    assert {(tens, ones) for tens in (*range(10), pages.NO_TENS) for ones in range(10)} <= numbers
 
 
 def test_questions_have_one_right_answer():
