@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from PIL import Image
+from recipes.training.files import others_alike
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import MllamaForConditionalGeneration, MllamaProcessor
@@ -85,7 +86,8 @@ def answers(
     """
     texts: list[str] = []
     features = FeatureCache()
-    shown = _other_pictures(rows) if blind else [row["image"] for row in rows]
+    others = others_alike(rows, "layout") if blind else {}
+    shown = [others.get(row["image"], row["image"]) for row in rows]
     for start in tqdm(range(0, len(rows), _BATCH), desc="answers", mininterval=5, leave=False):
         part = slice(start, start + _BATCH)
         inputs = _inputs(processor, rows[part], shown[part])
@@ -94,15 +96,6 @@ def answers(
             output = model.generate(**inputs, max_new_tokens=_NEW_TOKENS)
         texts += processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
-
-
-def _other_pictures(rows: Rows) -> list[str]:
-    """Return for each question the next picture of the same layout."""
-    others: dict[str, str] = {}
-    for layout in _values(rows, "layout"):
-        group = _values([row for row in rows if row["layout"] == layout], "image")
-        others |= dict(zip(group, group[1:] + group[:1], strict=True))
-    return [others[row["image"]] for row in rows]
 
 
 def _values(rows: Rows, field: str) -> list[str]:

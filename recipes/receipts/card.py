@@ -9,6 +9,8 @@ from typing import Any
 
 from recipes.mini.evaluate import versions
 
+from crosstrim.data.pages import Table
+
 from .fonts import FACES
 from .settings import SETTINGS
 
@@ -26,11 +28,9 @@ def kinds_table(measured: dict[str, dict[str, Any]]) -> str:
     """
     found = {"untrimmed": ("policies", "untrimmed"), "blind": ("blind", "untrimmed"), **_SHOWN}
     rows = {name: _row(measured[result], group) for name, (result, group) in found.items()}
-    lines = ["| kind | " + " | ".join(rows) + " |", "|---" * (len(rows) + 1) + "|"]
-    for kind in rows["untrimmed"]["kinds"]:
-        lines.append(f"| {kind} | " + " | ".join(_right(row["kinds"][kind]) for row in rows.values()) + " |")
-    lines.append("| **all** | " + " | ".join(_right(row["overall"]) for row in rows.values()) + " |")
-    return "\n".join(lines)
+    lines = [(kind, *(_right(row["kinds"][kind]) for row in rows.values())) for kind in rows["untrimmed"]["kinds"]]
+    lines.append(("**all**", *(_right(row["overall"]) for row in rows.values())))
+    return "\n".join(Table("", ("kind", *rows), tuple(lines), "").markdown())
 
 
 def _row(result: dict[str, Any], group: str) -> dict[str, Any]:
@@ -60,6 +60,7 @@ def written(log: dict[str, Any], measured: dict[str, dict[str, Any]], size: int,
         parameters=log["parameters"] / 1e6,
         megabytes=size / 1e6,
         cpu=cpu,
+        threads=log["threads"],
         total=run["dataset"]["questions"],
         pages=len({item["id"].partition("-")[0] for item in run["items"]}),
         features=features,

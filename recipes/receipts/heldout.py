@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recipes.training.files import save, write_questions
+from recipes.training.files import others_alike, save, write_questions
 
 from .pages import KINDS as PAGES
 from .pages import LAYOUTS, page
@@ -34,16 +34,6 @@ def write_benchmark(folder: Path, split: str, count: int = COUNT) -> Path:
             row = {"id": f"{number:03d}-{asked.kind}", "image": image, "question": asked.text}
             row |= {"answers": [asked.answer], "kind": asked.kind, "page": kind}
             rows.append(row | {"layout": f"{drawn.layout[0]}x{drawn.layout[1]}"})
-    write_questions(folder, _blind(rows), "blind")
+    others = others_alike(rows, "page", "layout")
+    write_questions(folder, [row | {"image": others[row["image"]]} for row in rows], "blind")
     return write_questions(folder, rows)
-
-
-def _blind(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the questions, each about the next page of the same kind and layout."""
-    alike: dict[tuple[str, str], list[str]] = {}
-    for image, *looks in dict.fromkeys((row["image"], row["page"], row["layout"]) for row in rows):
-        alike.setdefault(tuple(looks), []).append(image)
-    others = {
-        image: other for group in alike.values() for image, other in zip(group, group[1:] + group[:1], strict=True)
-    }
-    return [row | {"image": others[row["image"]]} for row in rows]

@@ -67,3 +67,14 @@ def write_questions(folder: Path, rows: Iterable[dict[str, Any]], name: str = "q
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def others_alike(rows: Iterable[dict[str, Any]], *fields: str) -> dict[str, str]:
+    """Return for each picture of a benchmark the next one whose questions have the same values in these fields."""
+    alike: dict[tuple[Any, ...], dict[str, None]] = {}
+    for row in rows:
+        alike.setdefault(tuple(row[field] for field in fields), {})[row["image"]] = None
+    others: dict[str, str] = {}
+    for group in map(list, alike.values()):
+        others |= dict(zip(group, group[1:] + group[:1], strict=True))
+    return others
