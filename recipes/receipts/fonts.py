@@ -35,8 +35,12 @@ class Face:
         return [shipped(self.package, f"{self.folder}/{file}") for file in self.files]
 
 
+def _plotted(name: str, files: tuple[str, ...], licence: str, credit: str) -> Face:
+    return Face(name, "matplotlib", "mpl-data/fonts/ttf", files, "train", licence, credit)
+
+
 def _dejavu(name: str, *files: str) -> Face:
-    return Face(name, "matplotlib", "mpl-data/fonts/ttf", files, "train", _BITSTREAM, "Bitstream and the DejaVu team")
+    return _plotted(name, files, _BITSTREAM, "Bitstream and the DejaVu team")
 
 
 def _wheel(name: str, files: tuple[str, ...], split: str, licence: str, credit: str) -> Face:
@@ -47,13 +51,29 @@ FACES: tuple[Face, ...] = (
     _dejavu("DejaVu Sans", "DejaVuSans.ttf", "DejaVuSans-Bold.ttf"),
     _dejavu("DejaVu Serif", "DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf"),
     _dejavu("DejaVu Sans Mono", "DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf"),
-    _wheel("Roboto", ("Roboto-Regular.ttf", "Roboto-Bold.ttf"), "train", _APACHE, "Christian Robertson, Google"),
+    _plotted("STIX", ("STIXGeneral.ttf", "STIXGeneralBol.ttf"), _OFL, "STI Pub Companies and MicroPress"),
     _wheel(
-        "Source Sans Pro", ("SourceSansPro-Regular.ttf", "SourceSansPro-Bold.ttf"), "train", _OFL, "Paul Hunt, Adobe"
+        "Roboto",
+        ("Roboto-Light.ttf", "Roboto-Regular.ttf", "Roboto-Medium.ttf", "Roboto-Bold.ttf"),
+        "train",
+        _APACHE,
+        "Christian Robertson, Google",
+    ),
+    _wheel(
+        "Source Sans Pro",
+        (
+            "SourceSansPro-Light.ttf",
+            "SourceSansPro-Regular.ttf",
+            "SourceSansPro-Semibold.ttf",
+            "SourceSansPro-Bold.ttf",
+        ),
+        "train",
+        _OFL,
+        "Paul Hunt, Adobe",
     ),
     _wheel(
         "Source Serif Pro",
-        ("SourceSerifPro-Regular.ttf", "SourceSerifPro-Bold.ttf"),
+        ("SourceSerifPro-Regular.ttf", "SourceSerifPro-Semibold.ttf", "SourceSerifPro-Bold.ttf"),
         "train",
         _OFL,
         "Frank Grießhammer, Adobe",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,8 @@ NUMBER, NO_WORD = len(INDEX), len(INDEX) + 1
 NO_LINE, NO_TENS = MOST_LINES, 10
 SIZES = (19, 23)
 """Pixels of the type, smallest and largest; a line that does not fit is set smaller."""
+_STRETCHED = (0.85, 1.15)
+"""How narrow and how wide training sets its letters: few typefaces are to stand for those it never sees."""
 LETTER_KEYS = ("Dear", "Send", "to", "by", "Yours")
 """The words of a letter that say what the words after them are."""
 
@@ -204,7 +206,9 @@ def _print(
     lines: list[Line], split: str, layout: tuple[int, int], rng: np.random.Generator
 ) -> tuple[np.ndarray, list[Piece]]:
     """Set lines on paper, in one face and size, and return the picture and where every word stands."""
-    height, width = layout[0] * TILE, layout[1] * TILE
+    rough = split == "train"
+    stretch = rng.uniform(*_STRETCHED) if rough else 1.0
+    height, width = layout[0] * TILE, round(layout[1] * TILE / stretch)
     faces = fonts.of_split(split)
     path, size = faces[rng.integers(len(faces))], int(rng.integers(SIZES[0], SIZES[1] + 1))
     margin = rng.uniform(3, 8)
@@ -235,7 +239,10 @@ def _print(
         if line.ruled:
             y = baseline + max(2, round(pitch * 0.2))
             draw.line((margin, y, width - margin, y), fill=shade)
-    return _worn(image, rng, rough=split == "train"), pieces
+    image = image.resize((layout[1] * TILE, height), Image.Resampling.BICUBIC)
+    wider = image.width / width
+    pieces = [replace(piece, left=piece.left * wider, right=piece.right * wider) for piece in pieces]
+    return _worn(image, rng, rough), pieces
 
 
 def _width(line: Line, path: Path, size: int) -> float:

@@ -13,7 +13,7 @@ SETTINGS = Settings(
     text_key_heads=4,
     vision_steps=2500,
     language_steps=600,
-    joint_steps=1400,
+    joint_steps=1600,
     joint_crowds=2,
     segments=10,
 )
