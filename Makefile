@@ -17,7 +17,7 @@ OF_ONE_VERSION := $(addprefix --ignore=tests/,asking/test_overlay.py asking/test
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 FIND_LINKS := $(if $(WHEELS),--find-links $(WHEELS))
 
-# uv takes a tenth of pip's time. But torch is pip's, which may have been told of a build for the CPU.
+# uv takes a tenth of pip's time. But pip fetches torch, for it may have been told of a build for the CPU.
 UV_INSTALL = .venv/bin/uv pip install -q --python $(@D)/bin/python $(FIND_LINKS)
 
 export HF_HUB_OFFLINE := 1
@@ -62,7 +62,10 @@ help:
 	@echo "Installing into .venv ..."
 	@$(PYTHON) -m venv .venv
 	@sed 's|^torch==.*|$(or $(TORCH),&)|' constraints.txt > .venv/constraints.txt
-	@.venv/bin/python $(PIP_INSTALL) -c .venv/constraints.txt torch uv
+	@.venv/bin/python $(PIP_INSTALL) -c .venv/constraints.txt uv
+	@.venv/bin/python -m pip download -qq --disable-pip-version-check --no-deps -c .venv/constraints.txt -d .venv/wheels torch
+	@$(UV_INSTALL) --no-deps .venv/wheels/*
+	@rm -r .venv/wheels
 	@$(UV_INSTALL) -c .venv/constraints.txt -e '.[dev,recipe,serve,ray]'
 	@touch $@
 
