@@ -42,6 +42,11 @@ def _right(cell: dict[str, Any]) -> str:
     return f"{100 * cell['accuracy']['mean']:.1f}"
 
 
+def pages_of(result: dict[str, Any]) -> int:
+    """How many pages the questions of a result are about."""
+    return len({item["id"].partition("-")[0] for item in result["items"]})
+
+
 def written(log: dict[str, Any], measured: dict[str, dict[str, Any]], size: int, cpu: str) -> str:
     """Return the card.
 
@@ -62,7 +67,7 @@ def written(log: dict[str, Any], measured: dict[str, dict[str, Any]], size: int,
         cpu=cpu,
         threads=log["threads"],
         total=run["dataset"]["questions"],
-        pages=len({item["id"].partition("-")[0] for item in run["items"]}),
+        pages=pages_of(run),
         features=features,
         all_features=4 * features,
         kinds=kinds_table(measured),

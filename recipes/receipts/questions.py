@@ -84,14 +84,30 @@ def _question(kind: str, templates: tuple[str, ...], answer: str, rng: np.random
 
 
 def tell_some(page: Page, rng: np.random.Generator) -> Question:
-    """Tell two entries in random order: a dense lesson, never tested."""
+    """Tell two entries in random order: a lesson, never tested."""
     chosen = [page.entries[index] for index in rng.permutation(len(page.entries))[:2]]
     return Question(TELL_PROMPT, ", ".join(f"{one.key} {one.value}" for one in chosen), "tell")
 
 
-def lesson(page: Page, amount: int, rng: np.random.Generator) -> list[Question]:
-    """Return what one training step asks about one page: some telling, then every kind in turn."""
-    questions = [tell_some(page, rng) for _ in range(max(1, amount // 5))]
+def tell_many(page: Page, rng: np.random.Generator) -> Question:
+    """Tell as many entries as a segment holds, or their values first: to find one by the other is most of reading."""
+    most = 2 if page.kind in ("table", "letter") else 3  # whose entries are longer
+    chosen = [page.entries[index] for index in rng.permutation(len(page.entries))[:most]]
+    parts = [[one.key, *([one.quantity] if one.quantity else []), one.value] for one in chosen]
+    if rng.random() < 0.5:
+        parts = [part[::-1] for part in parts]
+    return Question(TELL_PROMPT.split()[0], ", ".join(" ".join(part) for part in parts), "tell")
+
+
+def lesson(page: Page, amount: int, densely: bool, rng: np.random.Generator) -> list[Question]:
+    """Return what one training step asks about one page: some telling, then every kind in turn.
+
+    Densely, most of it is telling, which shows which value belongs to which key many times over.
+    """
+    if densely:
+        questions = [tell_many(page, rng) for _ in range(amount * 3 // 5)]
+    else:
+        questions = [tell_some(page, rng) for _ in range(max(1, amount // 5))]
     while len(questions) < amount:
         question = ask(page, KINDS[rng.integers(len(KINDS))], rng)
         if question is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from recipes.training.settings import Settings
-from recipes.training.task import Head, Task
+from recipes.training.task import JOINT, Head, Task
 
 from .pages import KINDS, LAYOUTS, NO_LINE, NO_TENS, NO_WORD, Page, crowd, page, patch_labels
 from .questions import corpus, lesson
@@ -33,7 +33,9 @@ def task(settings: Settings = SETTINGS) -> Task[Page]:
         labels=patch_labels,
         draw=draw_page,
         draw_crowd=draw_crowd,
-        lesson=lambda one, stage, step, rng: lesson(one, settings.segments, rng),
+        lesson=lambda one, stage, step, rng: lesson(
+            one, settings.segments, stage == JOINT and step >= settings.reading_from, rng
+        ),
     )
 
 
