@@ -133,9 +133,11 @@ def sketch(keys: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
     projection = torch.randn(heads, size, SKETCH, generator=seeded, dtype=torch.float32, device="cpu")
     projection = projection.to(keys.device, non_blocking=True)
     projected = torch.zeros(*pool.shape, SKETCH, dtype=torch.float32, device=keys.device)
+    product = torch.empty_like(projected)  # as in `_picked`, one piece of memory for all
     for head, own in enumerate(each):  # one after the other: side by side they would be as large as the keys
+        torch.matmul(own, projection[head], out=product)
         # Scaled to unit length once there are fewer numbers to scale.
-        projected += (own @ projection[head]) / torch.linalg.vector_norm(own, dim=-1, keepdim=True).clamp_min(1e-12)
+        projected.addcdiv_(product, torch.linalg.vector_norm(own, dim=-1, keepdim=True).clamp_min(1e-12))
     return F.normalize(projected, dim=-1)
 
 
