@@ -27,7 +27,7 @@ KINDS = tuple(LAYOUTS)
 _CROWD_PITCH = 24
 MOST_LINES = max(rows for layouts in LAYOUTS.values() for rows, _ in layouts) * TILE // _CROWD_PITCH
 NUMBER, NO_WORD = len(INDEX), len(INDEX) + 1
-NO_LINE, NO_TENS = MOST_LINES, 10
+NO_LINE, NO_TENS, NO_FOLLOW = MOST_LINES, 10, 6
 SIZES = (19, 23)
 """Pixels of the type, smallest and largest; a line that does not fit is set smaller."""
 _STRETCHED = (0.85, 1.15)
@@ -70,11 +70,20 @@ class Line:
 
 @dataclass(frozen=True)
 class Piece:
-    """One word or number where it was set, in pixels."""
+    """One word or number where it was set, in pixels.
+
+    Attributes:
+        word: what it says.
+        key: what it belongs to.
+        line: the number of its line.
+        follow: how many more stand on its line after it, `NO_FOLLOW` - 1 at most.
+        left: and its other borders.
+    """
 
     word: str
     key: str
     line: int
+    follow: int
     left: float
     right: float
     top: float
@@ -104,14 +113,10 @@ def _date(rng: np.random.Generator) -> str:
     return f"{rng.integers(1, 32)} {_pick(MONTHS, rng)}"
 
 
-def _money(cents: int) -> str:
-    return f"{cents // 100}.{cents % 100:02d}"
-
-
 def _priced(rng: np.random.Generator, most: int) -> list[tuple[str, int]]:
-    """Some items, all different, and their prices in cents, all different too."""
+    """Some items, all different, and their prices, all different too."""
     count = int(rng.integers(3, most + 1))
-    prices = rng.choice(np.arange(50, 1000, 5 if rng.random() < 0.5 else 1), count, replace=False)
+    prices = rng.choice(np.arange(1, 20), count, replace=False)
     names = rng.choice(len(ITEMS), count, replace=False)
     return [(ITEMS[name], int(price)) for name, price in zip(names, prices, strict=True)]
 
@@ -124,11 +129,11 @@ def _receipt(rng: np.random.Generator) -> Draft:
     total = sum(price for _, price in items)
     paid = [("Total", total)]
     if rng.random() < 0.5:
-        paid.append(("Cash", min(99_99, -(-total // 500) * 500)))
-    for key, cents in items + paid:
-        entries.append(Entry(key, _money(cents), len(lines)))
+        paid.append(("Cash", min(99, -(-total // 5) * 5)))
+    for key, price in items + paid:
+        entries.append(Entry(key, str(price), len(lines)))
         ruled = key == items[-1][0] and bool(rng.random() < 0.7)
-        lines.append(Line(((key, "l", 0), (_money(cents), "r", 1)), key, ruled))
+        lines.append(Line(((key, "l", 0), (str(price), "r", 1)), key, ruled))
     return lines, entries
 
 
@@ -153,9 +158,9 @@ def _table(rng: np.random.Generator) -> Draft:
     quantities = rng.choice(np.arange(1, 30), len(items), replace=False)
     lines = [Line((("Item", "l", 0), ("Qty", "r", 0.62), ("Price", "r", 1)), ruled=True)]
     entries = []
-    for (key, cents), quantity in zip(items, quantities, strict=True):
-        entries.append(Entry(key, _money(cents), len(lines), str(quantity)))
-        lines.append(Line(((key, "l", 0), (str(quantity), "r", 0.62), (_money(cents), "r", 1)), key))
+    for (key, price), quantity in zip(items, quantities, strict=True):
+        entries.append(Entry(key, str(price), len(lines), str(quantity)))
+        lines.append(Line(((key, "l", 0), (str(quantity), "r", 0.62), (str(price), "r", 1)), key))
     return lines, entries
 
 
@@ -194,8 +199,7 @@ def crowd(split: str, layout: tuple[int, int], rng: np.random.Generator) -> Page
     lines = []
     for _ in range(count):
         words = [WORDS[index] if index < len(WORDS) else "" for index in rng.integers(0, len(WORDS) + 40, per_line)]
-        numbers = [_money(int(cents)) if rng.random() < 0.25 else "" for cents in rng.integers(1, 99_99, per_line)]
-        texts = [number or word for number, word in zip(numbers, words, strict=True)]
+        texts = words
         cells = [(text, "l", (place + rng.uniform(0, 0.1)) / per_line) for place, text in enumerate(texts) if text]
         lines.append(Line(tuple(cells), ruled=rng.random() < 0.2))
     pixels, pieces = _print(lines, split, layout, rng)
@@ -223,6 +227,7 @@ def _print(
     ascent = font.getbbox("H", anchor="ls")[1]
     pieces = []
     for number, line in enumerate(lines):
+        follow = sum(len(_PIECE.findall(text)) for text, _, _ in line.cells)
         baseline = round(top + pitch * number + (pitch - ascent) / 2)
         for text, anchor, place in line.cells:
             length = font.getlength(text)
@@ -235,7 +240,10 @@ def _print(
                 if not line.key and word in LETTER_KEYS:
                     key = word  # what follows in a letter belongs to this word
                 left, right = (x + font.getlength(text[:end]) for end in found.span())
-                pieces.append(Piece(word, key, number, left, right, baseline + ascent, baseline))
+                follow -= 1
+                pieces.append(
+                    Piece(word, key, number, min(follow, NO_FOLLOW - 1), left, right, baseline + ascent, baseline)
+                )
         if line.ruled:
             y = baseline + max(2, round(pitch * 0.2))
             draw.line((margin, y, width - margin, y), fill=shade)
@@ -265,27 +273,29 @@ def patch_labels(page: Page) -> dict[str, np.ndarray]:
     """Return what each patch shows: arrays [MAX_TILES, patches], `IGNORE` where there is nothing to learn.
 
     `word` is the word whose box covers the patch's centre, or that it is a number, `tens` and `ones` are that
-    number's digits, `line` is its line's number, and `entry` the key that it belongs to, which is ignored on crowds.
-    Every word has a patch of its own, the nearest if it covers none.
+    number's digits, `line` is its line's number, `follow` how many words stand on that line after it, and `entry` the
+    key that it belongs to, which is ignored on crowds. Every word has a patch of its own, the nearest if it covers
+    none.
     """
     rows, columns = page.layout[0] * TILE // PATCH, page.layout[1] * TILE // PATCH
     words = np.full((rows, columns), NO_WORD)
     lines = np.full((rows, columns), NO_LINE)
     entries = np.full((rows, columns), IGNORE if not page.kind else NO_WORD)
     tens, ones = np.full((2, rows, columns), IGNORE)
+    following = np.full((rows, columns), NO_FOLLOW)
     for piece in page.pieces:
         around = _rows(piece, PATCH), _columns(piece)
-        words[around] = lines[around] = entries[around] = IGNORE
+        words[around] = lines[around] = entries[around] = following[around] = IGNORE
     for piece in page.pieces:
         where = _rows(piece, 0), _columns(piece)
         number = piece.word.isdigit()
         words[where] = NUMBER if number else INDEX.get(piece.word, NO_WORD)
         if number:
             tens[where], ones[where] = int(piece.word[-2]) if len(piece.word) > 1 else NO_TENS, int(piece.word[-1])
-        lines[where] = piece.line
+        lines[where], following[where] = piece.line, piece.follow
         if page.kind:
             entries[where] = INDEX.get(piece.key, NO_WORD)
-    labels = {"word": words, "tens": tens, "ones": ones, "line": lines, "entry": entries}
+    labels = {"word": words, "tens": tens, "ones": ones, "line": lines, "entry": entries, "follow": following}
     return label_tiles(labels, page.layout)
 
 

@@ -39,7 +39,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "compare": ("Which costs more, {key} or {other}?", "What is dearer, {key} or {other}?"),
     "count": ("How many items are there?", "Count the items."),
 }
-TELL_PROMPT = "Tell some of it."
+TELL_PROMPT = "Tell."
 
 
 def items(page: Page) -> list[Entry]:
@@ -83,31 +83,19 @@ def _question(kind: str, templates: tuple[str, ...], answer: str, rng: np.random
     return Question(templates[rng.integers(len(templates))].format(**fill), answer, kind)
 
 
-def tell_some(page: Page, rng: np.random.Generator) -> Question:
-    """Tell two entries in random order: a lesson, never tested."""
-    chosen = [page.entries[index] for index in rng.permutation(len(page.entries))[:2]]
-    return Question(TELL_PROMPT, ", ".join(f"{one.key} {one.value}" for one in chosen), "tell")
-
-
-def tell_many(page: Page, rng: np.random.Generator) -> Question:
-    """Tell as many entries as a segment holds, or their values first: to find one by the other is most of reading."""
-    most = 2 if page.kind in ("table", "letter") else 3  # whose entries are longer
+def tell(page: Page, rng: np.random.Generator) -> Question:
+    """Tell some entries, in random order, or their values first: a dense lesson, never tested."""
+    most = 2 if page.kind == "letter" else 3  # whose entries are longer
     chosen = [page.entries[index] for index in rng.permutation(len(page.entries))[:most]]
     parts = [[one.key, *([one.quantity] if one.quantity else []), one.value] for one in chosen]
     if rng.random() < 0.5:
         parts = [part[::-1] for part in parts]
-    return Question(TELL_PROMPT.split()[0], ", ".join(" ".join(part) for part in parts), "tell")
+    return Question(TELL_PROMPT, ", ".join(" ".join(part) for part in parts), "tell")
 
 
-def lesson(page: Page, amount: int, densely: bool, rng: np.random.Generator) -> list[Question]:
-    """Return what one training step asks about one page: some telling, then every kind in turn.
-
-    Densely, most of it is telling, which shows which value belongs to which key many times over.
-    """
-    if densely:
-        questions = [tell_many(page, rng) for _ in range(amount * 3 // 5)]
-    else:
-        questions = [tell_some(page, rng) for _ in range(max(1, amount // 5))]
+def lesson(page: Page, amount: int, rng: np.random.Generator) -> list[Question]:
+    """Return what one training step asks about one page: half is telling, and then comes every kind in turn."""
+    questions = [tell(page, rng) for _ in range(amount // 2)]
     while len(questions) < amount:
         question = ask(page, KINDS[rng.integers(len(KINDS))], rng)
         if question is not None:
@@ -120,10 +108,10 @@ def corpus() -> list[str]:
     texts = {TELL_PROMPT, "user", "assistant", "system", "x x"}
     for templates in (*_BY_KEY.values(), *TEMPLATES.values(), _PRICE, _FIELD):
         for template in templates:
-            texts |= {template.format(key=key, other=key, value="1.20", ordinal=one) for key, one in _fillings()}
+            texts |= {template.format(key=key, other=key, value="12", ordinal=one) for key, one in _fillings()}
     words = [word for word in WORDS if not word.isdigit()]
     texts |= {f"{word} {word}, {word}" for word in words}
-    numbers = [f"{one} {one}.{one:02d}, {one}.{one:02d}" for one in range(100)]
+    numbers = [f"{one} {one}, {one}" for one in range(100)]
     return [*sorted(texts), *numbers * 4]
 
 

@@ -14,7 +14,6 @@ SETTINGS = Settings(
     vision_steps=2500,
     language_steps=600,
     joint_steps=1600,
-    reading_from=600,
     joint_crowds=2,
     segments=10,
 )

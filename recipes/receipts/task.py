@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 from recipes.training.settings import Settings
-from recipes.training.task import JOINT, Head, Task
+from recipes.training.task import Head, Task
 
-from .pages import KINDS, LAYOUTS, NO_LINE, NO_TENS, NO_WORD, Page, crowd, page, patch_labels
+from .pages import KINDS, LAYOUTS, NO_FOLLOW, NO_LINE, NO_TENS, NO_WORD, Page, crowd, page, patch_labels
 from .questions import corpus, lesson
 from .settings import SETTINGS
 
-WORDS = 1017
+WORDS = 802
 SEGMENT = 24
 PATCHES = {
     "word": Head(NO_WORD + 1, weight=1.0, nothing=NO_WORD),
@@ -18,6 +18,7 @@ PATCHES = {
     "ones": Head(10, weight=0.5),
     "line": Head(NO_LINE + 1, weight=0.5, nothing=NO_LINE),
     "entry": Head(NO_WORD + 1, weight=0.5, nothing=NO_WORD),
+    "follow": Head(NO_FOLLOW + 1, weight=0.5, nothing=NO_FOLLOW),
 }
 
 
@@ -33,9 +34,7 @@ def task(settings: Settings = SETTINGS) -> Task[Page]:
         labels=patch_labels,
         draw=draw_page,
         draw_crowd=draw_crowd,
-        lesson=lambda one, stage, step, rng: lesson(
-            one, settings.segments, stage == JOINT and step >= settings.reading_from, rng
-        ),
+        lesson=lambda one, stage, step, rng: lesson(one, settings.segments, rng),
     )
 
 

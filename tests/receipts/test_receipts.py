@@ -72,12 +72,13 @@ def test_words_lie_where_they_are_said_to(kind, layout):
 def test_patch_labels_name_the_word_under_them(kind, layout):
     page = pages.page("train", kind, layout, np.random.default_rng(5))
     labels, patches = pages.patch_labels(page), TILE // PATCH
+    assert [piece.follow for piece in page.pieces if piece.line == 0][-1] == 0
     assert all(label.shape == (MAX_TILES, patches**2) for label in labels.values())
     for piece in page.pieces:
         x, y = (piece.left + piece.right) / 2, (piece.top + piece.bottom) / 2
         (row, y), (column, x) = divmod(int(y // PATCH), patches), divmod(int(x // PATCH), patches)
         said = {name: label[row * layout[1] + column, y * patches + x] for name, label in labels.items()}
-        assert said["line"] == piece.line
+        assert (said["line"], said["follow"]) == (piece.line, piece.follow)
         if piece.word in INDEX:
             assert said["word"] == INDEX[piece.word]
         if piece.word.isdigit():
@@ -99,7 +100,7 @@ def test_crowds_teach_every_word():
         numbers |= set(zip(labels["tens"].flatten().tolist(), labels["ones"].flatten().tolist(), strict=True))
         assert (labels["entry"] == pages.IGNORE).all()
     assert set(range(len(INDEX) + 1)) <= seen
-    assert {(tens, ones) for tens in (*range(10), pages.NO_TENS) for ones in range(10)} <= numbers
+    assert {(tens, ones) for tens in (*range(1, 10), pages.NO_TENS) for ones in range(10)} <= numbers
 
 
 def test_questions_have_one_right_answer():
