@@ -6,7 +6,8 @@
 
 PYTHON ?= python3
 OLDEST_TRANSFORMERS := 5.17.0
-PIP_INSTALL := -m pip install -qq --disable-pip-version-check
+PIP := -m pip -qq --disable-pip-version-check
+PIP_INSTALL := $(PIP) install
 PYTEST := -m pytest
 # What newer and older packages are tried with need not be tried in pictures alone, nor at the size of real models; and
 # which features a policy chooses, what a report says and what the server allows whom is decided by this code alone.
@@ -63,7 +64,7 @@ help:
 	@$(PYTHON) -m venv .venv
 	@sed 's|^torch==.*|$(or $(TORCH),&)|' constraints.txt > .venv/constraints.txt
 	@.venv/bin/python $(PIP_INSTALL) -c .venv/constraints.txt uv
-	@.venv/bin/python -m pip download -qq --disable-pip-version-check --no-deps -c .venv/constraints.txt -d .venv/wheels torch
+	@.venv/bin/python $(PIP) download --no-deps -c .venv/constraints.txt -d .venv/wheels torch
 	@$(UV_INSTALL) --no-deps .venv/wheels/*
 	@rm -r .venv/wheels
 	@$(UV_INSTALL) -c .venv/constraints.txt -e '.[dev,recipe,serve,ray]'

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -70,20 +71,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Piece:
-    """One word or number where it was set, in pixels.
-
-    Attributes:
-        word: what it says.
-        key: what it belongs to.
-        line: the number of its line.
-        follow: how many more stand on its line after it, `NO_FOLLOW` - 1 at most.
-        left: and its other borders.
-    """
+    """One word or number where it was set, in pixels."""
 
     word: str
     key: str
     line: int
-    follow: int
     left: float
     right: float
     top: float
@@ -199,8 +191,7 @@ def crowd(split: str, layout: tuple[int, int], rng: np.random.Generator) -> Page
     lines = []
     for _ in range(count):
         words = [WORDS[index] if index < len(WORDS) else "" for index in rng.integers(0, len(WORDS) + 40, per_line)]
-        texts = words
-        cells = [(text, "l", (place + rng.uniform(0, 0.1)) / per_line) for place, text in enumerate(texts) if text]
+        cells = [(text, "l", (place + rng.uniform(0, 0.1)) / per_line) for place, text in enumerate(words) if text]
         lines.append(Line(tuple(cells), ruled=rng.random() < 0.2))
     pixels, pieces = _print(lines, split, layout, rng)
     return Page(pixels, layout, "", (), (), tuple(pieces))
@@ -213,6 +204,7 @@ def _print(
     rough = split == "train"
     stretch = rng.uniform(*_STRETCHED) if rough else 1.0
     height, width = layout[0] * TILE, round(layout[1] * TILE / stretch)
+    stretch = layout[1] * TILE / width  # of whole pixels
     faces = fonts.of_split(split)
     path, size = faces[rng.integers(len(faces))], int(rng.integers(SIZES[0], SIZES[1] + 1))
     margin = rng.uniform(3, 8)
@@ -227,7 +219,6 @@ def _print(
     ascent = font.getbbox("H", anchor="ls")[1]
     pieces = []
     for number, line in enumerate(lines):
-        follow = sum(len(_PIECE.findall(text)) for text, _, _ in line.cells)
         baseline = round(top + pitch * number + (pitch - ascent) / 2)
         for text, anchor, place in line.cells:
             length = font.getlength(text)
@@ -239,17 +230,12 @@ def _print(
                 word = found.group()
                 if not line.key and word in LETTER_KEYS:
                     key = word  # what follows in a letter belongs to this word
-                left, right = (x + font.getlength(text[:end]) for end in found.span())
-                follow -= 1
-                pieces.append(
-                    Piece(word, key, number, min(follow, NO_FOLLOW - 1), left, right, baseline + ascent, baseline)
-                )
+                left, right = (stretch * (x + font.getlength(text[:end])) for end in found.span())
+                pieces.append(Piece(word, key, number, left, right, baseline + ascent, baseline))
         if line.ruled:
             y = baseline + max(2, round(pitch * 0.2))
             draw.line((margin, y, width - margin, y), fill=shade)
     image = image.resize((layout[1] * TILE, height), Image.Resampling.BICUBIC)
-    wider = image.width / width
-    pieces = [replace(piece, left=piece.left * wider, right=piece.right * wider) for piece in pieces]
     return _worn(image, rng, rough), pieces
 
 
@@ -273,9 +259,9 @@ def patch_labels(page: Page) -> dict[str, np.ndarray]:
     """Return what each patch shows: arrays [MAX_TILES, patches], `IGNORE` where there is nothing to learn.
 
     `word` is the word whose box covers the patch's centre, or that it is a number, `tens` and `ones` are that
-    number's digits, `line` is its line's number, `follow` how many words stand on that line after it, and `entry` the
-    key that it belongs to, which is ignored on crowds. Every word has a patch of its own, the nearest if it covers
-    none.
+    number's digits, `line` is its line's number, `follow` how many words stand on that line after it (five at most),
+    and `entry` the key that it belongs to, ignored on crowds. Every word has a patch of its own, the nearest if
+    it covers none.
     """
     rows, columns = page.layout[0] * TILE // PATCH, page.layout[1] * TILE // PATCH
     words = np.full((rows, columns), NO_WORD)
@@ -283,6 +269,7 @@ def patch_labels(page: Page) -> dict[str, np.ndarray]:
     entries = np.full((rows, columns), IGNORE if not page.kind else NO_WORD)
     tens, ones = np.full((2, rows, columns), IGNORE)
     following = np.full((rows, columns), NO_FOLLOW)
+    left = Counter(piece.line for piece in page.pieces)
     for piece in page.pieces:
         around = _rows(piece, PATCH), _columns(piece)
         words[around] = lines[around] = entries[around] = following[around] = IGNORE
@@ -292,7 +279,8 @@ def patch_labels(page: Page) -> dict[str, np.ndarray]:
         words[where] = NUMBER if number else INDEX.get(piece.word, NO_WORD)
         if number:
             tens[where], ones[where] = int(piece.word[-2]) if len(piece.word) > 1 else NO_TENS, int(piece.word[-1])
-        lines[where], following[where] = piece.line, piece.follow
+        left[piece.line] -= 1
+        lines[where], following[where] = piece.line, min(left[piece.line], NO_FOLLOW - 1)
         if page.kind:
             entries[where] = INDEX.get(piece.key, NO_WORD)
     labels = {"word": words, "tens": tens, "ones": ones, "line": lines, "entry": entries, "follow": following}
