@@ -14,7 +14,7 @@ from recipes.training.tiles import IGNORE, label_tiles
 
 from . import fonts
 from .settings import PATCH, TILE
-from .words import CITIES, FIELDS, INDEX, ITEMS, MONTHS, NAMES, SHOP_KINDS, SHOPS, WORDS
+from .words import CITIES, FIELDS, INDEX, ITEMS, LETTERED, MONTHS, NAMES, SHOP_KINDS, SHOPS, WORDS
 
 LAYOUTS: dict[str, tuple[tuple[int, int], ...]] = {
     "receipt": ((2, 2),),
@@ -27,7 +27,7 @@ LAYOUTS: dict[str, tuple[tuple[int, int], ...]] = {
 KINDS = tuple(LAYOUTS)
 _CROWD_PITCH = 24
 MOST_LINES = max(rows for layouts in LAYOUTS.values() for rows, _ in layouts) * TILE // _CROWD_PITCH
-NUMBER, NO_WORD = len(INDEX), len(INDEX) + 1
+NO_WORD, NO_KEY = len(INDEX), len(LETTERED)
 NO_LINE, NO_TENS, NO_FOLLOW = MOST_LINES, 10, 6
 SIZES = (19, 23)
 """Pixels of the type, smallest and largest; a line that does not fit is set smaller."""
@@ -258,15 +258,14 @@ def _worn(image: Image.Image, rng: np.random.Generator, rough: bool) -> np.ndarr
 def patch_labels(page: Page) -> dict[str, np.ndarray]:
     """Return what each patch shows: arrays [MAX_TILES, patches], `IGNORE` where there is nothing to learn.
 
-    `word` is the word whose box covers the patch's centre, or that it is a number, `tens` and `ones` are that
-    number's digits, `line` is its line's number, `follow` how many words stand on that line after it (five at most),
-    and `entry` the key that it belongs to, ignored on crowds. Every word has a patch of its own, the nearest if
-    it covers none.
+    `word` is the word or number whose box covers the patch's centre, `tens` and `ones` are a number's digits, `line`
+    is its line's number, `follow` how many words stand on that line after it (five at most), and `entry` the key that
+    it belongs to, ignored on crowds. Every word has a patch of its own, the nearest if it covers none.
     """
     rows, columns = page.layout[0] * TILE // PATCH, page.layout[1] * TILE // PATCH
     words = np.full((rows, columns), NO_WORD)
     lines = np.full((rows, columns), NO_LINE)
-    entries = np.full((rows, columns), IGNORE if not page.kind else NO_WORD)
+    entries = np.full((rows, columns), IGNORE if not page.kind else NO_KEY)
     tens, ones = np.full((2, rows, columns), IGNORE)
     following = np.full((rows, columns), NO_FOLLOW)
     left = Counter(piece.line for piece in page.pieces)
@@ -275,14 +274,13 @@ def patch_labels(page: Page) -> dict[str, np.ndarray]:
         words[around] = lines[around] = entries[around] = following[around] = IGNORE
     for piece in page.pieces:
         where = _rows(piece, 0), _columns(piece)
-        number = piece.word.isdigit()
-        words[where] = NUMBER if number else INDEX.get(piece.word, NO_WORD)
-        if number:
+        words[where] = INDEX.get(piece.word, NO_WORD)
+        if piece.word.isdigit():
             tens[where], ones[where] = int(piece.word[-2]) if len(piece.word) > 1 else NO_TENS, int(piece.word[-1])
         left[piece.line] -= 1
         lines[where], following[where] = piece.line, min(left[piece.line], NO_FOLLOW - 1)
         if page.kind:
-            entries[where] = INDEX.get(piece.key, NO_WORD)
+            entries[where] = INDEX.get(piece.key, NO_KEY)
     labels = {"word": words, "tens": tens, "ones": ones, "line": lines, "entry": entries, "follow": following}
     return label_tiles(labels, page.layout)
 

@@ -11,9 +11,9 @@ SETTINGS = Settings(
     text_width=256,
     text_heads=16,
     text_key_heads=4,
-    vision_steps=2500,
-    language_steps=600,
-    joint_steps=1600,
+    vision_steps=2000,
+    language_steps=1000,
+    joint_steps=1500,
     joint_crowds=2,
     segments=10,
 )

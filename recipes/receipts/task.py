@@ -6,18 +6,19 @@ import numpy as np
 from recipes.training.settings import Settings
 from recipes.training.task import Head, Task
 
-from .pages import KINDS, LAYOUTS, NO_FOLLOW, NO_LINE, NO_TENS, NO_WORD, Page, crowd, page, patch_labels
+from .pages import KINDS, LAYOUTS, NO_FOLLOW, NO_KEY, NO_LINE, NO_TENS, NO_WORD, Page, crowd, page, patch_labels
 from .questions import corpus, lesson
 from .settings import SETTINGS
+from .words import LETTERED, WORDS
 
-WORDS = 802
+TOKENS = 802
 SEGMENT = 24
 PATCHES = {
-    "word": Head(NO_WORD + 1, weight=1.0, nothing=NO_WORD),
+    "word": Head(NO_WORD + 1, weight=1.0, nothing=NO_WORD, words=WORDS),
     "tens": Head(NO_TENS + 1, weight=0.5),
     "ones": Head(10, weight=0.5),
     "line": Head(NO_LINE + 1, weight=0.5, nothing=NO_LINE),
-    "entry": Head(NO_WORD + 1, weight=0.5, nothing=NO_WORD),
+    "entry": Head(NO_KEY + 1, weight=0.5, nothing=NO_KEY, words=LETTERED, turned=True),
     "follow": Head(NO_FOLLOW + 1, weight=0.5, nothing=NO_FOLLOW),
 }
 
@@ -27,7 +28,7 @@ def task(settings: Settings = SETTINGS) -> Task[Page]:
     return Task(
         settings=settings,
         corpus=corpus,
-        words=WORDS,
+        words=TOKENS,
         segment=SEGMENT,
         patches=PATCHES,
         whole={},

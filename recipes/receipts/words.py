@@ -20,5 +20,5 @@ NUMBERS = tuple(str(number) for number in range(100))
 
 LETTERED = (*NAMES, *CITIES, *ITEMS, *MONTHS, *SHOPS, *SHOP_KINDS, *FIELDS, *LABELS, *LETTER)
 WORDS = (*LETTERED, *NUMBERS)
-INDEX = {word: place for place, word in enumerate(LETTERED)}
-"""What patches call the words that are not numbers; a number is called by its digits."""
+INDEX = {word: place for place, word in enumerate(WORDS)}
+"""The class of each word on a patch."""

@@ -25,7 +25,7 @@ def train(task: Task[Any], work: Path, checkpoint: Path) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     model = build_model(task)
     torch.manual_seed(task.settings.seed)
-    heads = vision.Heads(task)
+    heads = vision.Heads(task, model)
     stages = {"vision": vision.train(model, heads, task, work)}
     stages["language"] = language.train(model, task, work)
     stages["joint"] = language.train_jointly(model, heads, task, work)

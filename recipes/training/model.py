@@ -13,6 +13,7 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 from crosstrim.models import compat
 
 from .settings import LAYOUTS, MAX_TILES, Settings
+from .spoken import listen
 from .task import Task
 from .tokenizer import BEGIN, END_OF_TURN, IMAGE, PADDING
 
@@ -60,6 +61,8 @@ def build_model(task: Task[Any]) -> MllamaForConditionalGeneration:
     torch.manual_seed(task.settings.seed)
     model = MllamaForConditionalGeneration(build_config(task))
     _initialise(model, task.settings)
+    if task.speaks:
+        listen(model, task)
     text = model.config.text_config
     model.generation_config = GenerationConfig(
         bos_token_id=text.bos_token_id,

@@ -37,11 +37,16 @@ class Head:
         classes: how many answers there are.
         weight: of its loss in the sum.
         nothing: the class of patches that show nothing, which accuracy leaves out.
+        words: what the first classes are in the text, one token each. Such a head answers in the language model's own
+            embeddings, so that the language model knows what a feature says before it is trained.
+        turned: whether it answers in embeddings whose halves are swapped: so one feature can say two words at once.
     """
 
     classes: int
     weight: float
     nothing: int | None = None
+    words: tuple[str, ...] = ()
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,23 @@ class Task(Generic[Drawn]):
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer, trained on first use."""
         return tokenizer.build_tokenizer(self.corpus(), self.words)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether any patch answers in the language model's embeddings."""
+        return any(head.words for head in self.patches.values())
+
+    def token(self, word: str) -> int:
+        """Return the one token of a word as it stands in a sentence, after its space; digits carry none.
+
+        Raises:
+            ValueError: The tokenizer cuts it into several.
+        """
+        text = word if word.isdigit() else f" {word}"
+        tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(tokens) != 1:
+            raise ValueError(f"{word!r} is {len(tokens)} tokens, not one: the tokenizer needs more words")
+        return int(tokens[0])
 
     @cached_property
     def prefix(self) -> list[int]:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import MllamaForConditionalGeneration
 
 from . import attention
+from .spoken import Spoken
 from .stage import Stage, autocast
 from .task import Drawn, Head, Task
 from .tiles import IGNORE, image_inputs
@@ -25,19 +26,28 @@ _VALIDATION, _JUDGED_AT_ONCE = 11, 16
 class Heads(nn.Module):
     """What the encoder is asked while it trains; thrown away afterwards."""
 
-    def __init__(self, task: Task[Any]) -> None:
+    def __init__(self, task: Task[Any], model: MllamaForConditionalGeneration) -> None:
         super().__init__()
         features = task.settings.vision_width * (1 + len(task.settings.vision_intermediate))
+        self._model = (model,)  # in a tuple, since its parameters are not the heads'
 
-        def linear(heads: Mapping[str, Head]) -> nn.ModuleDict:
-            return nn.ModuleDict({name: nn.Linear(features, head.classes) for name, head in heads.items()})
+        def modules(heads: Mapping[str, Head]) -> nn.ModuleDict:
+            return nn.ModuleDict(
+                {
+                    name: Spoken(task, head) if head.words else nn.Linear(features, head.classes)
+                    for name, head in heads.items()
+                }
+            )
 
-        self.patches, self.whole = linear(task.patches), linear(task.whole)
+        self.patches, self.whole = modules(task.patches), modules(task.whole)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Return the logits [B, MAX_TILES, patches, classes] of every patch, and [B, classes] of every picture."""
-        said = {name: head(features[:, :, 1:]) for name, head in self.patches.items()}
-        return said | {name: head(features[:, 0, 0]) for name, head in self.whole.items()}
+        said = {name: self._ask(head, features[:, :, 1:]) for name, head in self.patches.items()}
+        return said | {name: self._ask(head, features[:, 0, 0]) for name, head in self.whole.items()}
+
+    def _ask(self, head: nn.Module, features: Tensor) -> Tensor:
+        return head(features, *self._model) if isinstance(head, Spoken) else head(features)
 
 
 def encode(model: MllamaForConditionalGeneration, images: dict[str, Tensor]) -> Tensor:
@@ -114,6 +124,8 @@ def train(model: MllamaForConditionalGeneration, heads: Heads, task: Task[Any], 
     model.config.vision_config._attn_implementation = attention.NAME
     settings = task.settings
     modules: dict[str, nn.Module] = {"vision": model.model.vision_model, "heads": heads}
+    if task.speaks:
+        modules["projector"] = model.model.multi_modal_projector
     stage = Stage("vision", folder, settings, settings.vision_steps, modules)
     stage.run(
         lambda step: draw(task, step),
