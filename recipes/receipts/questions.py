@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from recipes.training.task import Question
 
@@ -84,13 +86,19 @@ def _question(kind: str, templates: tuple[str, ...], answer: str, rng: np.random
 
 
 def tell(page: Page, rng: np.random.Generator) -> Question:
-    """Tell some entries, in random order, or their values first: a dense lesson, never tested."""
+    """Tell some entries, in random order, or their values first: a dense lesson, never tested.
+
+    A number follows its key without a space: that would be a token between them, and hide which key was looked up.
+    """
     most = 2 if page.kind == "letter" else 3  # whose entries are longer
     chosen = [page.entries[index] for index in rng.permutation(len(page.entries))[:most]]
-    parts = [[one.key, *([one.quantity] if one.quantity else []), one.value] for one in chosen]
+    values = [[*([one.quantity] if one.quantity else []), one.value] for one in chosen]
     if rng.random() < 0.5:
-        parts = [part[::-1] for part in parts]
-    return Question(TELL_PROMPT, ", ".join(" ".join(part) for part in parts), "tell")
+        parts = [" ".join([*said[::-1], one.key]) for one, said in zip(chosen, values, strict=True)]
+    else:
+        parts = [" ".join([one.key, *said]) for one, said in zip(chosen, values, strict=True)]
+        parts = [re.sub(r"(?<=[a-z]) (?=\d)", "", part, count=1) for part in parts]
+    return Question(TELL_PROMPT, ", ".join(parts), "tell")
 
 
 def lesson(page: Page, amount: int, rng: np.random.Generator) -> list[Question]:

@@ -12,8 +12,8 @@ SETTINGS = Settings(
     text_heads=16,
     text_key_heads=4,
     vision_steps=2000,
-    language_steps=1000,
-    joint_steps=1500,
+    language_steps=900,
+    joint_steps=800,
     joint_crowds=2,
     segments=10,
 )

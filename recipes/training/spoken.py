@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import MllamaForConditionalGeneration
 
 from .task import Head, Task
 
+_SHARPNESS = 12.0
+_QUIET = 1 / 16
 _ALIKE = math.sqrt(0.5)
 _PASSED_ON = 0.5
 _SAID = 0.05
@@ -29,7 +32,10 @@ def turn(vectors: Tensor) -> Tensor:
 
 
 class Spoken(nn.Module):
-    """A head whose first classes are words: its logits are how much the projected feature is like each embedding."""
+    """A head whose first classes are words: its logits are the cosines of a projected feature and each embedding.
+
+    Cosines, since a feature that says its words and little else has the largest ones: queries can find it at once.
+    """
 
     tokens: Tensor
 
@@ -39,12 +45,11 @@ class Spoken(nn.Module):
         self.others = nn.Parameter(torch.randn(head.classes - len(head.words), task.settings.text_width))
         self._turned = head.turned
 
-    def forward(self, features: Tensor, model: MllamaForConditionalGeneration) -> Tensor:
-        """Return logits [..., classes] of vision features; the embeddings themselves learn nothing by them."""
-        embeddings = model.model.language_model.embed_tokens.weight.detach()
-        table = torch.cat([embeddings[self.tokens], self.others])
-        said = model.model.multi_modal_projector(features) @ (turn(table) if self._turned else table).T
-        return said / math.sqrt(table.shape[1])
+    def forward(self, projected: Tensor, embeddings: Tensor) -> Tensor:
+        """Return logits [..., classes] of projected features; the embeddings themselves learn nothing by them."""
+        table = torch.cat([embeddings.detach()[self.tokens], self.others])
+        table = F.normalize(turn(table) if self._turned else table, dim=-1)
+        return _SHARPNESS * F.normalize(projected, dim=-1) @ table.T
 
 
 @torch.no_grad()
@@ -70,4 +75,5 @@ def listen(model: MllamaForConditionalGeneration, task: Task[Any]) -> None:
         attention.q_proj.weight.copy_(queries.repeat_interleave(share, 0).flatten(0, 1))
         values = attention.v_proj.weight.unflatten(0, (groups, -1)).repeat_interleave(share, 0).flatten(0, 1)
         attention.o_proj.weight.add_(values.T * (_PASSED_ON / share))
+    model.model.multi_modal_projector.weight.mul_(_QUIET)  # so that features say nothing but what they learn to
     model.lm_head.weight.copy_(_SAID * embeddings[: text.vocab_size])

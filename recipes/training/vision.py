@@ -24,17 +24,22 @@ _VALIDATION, _JUDGED_AT_ONCE = 11, 16
 
 
 class Heads(nn.Module):
-    """What the encoder is asked while it trains; thrown away afterwards."""
+    """What the encoder is asked while it trains; thrown away afterwards.
+
+    Heads read the features as the encoder gives them, or as the projector passes them on, if any of them speaks.
+    """
 
     def __init__(self, task: Task[Any], model: MllamaForConditionalGeneration) -> None:
         super().__init__()
-        features = task.settings.vision_width * (1 + len(task.settings.vision_intermediate))
-        self._model = (model,)  # in a tuple, since its parameters are not the heads'
+        settings = task.settings
+        plain = settings.vision_width * (1 + len(settings.vision_intermediate))
+        width = settings.text_width if task.speaks else plain
+        self._model = (model,) if task.speaks else ()  # in a tuple, since its parameters are not the heads'
 
         def modules(heads: Mapping[str, Head]) -> nn.ModuleDict:
             return nn.ModuleDict(
                 {
-                    name: Spoken(task, head) if head.words else nn.Linear(features, head.classes)
+                    name: Spoken(task, head) if head.words else nn.Linear(width, head.classes)
                     for name, head in heads.items()
                 }
             )
@@ -43,11 +48,15 @@ class Heads(nn.Module):
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Return the logits [B, MAX_TILES, patches, classes] of every patch, and [B, classes] of every picture."""
+        for model in self._model:
+            features = model.model.multi_modal_projector(features)
         said = {name: self._ask(head, features[:, :, 1:]) for name, head in self.patches.items()}
         return said | {name: self._ask(head, features[:, 0, 0]) for name, head in self.whole.items()}
 
     def _ask(self, head: nn.Module, features: Tensor) -> Tensor:
-        return head(features, *self._model) if isinstance(head, Spoken) else head(features)
+        if isinstance(head, Spoken):
+            return head(features, self._model[0].model.language_model.embed_tokens.weight)
+        return head(features)
 
 
 def encode(model: MllamaForConditionalGeneration, images: dict[str, Tensor]) -> Tensor:
