@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import MllamaForConditionalGeneration
 
 from . import attention, vision
+from .spoken import Speech
 from .stage import Stage
 from .task import FIXED, JOINT, Drawn, Question, Task
 from .tiles import IGNORE, image_inputs
@@ -99,15 +100,17 @@ def loss_of(
     return loss, {"loss": loss.item(), "right": (logits.argmax(-1) == targets).float().mean().item()}
 
 
-def _prepare(model: MllamaForConditionalGeneration, train_vision: bool) -> None:
+def _prepare(model: MllamaForConditionalGeneration, task: Task[Any], train_vision: bool) -> None:
     model.config.vision_config._attn_implementation = attention.NAME
     model.config.text_config._attn_implementation = attention.NAME
     model.model.vision_model.requires_grad_(train_vision)
+    # A projector that was taught to speak must not unlearn it before the language model listens.
+    model.model.multi_modal_projector.requires_grad_(train_vision or not task.speaks)
 
 
 def train(model: MllamaForConditionalGeneration, task: Task[Any], folder: Path) -> dict[str, float]:
     """Run stage two, the language model on a fixed encoder, and return how long it took."""
-    _prepare(model, train_vision=False)
+    _prepare(model, task, train_vision=False)
     settings = task.settings
     stage = Stage("language", folder, settings, settings.language_steps, {"model": model}, floor=settings.joint_scale)
 
@@ -121,10 +124,10 @@ def train(model: MllamaForConditionalGeneration, task: Task[Any], folder: Path) 
 
 
 def train_jointly(
-    model: MllamaForConditionalGeneration, heads: vision.Heads, task: Task[Any], folder: Path
+    model: MllamaForConditionalGeneration, heads: vision.Heads, speech: Speech | None, task: Task[Any], folder: Path
 ) -> dict[str, float]:
-    """Run stage three, everything at once: answers, and the patches' own lesson with some crowds added to it."""
-    _prepare(model, train_vision=True)
+    """Run the last stage, everything at once: answers, and the patches' own lessons, with some crowds for them."""
+    _prepare(model, task, train_vision=True)
     settings = task.settings
     modules: dict[str, nn.Module] = {"model": model, "heads": heads}
     stage = Stage("joint", folder, settings, settings.joint_steps, modules, settings.joint_scale)
@@ -133,7 +136,11 @@ def train_jointly(
         features = vision.encode(model, batch)
         seen, seen_figures = vision.loss_of(task, heads, features, batch)
         told, told_figures = loss_of(task, model, features[: len(batch["input_ids"])], batch)
-        return told + seen, told_figures | seen_figures
+        total, figures = told + seen, told_figures | seen_figures
+        if speech is not None:
+            missed = speech.loss(vision.spoken(model, features), batch)
+            total, figures = total + missed, figures | {"missed": missed.item()}
+        return total, figures
 
     stage.run(lambda step: draw(task, JOINT, step), loss)
     return {"seconds": stage.seconds} | vision.accuracy(model, heads, task)

@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import MllamaForConditionalGeneration
 
 from .task import Head, Task
+from .tiles import IGNORE
 
-_SHARPNESS = 12.0
-_QUIET = 1 / 16
+_LOUD, _QUIET = 0.7, 0.2
 _ALIKE = math.sqrt(0.5)
 _PASSED_ON = 0.5
 _SAID = 0.05
@@ -32,10 +31,7 @@ def turn(vectors: Tensor) -> Tensor:
 
 
 class Spoken(nn.Module):
-    """A head whose first classes are words: its logits are the cosines of a projected feature and each embedding.
-
-    Cosines, since a feature that says its words and little else has the largest ones: queries can find it at once.
-    """
+    """A head whose first classes are words: its logits are how much the projected feature is like each embedding."""
 
     tokens: Tensor
 
@@ -45,11 +41,54 @@ class Spoken(nn.Module):
         self.others = nn.Parameter(torch.randn(head.classes - len(head.words), task.settings.text_width))
         self._turned = head.turned
 
-    def forward(self, projected: Tensor, embeddings: Tensor) -> Tensor:
-        """Return logits [..., classes] of projected features; the embeddings themselves learn nothing by them."""
-        table = torch.cat([embeddings.detach()[self.tokens], self.others])
-        table = F.normalize(turn(table) if self._turned else table, dim=-1)
-        return _SHARPNESS * F.normalize(projected, dim=-1) @ table.T
+    def forward(self, features: Tensor, model: MllamaForConditionalGeneration) -> Tensor:
+        """Return logits [..., classes] of vision features; the embeddings themselves learn nothing by them."""
+        embeddings = model.model.language_model.embed_tokens.weight.detach()
+        table = torch.cat([embeddings[self.tokens], self.others])
+        said = model.model.multi_modal_projector(features) @ (turn(table) if self._turned else table).T
+        return said / math.sqrt(table.shape[1])
+
+
+class Speech(nn.Module):
+    """What projected features are to be: the sum of a code for each thing that a patch is asked.
+
+    The code of a word is its embedding, turned if its head is; everything else has a random one, quieter where it is
+    no word.
+    """
+
+    def __init__(self, task: Task[Any], model: MllamaForConditionalGeneration) -> None:
+        super().__init__()
+        self._task, self._embeddings = task, (model.model.language_model.embed_tokens,)
+        draw = torch.Generator().manual_seed(task.settings.seed)
+        for name, head in task.patches.items():
+            codes = torch.randn(head.classes - len(head.words), task.settings.text_width, generator=draw)
+            self.register_buffer(name, codes * (_LOUD if head.words else _QUIET), persistent=False)
+
+    def codes(self) -> dict[str, Tensor]:
+        """Return by head the code of each class, [classes, width]."""
+        (embeddings,), found = self._embeddings, {}
+        for name, head in self._task.patches.items():
+            words = [self._task.token(word) for word in head.words]
+            table = torch.cat([embeddings.weight.detach()[words], self.get_buffer(name)])
+            found[name] = turn(table) if head.turned else table
+        return found
+
+    def loss(self, said: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Return how far projected features [B, MAX_TILES, patches, width] are from it, 1 for features of zero.
+
+        Only patches count whose every word is known, and every class of the first head counts alike.
+        """
+        wanted = torch.zeros_like(said)
+        counted = torch.ones(said.shape[:-1], dtype=torch.bool)
+        for name, codes in self.codes().items():
+            labels = batch[name]
+            wanted[labels != IGNORE] += codes[labels[labels != IGNORE]]
+            if self._task.patches[name].words:
+                counted &= labels != IGNORE
+        missed = (said - wanted)[counted].square().sum(-1) / wanted[counted].square().sum(-1)
+        classes = batch[next(iter(self._task.patches))][counted]
+        weights = 1 / classes.bincount()[classes]
+        return (missed * weights).sum() / weights.sum()
 
 
 @torch.no_grad()
@@ -75,5 +114,4 @@ def listen(model: MllamaForConditionalGeneration, task: Task[Any]) -> None:
         attention.q_proj.weight.copy_(queries.repeat_interleave(share, 0).flatten(0, 1))
         values = attention.v_proj.weight.unflatten(0, (groups, -1)).repeat_interleave(share, 0).flatten(0, 1)
         attention.o_proj.weight.add_(values.T * (_PASSED_ON / share))
-    model.model.multi_modal_projector.weight.mul_(_QUIET)  # so that features say nothing but what they learn to
     model.lm_head.weight.copy_(_SAID * embeddings[: text.vocab_size])

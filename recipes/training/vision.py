@@ -13,33 +13,28 @@ from torch.nn import functional as F
 from transformers import MllamaForConditionalGeneration
 
 from . import attention
-from .spoken import Spoken
+from .spoken import Speech, Spoken
 from .stage import Stage, autocast
 from .task import Drawn, Head, Task
 from .tiles import IGNORE, image_inputs
 
-_STAGE = 1
+_STAGE, _SPEAKING = 1, 4
 _CROWDS_ALONE, _CROWDED_SHARE = 0.4, 0.6
 _VALIDATION, _JUDGED_AT_ONCE = 11, 16
 
 
 class Heads(nn.Module):
-    """What the encoder is asked while it trains; thrown away afterwards.
-
-    Heads read the features as the encoder gives them, or as the projector passes them on, if any of them speaks.
-    """
+    """What the encoder is asked while it trains; thrown away afterwards."""
 
     def __init__(self, task: Task[Any], model: MllamaForConditionalGeneration) -> None:
         super().__init__()
-        settings = task.settings
-        plain = settings.vision_width * (1 + len(settings.vision_intermediate))
-        width = settings.text_width if task.speaks else plain
-        self._model = (model,) if task.speaks else ()  # in a tuple, since its parameters are not the heads'
+        features = task.settings.vision_width * (1 + len(task.settings.vision_intermediate))
+        self._model = (model,)  # in a tuple, since its parameters are not the heads'
 
         def modules(heads: Mapping[str, Head]) -> nn.ModuleDict:
             return nn.ModuleDict(
                 {
-                    name: Spoken(task, head) if head.words else nn.Linear(width, head.classes)
+                    name: Spoken(task, head) if head.words else nn.Linear(features, head.classes)
                     for name, head in heads.items()
                 }
             )
@@ -48,15 +43,11 @@ class Heads(nn.Module):
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Return the logits [B, MAX_TILES, patches, classes] of every patch, and [B, classes] of every picture."""
-        for model in self._model:
-            features = model.model.multi_modal_projector(features)
         said = {name: self._ask(head, features[:, :, 1:]) for name, head in self.patches.items()}
         return said | {name: self._ask(head, features[:, 0, 0]) for name, head in self.whole.items()}
 
     def _ask(self, head: nn.Module, features: Tensor) -> Tensor:
-        if isinstance(head, Spoken):
-            return head(features, self._model[0].model.language_model.embed_tokens.weight)
-        return head(features)
+        return head(features, *self._model) if isinstance(head, Spoken) else head(features)
 
 
 def encode(model: MllamaForConditionalGeneration, images: dict[str, Tensor]) -> Tensor:
@@ -141,3 +132,30 @@ def train(model: MllamaForConditionalGeneration, heads: Heads, task: Task[Any], 
         lambda batch: loss_of(task, heads, encode(model, batch), batch),
     )
     return accuracy(model, heads, task) | {"seconds": stage.seconds}
+
+
+def spoken(model: MllamaForConditionalGeneration, features: Tensor) -> Tensor:
+    """Return what the projector makes of every patch [B, MAX_TILES, patches, width]."""
+    return model.model.multi_modal_projector(features[:, :, 1:])
+
+
+def train_to_speak(
+    model: MllamaForConditionalGeneration, speech: Speech, task: Task[Drawn], folder: Path
+) -> dict[str, float]:
+    """Run the stage that teaches patches to say their words in the text's embeddings, and nothing beside them."""
+    settings, projector = task.settings, model.model.multi_modal_projector
+    nn.init.zeros_(projector.weight)
+    nn.init.zeros_(projector.bias)
+    modules: dict[str, nn.Module] = {"vision": model.model.vision_model, "projector": projector}
+    stage = Stage("speaking", folder, settings, settings.speaking_steps, modules)
+
+    def make(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([settings.seed, _SPEAKING, step])
+        return batch_of(task, [task.draw("train", rng) for _ in range(settings.vision_batch)])
+
+    def loss(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        missed = speech.loss(spoken(model, encode(model, batch)), batch)
+        return missed, {"missed": missed.item()}
+
+    stage.run(make, loss)
+    return {"seconds": stage.seconds}
