@@ -1,4 +1,4 @@
-"""Stages two and three: the language model learns to answer, first on a fixed encoder, then both together."""
+"""The last two stages: the language model learns to answer, first on a fixed encoder, then both together."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _prepare(model: MllamaForConditionalGeneration, task: Task[Any], train_visio
 
 
 def train(model: MllamaForConditionalGeneration, task: Task[Any], folder: Path) -> dict[str, float]:
-    """Run stage two, the language model on a fixed encoder, and return how long it took."""
+    """Run the stage of the language model on a fixed encoder, and return how long it took."""
     _prepare(model, task, train_vision=False)
     settings = task.settings
     stage = Stage("language", folder, settings, settings.language_steps, {"model": model}, floor=settings.joint_scale)

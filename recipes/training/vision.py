@@ -1,4 +1,4 @@
-"""Stage one: the vision encoder learns to say, for every patch, what it shows."""
+"""The first stages: the vision encoder learns what every patch shows, and then to say it in the words of the text."""
 
 from __future__ import annotations
 

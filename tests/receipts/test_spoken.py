@@ -1,8 +1,10 @@
 """Features that speak in the language model's words, and a language model that listens before it is trained."""
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from recipes.receipts.settings import SETTINGS
@@ -10,7 +12,8 @@ from recipes.receipts.task import task
 from recipes.receipts.words import ITEMS, LETTERED, WORDS
 from recipes.training import attention, vision
 from recipes.training.model import build_model
-from recipes.training.spoken import Spoken, turn
+from recipes.training.spoken import Speech, Spoken, turn
+from recipes.training.tiles import IGNORE
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,48 @@ def test_the_heads_teach_the_eyes_and_not_the_language(lesson, model):
     assert model.model.language_model.embed_tokens.weight.grad is None
     assert {name.split(".")[0] for name, _ in heads.named_parameters()} == {"patches"}
     model.zero_grad(set_to_none=True)
+
+
+@pytest.fixture
+def shown(lesson):
+    """The labels of two pages and a crowd."""
+    pages = [lesson.draw("train", np.random.default_rng(seed)) for seed in (1, 2)]
+    return vision.batch_of(lesson, [*pages, lesson.draw_crowd(np.random.default_rng(3), 1.0)])
+
+
+def test_speech_is_the_sum_of_a_code_for_each_thing_asked(lesson, model, shown):
+    speech, width = Speech(lesson, model), SETTINGS.text_width
+    embeddings = model.model.language_model.embed_tokens.weight
+    wanted = torch.zeros(*shown["word"].shape, width)
+    for place in itertools.product(*map(range, wanted.shape[:-1])):
+        for name, codes in speech.codes().items():
+            label = shown[name][place].item()
+            if label == IGNORE:
+                continue
+            words = lesson.patches[name].words
+            code = embeddings[lesson.token(words[label])] if label < len(words) else None
+            if code is not None:
+                assert torch.equal(codes[label], turn(code) if name == "entry" else code)
+            wanted[place] += codes[label]
+    assert speech.loss(wanted, shown).item() == pytest.approx(0, abs=1e-9)
+    assert speech.loss(torch.zeros_like(wanted), shown).item() == pytest.approx(1)
+
+
+def test_every_word_counts_alike_in_speech_and_what_is_unknown_does_not(lesson, model, shown):
+    speech = Speech(lesson, model)
+    said = torch.zeros(*shown["word"].shape, SETTINGS.text_width, requires_grad=True)
+    speech.loss(said, shown).backward()
+    counted = (shown["word"] != IGNORE) & (shown["entry"] != IGNORE)
+    assert not counted[2].any()  # nobody knows whose key a crowd's words are
+    assert torch.equal(said.grad.abs().sum(-1) > 0, counted)
+    with torch.no_grad():
+        silent = torch.zeros_like(said)
+        losses = []
+        for word in shown["word"][counted].unique():
+            one = {name: labels.clone() for name, labels in shown.items()}
+            one["word"][shown["word"] != word] = IGNORE
+            losses.append(speech.loss(silent + 0.1, one))
+        assert speech.loss(silent + 0.1, shown).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
 @torch.no_grad()
