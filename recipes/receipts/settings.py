@@ -12,9 +12,8 @@ SETTINGS = Settings(
     text_heads=16,
     text_key_heads=4,
     vision_steps=2000,
-    speaking_steps=500,
-    language_steps=500,
-    joint_steps=800,
+    language_steps=700,
+    joint_steps=1200,
     joint_crowds=2,
     segments=10,
 )

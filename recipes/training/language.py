@@ -1,4 +1,4 @@
-"""The last two stages: the language model learns to answer, first on a fixed encoder, then both together."""
+"""Stages two and three: the language model learns to answer, first on a fixed encoder, then both together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from transformers import MllamaForConditionalGeneration
 
 from . import attention, vision
-from .spoken import Speech
 from .stage import Stage
 from .task import FIXED, JOINT, Drawn, Question, Task
 from .tiles import IGNORE, image_inputs
@@ -104,12 +103,12 @@ def _prepare(model: MllamaForConditionalGeneration, task: Task[Any], train_visio
     model.config.vision_config._attn_implementation = attention.NAME
     model.config.text_config._attn_implementation = attention.NAME
     model.model.vision_model.requires_grad_(train_vision)
-    # A projector that was taught to speak must not unlearn it before the language model listens.
+    # A projector that has learned to speak must not unlearn it before the language model listens.
     model.model.multi_modal_projector.requires_grad_(train_vision or not task.speaks)
 
 
 def train(model: MllamaForConditionalGeneration, task: Task[Any], folder: Path) -> dict[str, float]:
-    """Run the stage of the language model on a fixed encoder, and return how long it took."""
+    """Run stage two, the language model on a fixed encoder, and return how long it took."""
     _prepare(model, task, train_vision=False)
     settings = task.settings
     stage = Stage("language", folder, settings, settings.language_steps, {"model": model}, floor=settings.joint_scale)
@@ -124,9 +123,9 @@ def train(model: MllamaForConditionalGeneration, task: Task[Any], folder: Path) 
 
 
 def train_jointly(
-    model: MllamaForConditionalGeneration, heads: vision.Heads, speech: Speech | None, task: Task[Any], folder: Path
+    model: MllamaForConditionalGeneration, heads: vision.Heads, task: Task[Any], folder: Path
 ) -> dict[str, float]:
-    """Run the last stage, everything at once: answers, and the patches' own lessons, with some crowds for them."""
+    """Run stage three, everything at once: answers, and the patches' own lesson with some crowds added to it."""
     _prepare(model, task, train_vision=True)
     settings = task.settings
     modules: dict[str, nn.Module] = {"model": model, "heads": heads}
@@ -136,11 +135,7 @@ def train_jointly(
         features = vision.encode(model, batch)
         seen, seen_figures = vision.loss_of(task, heads, features, batch)
         told, told_figures = loss_of(task, model, features[: len(batch["input_ids"])], batch)
-        total, figures = told + seen, told_figures | seen_figures
-        if speech is not None:
-            missed = speech.loss(vision.spoken(model, features), batch)
-            total, figures = total + missed, figures | {"missed": missed.item()}
-        return total, figures
+        return told + seen, told_figures | seen_figures
 
     stage.run(lambda step: draw(task, JOINT, step), loss)
     return {"seconds": stage.seconds} | vision.accuracy(model, heads, task)

@@ -10,7 +10,6 @@ from transformers import MllamaForConditionalGeneration
 
 from . import language, vision
 from .model import build_model
-from .spoken import Speech
 from .task import Task
 from .tokenizer import build_processor
 
@@ -28,11 +27,8 @@ def train(task: Task[Any], work: Path, checkpoint: Path) -> dict[str, Any]:
     torch.manual_seed(task.settings.seed)
     heads = vision.Heads(task, model)
     stages = {"vision": vision.train(model, heads, task, work)}
-    speech = Speech(task, model) if task.speaks else None
-    if speech is not None:
-        stages["speaking"] = vision.train_to_speak(model, speech, task, work)
     stages["language"] = language.train(model, task, work)
-    stages["joint"] = language.train_jointly(model, heads, speech, task, work)
+    stages["joint"] = language.train_jointly(model, heads, task, work)
     export(model, task, checkpoint)
     return {
         "settings": task.settings.to_dict(),

@@ -36,7 +36,6 @@ class Settings:
 
     vision_steps: int = 2000
     vision_batch: int = 8
-    speaking_steps: int = 0
     language_steps: int = 600
     joint_steps: int = 2500
     reading_from: int = 1200
@@ -65,7 +64,6 @@ def smoke(settings: Settings) -> Settings:
         text_width=64,
         text_mlp=64,
         vision_steps=2,
-        speaking_steps=min(2, settings.speaking_steps),
         language_steps=2,
         joint_steps=2,
         joint_crowds=1,

@@ -1,9 +1,9 @@
 """Features that speak in the language model's own embeddings, and a language model that starts by listening to them.
 
 Finding the one row of a page that a question names is slow to learn from nothing: queries, keys and values have to
-agree on a code for every word. Here the encoder learns to say words as the embeddings that the text uses, and the
-language model is drawn so that it looks for what it reads and passes on what it finds. Drawing attention near the
-pattern that training would give it is known as mimetic initialisation (Trockman and Kolter, 2023); which pattern, for
+agree on a code for every word. Here features learn to say words as the embeddings that the text uses, and the language
+model is drawn so that it looks for what it reads and passes on what it finds. To draw attention near the pattern that
+training would give it is known as mimetic initialisation (Trockman and Kolter, 2023); which pattern, for
 cross-attention, is ours.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MllamaForConditionalGeneration
 
-from .task import Head, Task
+from .task import Task
 from .tiles import IGNORE
 
 _LOUD, _QUIET = 0.7, 0.2
@@ -30,25 +30,6 @@ def turn(vectors: Tensor) -> Tensor:
     return vectors.roll(vectors.shape[-1] // 2, dims=-1)
 
 
-class Spoken(nn.Module):
-    """A head whose first classes are words: its logits are how much the projected feature is like each embedding."""
-
-    tokens: Tensor
-
-    def __init__(self, task: Task[Any], head: Head) -> None:
-        super().__init__()
-        self.register_buffer("tokens", torch.tensor([task.token(word) for word in head.words]), persistent=False)
-        self.others = nn.Parameter(torch.randn(head.classes - len(head.words), task.settings.text_width))
-        self._turned = head.turned
-
-    def forward(self, features: Tensor, model: MllamaForConditionalGeneration) -> Tensor:
-        """Return logits [..., classes] of vision features; the embeddings themselves learn nothing by them."""
-        embeddings = model.model.language_model.embed_tokens.weight.detach()
-        table = torch.cat([embeddings[self.tokens], self.others])
-        said = model.model.multi_modal_projector(features) @ (turn(table) if self._turned else table).T
-        return said / math.sqrt(table.shape[1])
-
-
 class Speech(nn.Module):
     """What projected features are to be: the sum of a code for each thing that a patch is asked.
 
@@ -58,36 +39,40 @@ class Speech(nn.Module):
 
     def __init__(self, task: Task[Any], model: MllamaForConditionalGeneration) -> None:
         super().__init__()
-        self._task, self._embeddings = task, (model.model.language_model.embed_tokens,)
+        self._task, self._model = task, (model.model,)  # in a tuple, since its parameters are not the speech's
         draw = torch.Generator().manual_seed(task.settings.seed)
         for name, head in task.patches.items():
             codes = torch.randn(head.classes - len(head.words), task.settings.text_width, generator=draw)
             self.register_buffer(name, codes * (_LOUD if head.words else _QUIET), persistent=False)
 
     def codes(self) -> dict[str, Tensor]:
-        """Return by head the code of each class, [classes, width]."""
-        (embeddings,), found = self._embeddings, {}
+        """Return by head the code of each class, [classes, width]; the embeddings learn nothing by it."""
+        embeddings, found = self._model[0].language_model.embed_tokens.weight.detach(), {}
         for name, head in self._task.patches.items():
             words = [self._task.token(word) for word in head.words]
-            table = torch.cat([embeddings.weight.detach()[words], self.get_buffer(name)])
+            table = torch.cat([embeddings[words], self.get_buffer(name)])
             found[name] = turn(table) if head.turned else table
         return found
 
-    def loss(self, said: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Return how far projected features [B, MAX_TILES, patches, width] are from it, 1 for features of zero.
+    def loss(self, features: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Return how far the projector's patches are from it, 1 where they are zero.
 
-        Only patches count whose every word is known, and every class of the first head counts alike.
+        Labels that are to be ignored add no code. Patches whose first label is count not at all, and of the others
+        every class of the first label counts alike.
+
+        Args:
+            features: Vision features [B, MAX_TILES, 1 + patches, features].
+            batch: What every head should say.
         """
+        said = self._model[0].multi_modal_projector(features[:, :, 1:])
         wanted = torch.zeros_like(said)
-        counted = torch.ones(said.shape[:-1], dtype=torch.bool)
         for name, codes in self.codes().items():
-            labels = batch[name]
-            wanted[labels != IGNORE] += codes[labels[labels != IGNORE]]
-            if self._task.patches[name].words:
-                counted &= labels != IGNORE
+            known = batch[name] != IGNORE
+            wanted[known] += codes[batch[name][known]]
+        first = batch[next(iter(self._task.patches))]
+        counted = first != IGNORE
         missed = (said - wanted)[counted].square().sum(-1) / wanted[counted].square().sum(-1)
-        classes = batch[next(iter(self._task.patches))][counted]
-        weights = 1 / classes.bincount()[classes]
+        weights = 1 / first[counted].bincount()[first[counted]]
         return (missed * weights).sum() / weights.sum()
 
 
@@ -96,7 +81,8 @@ def listen(model: MllamaForConditionalGeneration, task: Task[Any]) -> None:
     """Change an untrained language model so that it looks for its own words and passes on what it finds.
 
     Half of the key heads of every cross-attention find features that say the token's word, the others features that
-    say it turned. What they find is added to the token, and the output layer starts alike to the embeddings.
+    say it turned. What they find is added to the token, and the output layer starts alike to the embeddings. The
+    projector starts at zero.
     """
     text, language = model.config.text_config, model.model.language_model
     groups, share = text.num_key_value_heads, text.num_attention_heads // text.num_key_value_heads
@@ -114,4 +100,5 @@ def listen(model: MllamaForConditionalGeneration, task: Task[Any]) -> None:
         attention.q_proj.weight.copy_(queries.repeat_interleave(share, 0).flatten(0, 1))
         values = attention.v_proj.weight.unflatten(0, (groups, -1)).repeat_interleave(share, 0).flatten(0, 1)
         attention.o_proj.weight.add_(values.T * (_PASSED_ON / share))
+    nn.init.zeros_(model.model.multi_modal_projector.weight)  # so that features say nothing but what they learn to
     model.lm_head.weight.copy_(_SAID * embeddings[: text.vocab_size])

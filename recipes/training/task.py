@@ -37,9 +37,9 @@ class Head:
         classes: how many answers there are.
         weight: of its loss in the sum.
         nothing: the class of patches that show nothing, which accuracy leaves out.
-        words: what the first classes are in the text, one token each. Such a head answers in the language model's own
-            embeddings, so that the language model knows what a feature says before it is trained.
-        turned: whether it answers in embeddings whose halves are swapped: so one feature can say two words at once.
+        words: what the first classes are in the text, one token each. Projected features learn to be like the tokens'
+            embeddings, so that the language model knows what they say before it is trained.
+        turned: whether they are to be like the embeddings with their halves swapped: so a feature can say two words.
     """
 
     classes: int
@@ -84,7 +84,7 @@ class Task(Generic[Drawn]):
 
     @property
     def speaks(self) -> bool:
-        """Whether any patch answers in the language model's embeddings."""
+        """Whether projected features are to say words in the language model's embeddings."""
         return any(head.words for head in self.patches.values())
 
     def token(self, word: str) -> int:

@@ -1,4 +1,4 @@
-"""The first stages: the vision encoder learns what every patch shows, and then to say it in the words of the text."""
+"""Stage one: the vision encoder learns to say, for every patch, what it shows."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from torch.nn import functional as F
 from transformers import MllamaForConditionalGeneration
 
 from . import attention
-from .spoken import Speech, Spoken
+from .spoken import Speech
 from .stage import Stage, autocast
 from .task import Drawn, Head, Task
 from .tiles import IGNORE, image_inputs
 
-_STAGE, _SPEAKING = 1, 4
+_STAGE = 1
+_SPEAKING = 2.0
 _CROWDS_ALONE, _CROWDED_SHARE = 0.4, 0.6
 _VALIDATION, _JUDGED_AT_ONCE = 11, 16
 
@@ -28,26 +29,18 @@ class Heads(nn.Module):
 
     def __init__(self, task: Task[Any], model: MllamaForConditionalGeneration) -> None:
         super().__init__()
+        self.speech = Speech(task, model) if task.speaks else None
         features = task.settings.vision_width * (1 + len(task.settings.vision_intermediate))
-        self._model = (model,)  # in a tuple, since its parameters are not the heads'
 
-        def modules(heads: Mapping[str, Head]) -> nn.ModuleDict:
-            return nn.ModuleDict(
-                {
-                    name: Spoken(task, head) if head.words else nn.Linear(features, head.classes)
-                    for name, head in heads.items()
-                }
-            )
+        def linear(heads: Mapping[str, Head]) -> nn.ModuleDict:
+            return nn.ModuleDict({name: nn.Linear(features, head.classes) for name, head in heads.items()})
 
-        self.patches, self.whole = modules(task.patches), modules(task.whole)
+        self.patches, self.whole = linear(task.patches), linear(task.whole)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Return the logits [B, MAX_TILES, patches, classes] of every patch, and [B, classes] of every picture."""
-        said = {name: self._ask(head, features[:, :, 1:]) for name, head in self.patches.items()}
-        return said | {name: self._ask(head, features[:, 0, 0]) for name, head in self.whole.items()}
-
-    def _ask(self, head: nn.Module, features: Tensor) -> Tensor:
-        return head(features, *self._model) if isinstance(head, Spoken) else head(features)
+        said = {name: head(features[:, :, 1:]) for name, head in self.patches.items()}
+        return said | {name: head(features[:, 0, 0]) for name, head in self.whole.items()}
 
 
 def encode(model: MllamaForConditionalGeneration, images: dict[str, Tensor]) -> Tensor:
@@ -72,7 +65,7 @@ def batch_of(task: Task[Drawn], pictures: list[Drawn]) -> dict[str, Tensor]:
 def loss_of(
     task: Task[Any], heads: Heads, features: Tensor, batch: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the weighted sum of all heads' losses, and each one's to watch."""
+    """Return the weighted sum of all heads' losses and of the speech's, and each one's to watch."""
     losses = {}
     for name, logits in heads(features).items():
         labels = batch[name].flatten()
@@ -80,6 +73,9 @@ def loss_of(
         losses[name] = summed / (labels != IGNORE).sum().clamp(min=1)
     weights = {name: head.weight for name, head in (*task.patches.items(), *task.whole.items())}
     total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+    if heads.speech is not None:
+        losses["missed"] = heads.speech.loss(features, batch)
+        total = total + _SPEAKING * losses["missed"]
     return total, {name: loss.item() for name, loss in losses.items()}
 
 
@@ -132,30 +128,3 @@ def train(model: MllamaForConditionalGeneration, heads: Heads, task: Task[Any], 
         lambda batch: loss_of(task, heads, encode(model, batch), batch),
     )
     return accuracy(model, heads, task) | {"seconds": stage.seconds}
-
-
-def spoken(model: MllamaForConditionalGeneration, features: Tensor) -> Tensor:
-    """Return what the projector makes of every patch [B, MAX_TILES, patches, width]."""
-    return model.model.multi_modal_projector(features[:, :, 1:])
-
-
-def train_to_speak(
-    model: MllamaForConditionalGeneration, speech: Speech, task: Task[Drawn], folder: Path
-) -> dict[str, float]:
-    """Run the stage that teaches patches to say their words in the text's embeddings, and nothing beside them."""
-    settings, projector = task.settings, model.model.multi_modal_projector
-    nn.init.zeros_(projector.weight)
-    nn.init.zeros_(projector.bias)
-    modules: dict[str, nn.Module] = {"vision": model.model.vision_model, "projector": projector}
-    stage = Stage("speaking", folder, settings, settings.speaking_steps, modules)
-
-    def make(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([settings.seed, _SPEAKING, step])
-        return batch_of(task, [task.draw("train", rng) for _ in range(settings.vision_batch)])
-
-    def loss(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        missed = speech.loss(spoken(model, encode(model, batch)), batch)
-        return missed, {"missed": missed.item()}
-
-    stage.run(make, loss)
-    return {"seconds": stage.seconds}

@@ -2,17 +2,16 @@
 
 import itertools
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from recipes.receipts.settings import SETTINGS
 from recipes.receipts.task import task
-from recipes.receipts.words import ITEMS, LETTERED, WORDS
+from recipes.receipts.words import ITEMS, WORDS
 from recipes.training import attention, vision
 from recipes.training.model import build_model
-from recipes.training.spoken import Speech, Spoken, turn
+from recipes.training.spoken import Speech, turn
 from recipes.training.tiles import IGNORE
 
 
@@ -39,31 +38,6 @@ def test_turning_twice_undoes_it():
     assert torch.equal(turn(torch.tensor([1, 2, 3, 4])), torch.tensor([3, 4, 1, 2]))
 
 
-def test_a_feature_says_two_words_at_once(lesson, model, say):
-    parts = SimpleNamespace(multi_modal_projector=torch.nn.Identity(), language_model=model.model.language_model)
-    plain = SimpleNamespace(model=parts)
-    word, entry = (Spoken(lesson, lesson.patches[name]) for name in ("word", "entry"))
-    for said, key in (("12", "Bread"), ("Bread", "Bread"), ("Anna", "Name")):
-        feature = say(said, key)[None]
-        assert word(feature, plain).argmax(-1).item() == WORDS.index(said)
-        assert entry(feature, plain).argmax(-1).item() == WORDS.index(key)
-        assert (word(feature, plain).shape, entry(feature, plain).shape) == (
-            (1, len(WORDS) + 1),
-            (1, len(LETTERED) + 1),
-        )
-
-
-def test_the_heads_teach_the_eyes_and_not_the_language(lesson, model):
-    heads = vision.Heads(lesson, model)
-    features = torch.randn(1, 4, 101, 128, requires_grad=True)
-    heads(features)["word"].sum().backward()
-    assert features.grad.abs().sum() > 0
-    assert model.model.multi_modal_projector.weight.grad.abs().sum() > 0
-    assert model.model.language_model.embed_tokens.weight.grad is None
-    assert {name.split(".")[0] for name, _ in heads.named_parameters()} == {"patches"}
-    model.zero_grad(set_to_none=True)
-
-
 @pytest.fixture
 def shown(lesson):
     """The labels of two pages and a crowd."""
@@ -71,39 +45,58 @@ def shown(lesson):
     return vision.batch_of(lesson, [*pages, lesson.draw_crowd(np.random.default_rng(3), 1.0)])
 
 
-def test_speech_is_the_sum_of_a_code_for_each_thing_asked(lesson, model, shown):
-    speech, width = Speech(lesson, model), SETTINGS.text_width
+@pytest.fixture
+def speech(lesson):
+    """The speech of a model whose projector passes on what it is given."""
+    model = build_model(lesson)
+    model.model.multi_modal_projector = torch.nn.Identity()
+    return Speech(lesson, model)
+
+
+def with_class(said):
+    """Patches as vision features: each tile has a class feature before them."""
+    return torch.nn.functional.pad(said, (0, 0, 1, 0))
+
+
+def test_speech_is_the_sum_of_a_code_for_each_thing_asked(lesson, model, speech, shown):
     embeddings = model.model.language_model.embed_tokens.weight
-    wanted = torch.zeros(*shown["word"].shape, width)
+    wanted = torch.zeros(*shown["word"].shape, SETTINGS.text_width)
     for place in itertools.product(*map(range, wanted.shape[:-1])):
         for name, codes in speech.codes().items():
-            label = shown[name][place].item()
+            label, words = shown[name][place].item(), lesson.patches[name].words
             if label == IGNORE:
                 continue
-            words = lesson.patches[name].words
-            code = embeddings[lesson.token(words[label])] if label < len(words) else None
-            if code is not None:
+            if label < len(words):
+                code = embeddings[lesson.token(words[label])]
                 assert torch.equal(codes[label], turn(code) if name == "entry" else code)
             wanted[place] += codes[label]
-    assert speech.loss(wanted, shown).item() == pytest.approx(0, abs=1e-9)
-    assert speech.loss(torch.zeros_like(wanted), shown).item() == pytest.approx(1)
+    assert speech.loss(with_class(wanted), shown).item() == pytest.approx(0, abs=1e-9)
+    assert speech.loss(with_class(torch.zeros_like(wanted)), shown).item() == pytest.approx(1)
 
 
-def test_every_word_counts_alike_in_speech_and_what_is_unknown_does_not(lesson, model, shown):
-    speech = Speech(lesson, model)
+def test_every_word_counts_alike_in_speech_and_what_is_unknown_does_not(speech, shown):
     said = torch.zeros(*shown["word"].shape, SETTINGS.text_width, requires_grad=True)
-    speech.loss(said, shown).backward()
-    counted = (shown["word"] != IGNORE) & (shown["entry"] != IGNORE)
-    assert not counted[2].any()  # nobody knows whose key a crowd's words are
-    assert torch.equal(said.grad.abs().sum(-1) > 0, counted)
-    with torch.no_grad():
-        silent = torch.zeros_like(said)
-        losses = []
-        for word in shown["word"][counted].unique():
-            one = {name: labels.clone() for name, labels in shown.items()}
-            one["word"][shown["word"] != word] = IGNORE
-            losses.append(speech.loss(silent + 0.1, one))
-        assert speech.loss(silent + 0.1, shown).item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    speech.loss(with_class(said), shown).backward()
+    assert torch.equal(said.grad.abs().sum(-1) > 0, shown["word"] != IGNORE)
+    losses = []
+    for word in shown["word"][shown["word"] != IGNORE].unique():
+        alone = shown["word"].where(shown["word"] == word, torch.tensor(IGNORE))
+        losses.append(speech.loss(with_class(said.detach() + 0.1), {**shown, "word": alone}))
+    together = speech.loss(with_class(said.detach() + 0.1), shown)
+    assert together.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+def test_speech_teaches_the_eyes_and_not_the_language(lesson, model, shown):
+    heads = vision.Heads(lesson, model)
+    torch.nn.init.normal_(model.model.multi_modal_projector.weight)
+    features = torch.randn(3, 4, 101, 128, requires_grad=True)
+    total, figures = vision.loss_of(lesson, heads, features, shown)
+    total.backward()
+    assert set(figures) == {*lesson.patches, "missed"}
+    assert model.model.multi_modal_projector.weight.grad.abs().sum() > 0
+    assert model.model.language_model.embed_tokens.weight.grad is None
+    assert {name.split(".")[0] for name, _ in heads.named_parameters()} == {"patches"}
+    assert not any(name.startswith("speech") for name in heads.state_dict())
 
 
 @torch.no_grad()
