@@ -1,9 +1,9 @@
 """Features that speak in the language model's own embeddings, and a language model that starts by listening to them.
 
 Finding the one row of a page that a question names is slow to learn from nothing: queries, keys and values have to
-agree on a code for every word. Here features learn to say words as the embeddings that the text uses, and the language
-model is drawn so that it looks for what it reads and passes on what it finds. To draw attention near the pattern that
-training would give it is known as mimetic initialisation (Trockman and Kolter, 2023); which pattern, for
+agree on a code for every word. Here features learn to say words as the embeddings that the text uses, and the
+language model is drawn so that it looks for what it reads and passes on what it finds. To draw attention near the
+pattern that training would give it is known as mimetic initialisation (Trockman and Kolter, 2023); which pattern, for
 cross-attention, is ours.
 """
 
@@ -57,8 +57,8 @@ class Speech(nn.Module):
     def loss(self, features: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Return how far the projector's patches are from it, 1 where they are zero.
 
-        Labels that are to be ignored add no code. Patches whose first label is count not at all, and of the others
-        every class of the first label counts alike.
+        A label that is to be ignored adds no code. A patch does not count if its first label is to be ignored, and
+        every class of first labels counts alike.
 
         Args:
             features: Vision features [B, MAX_TILES, 1 + patches, features].
