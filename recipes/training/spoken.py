@@ -39,7 +39,8 @@ class Speech(nn.Module):
 
     def __init__(self, task: Task[Any], model: MllamaForConditionalGeneration) -> None:
         super().__init__()
-        self._task, self._model = task, (model.model,)  # in a tuple, since its parameters are not the speech's
+        self._heads, self._model = task.patches, (model.model,)  # in a tuple: its parameters are not the speech's
+        self._tokens = {name: [task.token(word) for word in head.words] for name, head in self._heads.items()}
         draw = torch.Generator().manual_seed(task.settings.seed)
         for name, head in task.patches.items():
             codes = torch.randn(head.classes - len(head.words), task.settings.text_width, generator=draw)
@@ -48,9 +49,8 @@ class Speech(nn.Module):
     def codes(self) -> dict[str, Tensor]:
         """Return by head the code of each class, [classes, width]; the embeddings learn nothing by it."""
         embeddings, found = self._model[0].language_model.embed_tokens.weight.detach(), {}
-        for name, head in self._task.patches.items():
-            words = [self._task.token(word) for word in head.words]
-            table = torch.cat([embeddings[words], self.get_buffer(name)])
+        for name, head in self._heads.items():
+            table = torch.cat([embeddings[self._tokens[name]], self.get_buffer(name)])
             found[name] = turn(table) if head.turned else table
         return found
 
@@ -69,7 +69,7 @@ class Speech(nn.Module):
         for name, codes in self.codes().items():
             known = batch[name] != IGNORE
             wanted[known] += codes[batch[name][known]]
-        first = batch[next(iter(self._task.patches))]
+        first = batch[next(iter(self._heads))]
         counted = first != IGNORE
         missed = (said - wanted)[counted].square().sum(-1) / wanted[counted].square().sum(-1)
         weights = 1 / first[counted].bincount()[first[counted]]
