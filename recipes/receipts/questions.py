@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 from recipes.training.task import Question
 
@@ -92,12 +90,13 @@ def tell(page: Page, rng: np.random.Generator) -> Question:
     """
     most = 2 if page.kind == "letter" else 3  # whose entries are longer
     chosen = [page.entries[index] for index in rng.permutation(len(page.entries))[:most]]
-    values = [[*([one.quantity] if one.quantity else []), one.value] for one in chosen]
-    if rng.random() < 0.5:
-        parts = [" ".join([*said[::-1], one.key]) for one, said in zip(chosen, values, strict=True)]
-    else:
-        parts = [" ".join([one.key, *said]) for one, said in zip(chosen, values, strict=True)]
-        parts = [re.sub(r"(?<=[a-z]) (?=\d)", "", part, count=1) for part in parts]
+    key_first = rng.random() >= 0.5
+    parts = []
+    for one in chosen:
+        values = [one.quantity, one.value] if one.quantity else [one.value]
+        said = [one.key, *values] if key_first else [*values[::-1], one.key]
+        between = "" if key_first and values[0][0].isdigit() else " "
+        parts.append(said[0] + between + " ".join(said[1:]))
     return Question(TELL_PROMPT, ", ".join(parts), "tell")
 
 

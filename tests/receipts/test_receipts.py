@@ -101,6 +101,24 @@ def test_crowds_teach_every_word():
     assert {(tens, ones) for tens in (*range(1, 10), pages.NO_TENS) for ones in range(10)} <= numbers
 
 
+def test_telling_says_entries_and_numbers_at_once_after_their_keys():
+    rng, seen = np.random.default_rng(0), set()
+    for seed in range(80):
+        page = draw_page("train", np.random.default_rng(seed))
+        values = {one.key: " ".join(filter(None, (one.quantity, one.value))) for one in page.entries}
+        reverse = {one.key: " ".join(filter(None, (one.value, one.quantity))) for one in page.entries}
+        ways = {
+            "key": {f"{key}{'' if value[0].isdigit() else ' '}{value}" for key, value in values.items()},
+            "value": {f"{value} {key}" for key, value in reverse.items()},
+        }
+        told = questions.tell(page, rng)
+        parts = told.answer.split(", ")
+        way = next(name for name, possible in ways.items() if set(parts) <= possible)
+        assert len(set(parts)) == len(parts) == (2 if page.kind == "letter" else 3)
+        seen.add((page.kind, way))
+    assert len(seen) == 2 * len(pages.KINDS)
+
+
 def test_questions_have_one_right_answer():
     rng = np.random.default_rng(0)
     asked = set()
