@@ -36,6 +36,8 @@ class Settings:
 
     vision_steps: int = 2000
     vision_batch: int = 8
+    crowded: float = 0.6
+    """How many of the first stage's pictures are crowds, once ordinary ones have joined them."""
     language_steps: int = 600
     joint_steps: int = 2500
     reading_from: int = 1200

@@ -57,23 +57,24 @@ class Speech(nn.Module):
     def loss(self, features: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Return how far the projector's patches are from it, 1 where they are zero.
 
-        A label that is to be ignored adds no code. A patch does not count if its first label is to be ignored, and
-        every class of first labels counts alike.
+        A patch counts if all that it is to say in words is known, and every class of its first label counts alike.
+        Any other label that is to be ignored adds no code. Zero where no patch counts.
 
         Args:
             features: Vision features [B, MAX_TILES, 1 + patches, features].
             batch: What every head should say.
         """
         said = self._model[0].multi_modal_projector(features[:, :, 1:])
-        wanted = torch.zeros_like(said)
+        wanted, counted = torch.zeros_like(said), torch.ones(said.shape[:-1], dtype=torch.bool)
         for name, codes in self.codes().items():
             known = batch[name] != IGNORE
             wanted[known] += codes[batch[name][known]]
-        first = batch[next(iter(self._heads))]
-        counted = first != IGNORE
+            if self._heads[name].words:
+                counted &= known
         missed = (said - wanted)[counted].square().sum(-1) / wanted[counted].square().sum(-1)
-        weights = 1 / first[counted].bincount()[first[counted]]
-        return (missed * weights).sum() / weights.sum()
+        classes = batch[next(iter(self._heads))][counted]
+        weights = 1 / classes.bincount()[classes]
+        return (missed * weights).sum() / weights.sum().clamp(min=1e-9)
 
 
 @torch.no_grad()

@@ -19,8 +19,8 @@ from .task import Drawn, Head, Task
 from .tiles import IGNORE, image_inputs
 
 _STAGE = 1
-_SPEAKING = 2.0
-_CROWDS_ALONE, _CROWDED_SHARE = 0.4, 0.6
+_SPEAKING = 5.0
+_CROWDS_ALONE = 0.4
 _VALIDATION, _JUDGED_AT_ONCE = 11, 16
 
 
@@ -84,7 +84,7 @@ def draw(task: Task[Any], step: int) -> dict[str, Tensor]:
     settings = task.settings
     rng = np.random.default_rng([settings.seed, _STAGE, step])
     progress = step / settings.vision_steps
-    crowded = 1.0 if progress < _CROWDS_ALONE else _CROWDED_SHARE
+    crowded = 1.0 if progress < _CROWDS_ALONE else settings.crowded
     pictures = [
         task.draw_crowd(rng, progress) if rng.random() < crowded else task.draw("train", rng)
         for _ in range(settings.vision_batch)
