@@ -19,10 +19,10 @@ from transformers import MllamaForConditionalGeneration
 from .task import Task
 from .tiles import IGNORE
 
-_LOUD, _QUIET = 0.7, 0.2
-_ALIKE = math.sqrt(0.5)
-_PASSED_ON = 0.5
-_SAID = 0.05
+_LOUD, _QUIET = 0.7, 0.2  # the first is how embeddings are drawn
+_ALIKE = math.sqrt(0.5)  # of a word that begins an answer, how much is the word: half of its square
+_PASSED_ON = 0.5  # of what a key head reads, how much its query heads together add to the token
+_SAID = 0.05  # how much of its embedding the output layer has of a token
 
 
 def turn(vectors: Tensor) -> Tensor:

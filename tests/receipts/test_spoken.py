@@ -9,7 +9,7 @@ import torch
 from recipes.receipts.settings import SETTINGS
 from recipes.receipts.task import task
 from recipes.receipts.words import ITEMS, WORDS
-from recipes.training import attention, vision
+from recipes.training import vision
 from recipes.training.model import build_model
 from recipes.training.spoken import Speech, turn
 from recipes.training.tiles import IGNORE
@@ -32,12 +32,6 @@ def say(lesson, model):
     return lambda word, key: table[lesson.token(word)] + turn(table[lesson.token(key)])
 
 
-def test_turning_twice_undoes_it():
-    vectors = torch.randn(3, 8)
-    assert torch.equal(turn(turn(vectors)), vectors)
-    assert torch.equal(turn(torch.tensor([1, 2, 3, 4])), torch.tensor([3, 4, 1, 2]))
-
-
 @pytest.fixture
 def shown(lesson):
     """The labels of two pages and a crowd."""
@@ -51,6 +45,12 @@ def speech(lesson):
     model = build_model(lesson)
     model.model.multi_modal_projector = torch.nn.Identity()
     return Speech(lesson, model)
+
+
+def test_turning_twice_undoes_it():
+    vectors = torch.randn(3, 8)
+    assert torch.equal(turn(turn(vectors)), vectors)
+    assert torch.equal(turn(torch.tensor([1, 2, 3, 4])), torch.tensor([3, 4, 1, 2]))
 
 
 def with_class(said):
@@ -90,7 +90,8 @@ def test_every_word_counts_alike_in_speech_and_what_is_unknown_does_not(speech, 
     assert together.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
-def test_speech_teaches_the_eyes_and_not_the_language(lesson, model, shown):
+def test_speech_teaches_the_eyes_and_not_the_language(lesson, shown):
+    model = build_model(lesson)
     heads = vision.Heads(lesson, model)
     torch.nn.init.normal_(model.model.multi_modal_projector.weight)
     features = torch.randn(3, 4, 101, 128, requires_grad=True)
@@ -109,7 +110,6 @@ def test_cross_attention_starts_by_looking_for_its_own_word(lesson, model, say):
     features = torch.stack([*(say(item, "Total") for item in ITEMS), *(say("Total", item) for item in ITEMS)])
     asked = model.model.language_model.embed_tokens.weight[[lesson.token(item) for item in ITEMS]]
     layer = model.model.language_model.layers[SETTINGS.cross_layers[0]].cross_attn
-    model.config.text_config._attn_implementation = attention.NAME
     queries = layer.q_norm(layer.q_proj(asked).unflatten(-1, (SETTINGS.text_heads, -1)))
     keys = layer.k_norm(layer.k_proj(features).unflatten(-1, (SETTINGS.text_key_heads, -1)))
     keys = keys.repeat_interleave(SETTINGS.text_heads // SETTINGS.text_key_heads, dim=1)
