@@ -9,8 +9,9 @@ import torch
 from recipes.receipts.settings import SETTINGS
 from recipes.receipts.task import task
 from recipes.receipts.words import ITEMS, WORDS
-from recipes.training import vision
+from recipes.training import language, vision
 from recipes.training.model import build_model
+from recipes.training.settings import smoke
 from recipes.training.spoken import Speech, turn
 from recipes.training.tiles import IGNORE
 
@@ -129,3 +130,14 @@ def test_what_is_found_can_be_said(lesson, model, say):
         value = value.repeat_interleave(SETTINGS.text_heads // SETTINGS.text_key_heads, 0).flatten()
         logits = model.lm_head(language.norm(layer.o_proj(value)))[[lesson.token(one) for one in WORDS]]
         assert WORDS[logits.argmax()] == word
+
+
+def test_an_untrained_projector_says_nothing_and_learns_only_with_the_eyes(lesson, tmp_path):
+    lesson = replace(lesson, settings=smoke(lesson.settings))
+    model = build_model(lesson)
+    projector = model.model.multi_modal_projector
+    assert not projector.weight.any()
+    torch.nn.init.ones_(projector.weight)  # as if it had learned to speak
+    language.train(model, lesson, tmp_path)
+    assert (projector.weight == 1).all()
+    assert not projector.weight.requires_grad
